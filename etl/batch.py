@@ -1,0 +1,153 @@
+"""What moves between stages: batches with tokens.
+
+A token says "resume after this". It travels with the rows that it covers, through every
+stage, to the lane that writes them, and so to the checkpoint. Conservation: each token that
+enters a stage leaves it exactly once, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+T_co = TypeVar("T_co", covariant=True)
+U = TypeVar("U")
+
+Position: TypeAlias = tuple[Any, ...]
+"""Where a source continues: the source's own values, JSON-able, compared for equality only."""
+
+MAIN_PARTITION = "main"
+
+
+def encode_position(position: Position | None) -> str | None:
+    """The text of a position as the checkpoint stores it: a JSON array."""
+    if position is None:
+        return None
+    return json.dumps(list(position), ensure_ascii=False, separators=(",", ":"))
+
+
+def decode_position(text: str | None) -> Position | None:
+    """The position that :func:`encode_position` stored.
+
+    Raises:
+        ValueError: The text is not a JSON array.
+    """
+    if text is None:
+        return None
+    values = json.loads(text)
+    if not isinstance(values, list):
+        raise ValueError("a position is a JSON array")
+    return tuple(cast("list[Any]", values))
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One step of a partition: from the position before a batch to the one after it."""
+
+    partition: str
+    seq: int
+    old: Position | None
+    new: Position | None
+
+
+class Batch(Generic[T_co]):
+    """Rows with the tokens that they settle. Treat it as immutable.
+
+    A source yields ``Batch(rows, position=...)`` and the engine adds the token. A stage makes
+    new batches from the ones it received, with :meth:`derive`, :meth:`merge` or :meth:`split`, so
+    that no token is lost.
+
+    Attributes:
+        rows: The rows; may be empty.
+        tokens: What a commit of these rows settles.
+        partial: True for a piece whose token comes with a later piece.
+        position: "Resume after this", as the source gave it.
+        nbytes: Approximate size in memory.
+    """
+
+    __slots__ = ("_nbytes", "partial", "position", "rows", "tokens")
+
+    def __init__(
+        self,
+        rows: Sequence[T_co],
+        *,
+        position: Position | None = None,
+        tokens: tuple[Token, ...] = (),
+        partial: bool = False,
+        nbytes: int | None = None,
+    ) -> None:
+        self.rows = rows
+        self.position = position
+        self.tokens = tokens
+        self.partial = partial
+        self._nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate size in memory; exact where the source knows it."""
+        if self._nbytes is None:
+            self._nbytes = weigh(self.rows)
+        return self._nbytes
+
+    def derive(self, rows: Sequence[U]) -> Batch[U]:
+        """The same tokens with other rows; also for no rows at all."""
+        return Batch(rows, position=self.position, tokens=self.tokens, partial=self.partial)
+
+    @staticmethod
+    def merge(batches: Iterable[Batch[Any]], rows: Sequence[U]) -> Batch[U]:
+        """One batch in place of several: all their tokens, in order, with other rows."""
+        batches = list(batches)
+        tokens = tuple(token for batch in batches for token in batch.tokens)
+        last = batches[-1] if batches else None
+        return Batch(
+            rows,
+            position=last.position if last else None,
+            tokens=tokens,
+            partial=last.partial if last else False,
+        )
+
+    def split(self, pieces: Sequence[Sequence[U]]) -> list[Batch[U]]:
+        """Several batches in place of one: the last carries the tokens, the others are partial."""
+        if not pieces:
+            return [self.derive([])]
+        heads = [Batch(piece, position=self.position, partial=True) for piece in pieces[:-1]]
+        return [*heads, self.derive(pieces[-1])]
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self.rows)} rows, {len(self.tokens)} tokens>"
+
+
+_SAMPLE = 16
+
+
+def weigh(rows: Sequence[Any]) -> int:
+    """The approximate size of rows in bytes: exact where they say it, else a sample's."""
+    known = getattr(rows, "nbytes", None)
+    if isinstance(known, int):
+        return known
+    count = len(rows)
+    if count == 0:
+        return 0
+    step = max(1, count // _SAMPLE)
+    sample = rows[::step] if isinstance(rows, list | tuple) else [rows[i] for i in range(0, count, step)]
+    return max(count, sum(map(_size, sample)) * count // len(sample))
+
+
+def _size(row: Any) -> int:
+    size = sys.getsizeof(row)
+    own = getattr(row, "nbytes", None)
+    if isinstance(own, int):
+        return size + own
+    values: Iterable[Any]
+    if isinstance(row, Mapping):
+        values = cast("Mapping[Any, Any]", row).values()
+    elif isinstance(row, tuple | list):
+        values = cast("Sequence[Any]", row)
+    elif is_dataclass(row):
+        values = [getattr(row, field.name) for field in fields(row)]
+    else:
+        return size
+    return size + sum(map(sys.getsizeof, values))

@@ -1,0 +1,283 @@
+"""The seams between the engine and a database: what a source and a target must offer.
+
+The engine knows these protocols and no dialect. A database implements them in
+``etl/databases``; ``etl.testing`` has them in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+from etl.batch import Batch, Position
+from etl.errors import ConfigError
+from etl.rows import Shape
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+
+Mode: TypeAlias = Literal["append", "upsert", "replace"]
+
+Emit: TypeAlias = Callable[[Batch[T]], Awaitable[None]]
+"""Hands a batch to the engine; waits while the flow is full. May raise to end the read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a connector is told of the run it serves."""
+
+    pipeline: str
+    run_id: str
+    batch_rows: int
+    batch_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointKey:
+    """Names one checkpoint: the primary key of ``etl_checkpoint``."""
+
+    pipeline: str
+    flow: str
+    sink: str
+    partition: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What the target remembers of one partition of one sink.
+
+    Attributes:
+        epoch: Raised by each take-over; fences older runs.
+        position: "Resume after this"; None: from the beginning.
+        complete: A full read (or a published ``replace``) ended cleanly at this position.
+        fingerprint: What the position depends on, as JSON; None where nothing was recorded yet.
+        rows: Rows written since the checkpoint was made.
+    """
+
+    epoch: int
+    position: Position | None
+    complete: bool = False
+    fingerprint: str | None = None
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """One step of one checkpoint: a compare-and-set on the epoch and the old position.
+
+    ``rows`` is added to the checkpoint's count. ``complete`` becomes its new flag.
+    """
+
+    key: CheckpointKey
+    epoch: int
+    old: Position | None
+    new: Position | None
+    rows: int
+    complete: bool = False
+
+
+class Reader(Protocol[T_co]):
+    """A source opened for one run.
+
+    Attributes:
+        shape: The columns of its rows, where they are known.
+        resumable: A read can continue after any position that it gave. Where False, an
+            unfinished read starts again from the beginning.
+        notes: What a person should know of this read ("the cursor has no index"), for
+            ``etl plan`` and the report.
+    """
+
+    @property
+    def shape(self) -> Shape | None: ...
+    @property
+    def resumable(self) -> bool: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    async def pump(
+        self, after: Position | None, until: Position | None, emit: Emit[T_co]
+    ) -> None:
+        """Emit the batches after a position, in order, then return.
+
+        One task drives it to its end. When ``emit`` raises, or the task is cancelled, it cleans up
+        and lets the exception pass; a connection that was in use is not reused. It holds no lock
+        or transaction of the target while it waits in ``emit``.
+
+        Args:
+            after: The last position that is already in the target; None: from the beginning.
+            until: Last position to read, inclusive; None reads to the end.
+            emit: Called with batches that have a ``position``; positions strictly advance.
+
+        Raises:
+            SourceUnavailableError: The source went away; the engine pumps again from the last
+                position that was emitted.
+        """
+        ...
+
+
+class Session(Protocol):
+    """One lane's connection to a target, for the sinks that it was opened with.
+
+    The lane owns the transaction: ``begin``, then ``write`` and ``advance``, then ``commit`` or
+    ``rollback``. A session never retries by itself. After any error but
+    ``CommitInDoubtError`` the lane calls ``rollback``, which also replaces a lost connection.
+
+    Attributes:
+        uncancellable: The lane runs a transaction as one piece that a cancellation cannot cut
+            (SQLite, whose thread goes on anyway); ``interrupt`` then ends it early.
+    """
+
+    @property
+    def uncancellable(self) -> bool: ...
+
+    async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
+        """Check each sink's table against the shape that reaches it; make a missing table.
+
+        ``shapes`` runs parallel to the sinks; None where a function hides what it returns, then
+        the first rows tell. A ``replace`` sink, and an ``append`` of a read that is not
+        resumable, is prepared to load into a staging table.
+
+        Returns:
+            Notes for a person, as of :class:`Reader`.
+
+        Raises:
+            SchemaMismatchError: A table does not fit; nothing was written.
+        """
+        ...
+
+    async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """The checkpoints that exist, without touching them."""
+        ...
+
+    async def take_over(
+        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+    ) -> Mapping[CheckpointKey, Checkpoint]:
+        """Raise the epoch of every key, in one transaction, in sorted order; make missing ones.
+
+        Waits for a transaction of an older run that is committing. For a sink that loads
+        through a staging table, the same transaction makes the staging table anew, and the
+        position becomes None and ``complete`` False, where ``fresh`` is set, the last
+        generation is complete, or the staging table is gone. Other positions stay.
+        """
+        ...
+
+    async def begin(self) -> None: ...
+
+    async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
+        """Write the rows of a group into one sink; return how many rows were written.
+
+        Raises:
+            DataError: A row cannot be converted or is refused; names the column.
+        """
+        ...
+
+    async def advance(self, steps: Sequence[Advance]) -> None:
+        """Move checkpoints, in the same transaction as the rows.
+
+        Raises:
+            FencedError: A compare-and-set did not hit its row.
+        """
+        ...
+
+    async def commit(self) -> None:
+        """Commit. The lane never cancels it; it has a timeout of its own.
+
+        Raises:
+            CommitInDoubtError: The connection was lost after COMMIT was sent.
+        """
+        ...
+
+    async def rollback(self) -> None:
+        """Leave the transaction, whatever state it is in; replace a lost connection lazily."""
+        ...
+
+    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """The checkpoints after a doubtful commit, read with a lock on a new connection."""
+        ...
+
+    def interrupt(self) -> None:
+        """End a running statement soon (abort); harmless when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sink(Generic[T_contra]):
+    """Rows of type ``T_contra`` go into one table. A description: it opens nothing.
+
+    Attributes:
+        target: The database. Sinks of a flow with equal targets share a transaction.
+        table: The table's name as given, with its schema where one was given; the checkpoint's
+            ``sink``.
+        mode: ``append``; ``upsert`` by ``key``; ``replace`` the whole table when all has ended well.
+        key: The columns that identify a row, for ``upsert``.
+        add: Columns that an upsert adds to, instead of replacing their value.
+        swap: How a ``replace`` is published: ``rename`` a new table into place, or ``rewrite``
+            the rows of the old one.
+        create: Make the table where it is missing.
+        row: The dataclass of the rows, where it is known.
+    """
+
+    target: Target
+    table: str
+    mode: Mode
+    key: tuple[str, ...] = ()
+    add: tuple[str, ...] = ()
+    swap: Literal["rename", "rewrite"] = "rename"
+    create: bool = True
+    row: type[Any] | None = None
+
+    def __post_init__(self) -> None:
+        where = f"{self.mode}({self.table!r})"
+        if self.mode == "upsert" and not self.key:
+            raise ConfigError(f"{where}: name the columns that identify a row, as key=(\"id\",)")
+        if self.mode != "upsert" and (self.key or self.add):
+            raise ConfigError(f"{where}: key= and add= are options of upsert")
+        if set(self.add) & set(self.key):
+            raise ConfigError(f"{where}: a column cannot be both in key= and in add=")
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the meaning of a position depends on, on this side."""
+        return {"mode": self.mode, "key": list(self.key), "add": list(self.add)}
+
+
+class OpenTarget(Protocol):
+    """A target database, opened for one run, its ``etl_`` tables migrated."""
+
+    async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
+        """A session for one lane. It is closed with the target."""
+        ...
+
+    async def publish(self, steps: Sequence[Advance]) -> None:
+        """Put staging tables in place and complete their checkpoints, in one transaction.
+
+        Called once, after every flow of the pipeline has ended cleanly, with one step for each
+        key of a sink that loads through a staging table. Safe to repeat after a doubtful commit.
+        """
+        ...
+
+
+class Target(Protocol):
+    """A database that sinks write into; a description, hashable, opened by a run.
+
+    Sinks of one flow whose targets are equal share a lane and its transactions.
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages and plans; holds no password."""
+        ...
+
+    def open(
+        self, info: RunInfo, *, sessions: int
+    ) -> AbstractAsyncContextManager[OpenTarget]:
+        """Connect, check, and migrate the tables that etl keeps.
+
+        Args:
+            sessions: How many lanes will ask for one; the pool is made for that number.
+        """
+        ...
+

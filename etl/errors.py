@@ -1,0 +1,179 @@
+"""Errors, grouped by what the caller does next; SQLSTATE classes; exit codes.
+
+``ConfigError``: fix the set-up. ``TransientError``: run again. ``DataError``: fix the rows.
+Every message says what, where, in which state things are, and what to do. No message holds a
+password or a row's values; values that a program may need are attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_ACTIVE = 4
+EXIT_TEMPORARY = 75
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class EtlError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+
+class ConfigError(EtlError):
+    """The set-up is wrong: a URL, a name, an option, a pipeline. Nothing was moved."""
+
+    exit_code = EXIT_USAGE
+
+
+class SchemaMismatchError(ConfigError):
+    """A table or column is missing, or has a type or key that does not fit."""
+
+
+class TransientError(EtlError):
+    """A passing condition: a lost connection, a lock, a server that restarts. Run again."""
+
+    exit_code = EXIT_TEMPORARY
+
+
+class SourceUnavailableError(TransientError):
+    """The source database cannot be reached or went away; safe to retry."""
+
+
+class TargetUnavailableError(TransientError):
+    """The target database cannot be reached or went away; its transaction was rolled back."""
+
+
+class CommitInDoubtError(TransientError):
+    """The answer to COMMIT was lost: the transaction is in, or it is not.
+
+    The lane settles it by reading the checkpoint row; nobody else handles it.
+    """
+
+
+class ResourceError(TransientError):
+    """Disk full, out of memory, a limit of the server: retrying at once would not help."""
+
+
+class DataError(EtlError):
+    """A row cannot be read, converted or written; the batch was rolled back."""
+
+    def __init__(
+        self, message: str, *, column: str | None = None, row: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.column = column
+        self.row = row
+
+
+class FencedError(EtlError):
+    """A newer run of the same pipeline took over; this one wrote nothing since."""
+
+    exit_code = EXIT_ACTIVE
+
+
+class StageError(EtlError):
+    """A function or stage of the pipeline failed, or broke a rule of the engine."""
+
+
+class ConservationError(StageError):
+    """A stage lost, repeated or reordered a token, so the position would have been wrong."""
+
+
+class StageCancelledError(StageError):
+    """A stage raised ``CancelledError`` although nobody cancelled it."""
+
+
+class ChannelBrokenError(EtlError):
+    """The other side of a channel failed. A consequence, never the cause."""
+
+
+class PipelineFailedError(EtlError):
+    """A run failed. ``errors`` holds every cause, the root cause first.
+
+    Attributes:
+        errors: What the flows raised, in the order in which it happened.
+        report: What the run had done by then (a ``Report``).
+    """
+
+    def __init__(self, message: str, errors: Sequence[BaseException], report: Any = None) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+        self.report = report
+
+    @property
+    def retryable(self) -> bool:
+        """Whether every cause is a passing condition."""
+        return bool(self.errors) and all(isinstance(e, TransientError) for e in self.errors)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of the command for an error; the root cause decides."""
+    if isinstance(error, PipelineFailedError) and error.errors:
+        return exit_code_of(error.errors[0])
+    return error.exit_code if isinstance(error, EtlError) else EXIT_FAILED
+
+
+ErrorClass = Literal[
+    "lost", "not_ready", "transient", "resources", "data", "schema", "rights", "unknown"
+]
+
+_STATES: dict[str, ErrorClass] = {
+    "57P01": "lost",
+    "57P02": "lost",
+    "57P03": "not_ready",
+    "53300": "not_ready",
+    "40001": "transient",
+    "40P01": "transient",
+    "55P03": "transient",
+    "42501": "rights",
+    "25006": "rights",
+}
+_CLASSES: dict[str, ErrorClass] = {
+    "08": "lost",
+    "53": "resources",
+    "22": "data",
+    "23": "data",
+    "42": "schema",
+    "28": "rights",
+}
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what caused it, each once: the real cause is often behind the first."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += [one.__cause__, one.__context__]
+
+
+def classify(error: BaseException) -> ErrorClass:
+    """The class of a driver's error, by SQLSTATE and by the whole exception chain.
+
+    A transaction that is left while its connection dies raises an error without a
+    SQLSTATE, and the real one is only in ``__context__``.
+    """
+    answer: ErrorClass = "unknown"
+    for one in chain(error):
+        state = getattr(one, "sqlstate", None)
+        if isinstance(state, str):
+            found = _STATES.get(state) or _CLASSES.get(state[:2])
+            if found in {"lost", "not_ready"}:
+                return found
+            if found and answer == "unknown":
+                answer = found
+        elif isinstance(one, ConnectionRefusedError):
+            return "not_ready"
+        elif isinstance(one, ConnectionError | OSError) and not isinstance(one, TimeoutError):
+            return "lost"
+    return answer

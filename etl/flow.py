@@ -1,0 +1,410 @@
+"""Descriptions of what moves where: streams, stages and flows. Nothing here does I/O.
+
+A ``Stream`` is a source and the steps after it. It is immutable: each method returns a new
+one, so that a stream can be shared. ``into`` completes it to a ``Flow``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeAlias, TypeVar, get_type_hints, overload
+
+from etl.batch import MAIN_PARTITION, Batch, Position
+from etl.connector import Reader, RunInfo, Sink
+from etl.errors import ConfigError
+from etl.policy import Retry
+from etl.rows import Row
+
+T = TypeVar("T")
+U = TypeVar("U")
+K = TypeVar("K")
+S = TypeVar("S")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+U_co = TypeVar("U_co", covariant=True)
+
+StageFunction: TypeAlias = Callable[..., AsyncGenerator[Batch[Any], None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    predicate: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FlatMap:
+    function: Callable[[Any], Iterable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class MapBatches:
+    function: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+    concurrency: int
+    retry: Retry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Join with a small side stream, loaded once per run before the first row."""
+
+    side: Stream[Any]
+    side_key: Callable[[Any], Any]
+    key: Callable[[Any], Any]
+    combine: Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Generic[T_contra, U_co]):
+    """An async generator over batches, for whatever looks across rows. Made by ``@etl.stage``.
+
+    Attributes:
+        function: Takes the batches and, as keywords, the options; yields batches.
+        options: The keywords it is called with.
+        per_partition: Its state does not reach across partitions of the source.
+    """
+
+    function: StageFunction
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    per_partition: bool = False
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", "stage")
+
+    def apply(
+        self: Stage[T, U], batches: AsyncIterator[Batch[T]]
+    ) -> AsyncGenerator[Batch[U], None]:
+        """Run the stage over batches; the caller closes the generator."""
+        return self.function(batches, **self.options)
+
+    def configured(self, **options: Any) -> Stage[T_contra, U_co]:
+        """The same stage with options set: ``drop_nulls.configured(column="name")``.
+
+        Raises:
+            ConfigError: The stage has no such option.
+        """
+        known = inspect.signature(self.function).parameters
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"stage {self.name!r} has no option {name!r}")
+        return replace(self, options={**self.options, **options})
+
+    async def __call__(self: Stage[T, U], rows: Iterable[T]) -> AsyncGenerator[U, None]:
+        """Run the stage alone over rows, in one batch; starts no task."""
+
+        async def one() -> AsyncGenerator[Batch[T], None]:
+            yield Batch(list(rows))
+
+        results = self.apply(one())
+        try:
+            async for batch in results:
+                for row in batch.rows:
+                    yield row
+        finally:
+            await results.aclose()
+
+
+Step: TypeAlias = "Map | Filter | FlatMap | MapBatches | Lookup | Stage[Any, Any]"
+
+
+class Stream(Generic[T_co]):
+    """Rows of type ``T_co`` on their way: a source, or several merged, and steps."""
+
+    @property
+    def origin(self) -> Source[Any] | Merged[Any]:
+        """Where the rows come from."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What happens to them, in order."""
+        return ()
+
+    @property
+    def flow_name(self) -> str:
+        """The flow's name where ``named`` did not set it: that of the source."""
+        return self.origin.flow_name
+
+    @property
+    def row_type(self) -> type[Any] | None:
+        """The type of the rows as far as annotations tell: a class, or None."""
+        kind = self.origin.row_type
+        for step in self.steps:
+            match step:
+                case Filter():
+                    pass
+                case Map(function):
+                    kind = _result_type(function)
+                case Lookup(combine=combine):
+                    kind = _result_type(combine)
+                case _:
+                    kind = None
+        return kind
+
+    def map(self, function: Callable[[T_co], U]) -> Stream[U]:
+        """Turn each row into another, with a pure function."""
+        return self._then(Map(_plain(function, "map")))
+
+    def filter(self, predicate: Callable[[T_co], object]) -> Stream[T_co]:
+        """Keep the rows for which a pure function is true."""
+        return self._then(Filter(_plain(predicate, "filter")))
+
+    def flat_map(self, function: Callable[[T_co], Iterable[U]]) -> Stream[U]:
+        """Turn each row into any number of rows, with a pure function."""
+        return self._then(FlatMap(_plain(function, "flat_map")))
+
+    def map_batches(
+        self,
+        function: Callable[[Sequence[T_co]], Awaitable[Sequence[U]]],
+        *,
+        concurrency: int = 1,
+        retry: Retry | None = None,
+    ) -> Stream[U]:
+        """Turn the rows of a batch into others, with an async function (a look-up, a service).
+
+        Args:
+            function: Gets the rows of one batch, never none of them.
+            concurrency: Most calls at once. The order of batches is kept.
+            retry: Try a call that raised ``TransientError``, ``OSError`` or ``TimeoutError``
+                again.
+
+        Raises:
+            ConfigError: Not an async function, or no concurrency.
+        """
+        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004  the method, to see whether it is async
+        ):
+            raise ConfigError(f"map_batches({name_of(function)}): the function must be async")
+        if concurrency < 1:
+            raise ConfigError("map_batches(concurrency=...) must be at least 1")
+        return self._then(MapBatches(function, concurrency, retry))
+
+    def lookup(
+        self,
+        side: Stream[S],
+        *,
+        side_key: Callable[[S], K],
+        key: Callable[[T_co], K],
+        combine: Callable[[T_co, S | None], U],
+    ) -> Stream[U]:
+        """Join each row with its match in a small side stream.
+
+        The side is read once per run, before the first row, and is kept in memory.
+
+        Args:
+            side: A source, with row functions where wanted.
+            side_key: The key of a side row; it must be unique.
+            key: The key to look for; None matches nothing.
+            combine: Makes the new row; gets None where there is no match.
+        """
+        if isinstance(side.origin, Merged) or any(
+            not isinstance(step, Map | Filter | FlatMap) for step in side.steps
+        ):
+            raise ConfigError("lookup: the side is one source, with row functions at most")
+        return self._then(Lookup(side, side_key, _plain(key, "lookup"), _plain(combine, "lookup")))
+
+    def through(self, stage: Stage[T_co, U]) -> Stream[U]:
+        """Send the batches through a stage."""
+        if not isinstance(stage, Stage):
+            raise ConfigError(f"through({name_of(stage)}): decorate the function with @etl.stage")
+        return self._then(stage)
+
+    def into(self, *sinks: Sink[T_co]) -> Flow:
+        """Complete the flow: write every row into each of the sinks."""
+        return Flow(stream=self, sinks=sinks, name=self.flow_name)
+
+    def named(self, name: str) -> Stream[T_co]:
+        """The same stream under a name of its own: the ``flow`` of its checkpoints."""
+        if not name:
+            raise ConfigError("named(): the name is empty")
+        return Derived(self.origin, self.steps, name)
+
+    @overload
+    def __or__(self, other: Stage[T_co, U]) -> Stream[U]: ...
+    @overload
+    def __or__(self, other: Sink[T_co]) -> Flow: ...
+    def __or__(self, other: Any) -> Any:
+        """``stream | stage`` is ``through``, ``stream | sink`` is ``into``."""
+        if isinstance(other, Stage):
+            return self.through(other)
+        if isinstance(other, Sink):
+            return self.into(other)
+        return NotImplemented
+
+    def _then(self, step: Step) -> Stream[Any]:
+        return Derived(self.origin, (*self.steps, step), self.flow_name)
+
+
+class Derived(Stream[T_co]):
+    """An origin with steps."""
+
+    def __init__(
+        self, origin: Source[Any] | Merged[Any], steps: tuple[Step, ...], name: str
+    ) -> None:
+        self._origin = origin
+        self._steps = steps
+        self._name = name
+
+    @property
+    def origin(self) -> Source[Any] | Merged[Any]:
+        return self._origin
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self._steps
+
+    @property
+    def flow_name(self) -> str:
+        return self._name
+
+
+class Source(Stream[T_co]):
+    """Where rows come from. Subclass it and write ``read``, or use a database's ``table``.
+
+    Attributes:
+        name: For messages and as the flow's name.
+        incremental: A run continues after the last one (True), or reads everything again once
+            a read was complete (False).
+    """
+
+    name: str = "source"
+    incremental: bool = True
+
+    @property
+    def origin(self) -> Source[Any]:
+        return self
+
+    @property
+    def flow_name(self) -> str:
+        return self.name
+
+    @property
+    def row_type(self) -> type[Any] | None:
+        return None
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the meaning of a position depends on: table, query, cursor, key."""
+        return {"source": self.name}
+
+    @property
+    def summary(self) -> str:
+        """One line for ``etl plan``."""
+        return self.name
+
+    def read(
+        self, after: Position | None, until: Position | None
+    ) -> AsyncGenerator[Batch[T_co], None]:
+        """Yield batches after a position, each with the ``position`` to resume after it.
+
+        Args:
+            after: The last committed position; None starts at the beginning.
+            until: Last position to read, inclusive; None reads to the end.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no read()")
+
+    def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[T_co]]:
+        """Open the source for one run. The default drives ``read``."""
+        from etl.stages import GeneratorReader
+
+        return GeneratorReader(self)
+
+
+class Merged(Stream[T_co]):
+    """Several streams as one. Each keeps its own position, under its name as the partition."""
+
+    def __init__(self, branches: tuple[Stream[T_co], ...]) -> None:
+        self.branches = branches
+
+    @property
+    def origin(self) -> Merged[T_co]:
+        return self
+
+    @property
+    def flow_name(self) -> str:
+        return "+".join(branch.flow_name for branch in self.branches)
+
+    @property
+    def row_type(self) -> type[Any] | None:
+        kinds = {branch.row_type for branch in self.branches}
+        return kinds.pop() if len(kinds) == 1 else None
+
+
+def merge(*streams: Stream[T]) -> Stream[T]:
+    """The rows of several streams in one flow, in the order in which they come.
+
+    Raises:
+        ConfigError: Fewer than two, a merge of merges, or two of the same name.
+    """
+    if len(streams) < 2:
+        raise ConfigError("merge() takes at least two streams")
+    if any(isinstance(stream.origin, Merged) for stream in streams):
+        raise ConfigError("merge() of a merge: give it all streams at once")
+    names = [stream.flow_name for stream in streams]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"merge(): two streams are called {name!r}; use .named() on them")
+    return Merged(streams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A stream and the sinks that it is written into: what a pipeline runs."""
+
+    stream: Stream[Any]
+    sinks: tuple[Sink[Any], ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.sinks:
+            raise ConfigError(f"flow {self.name!r}: into() needs at least one sink")
+        for sink in self.sinks:
+            if not isinstance(sink, Sink):
+                raise ConfigError(f"flow {self.name!r}: {sink!r} is not a sink")
+
+    @property
+    def branches(self) -> Mapping[str, Stream[Any]]:
+        """The streams to read, by the partition that each of them fills."""
+        origin = self.stream.origin
+        if isinstance(origin, Merged):
+            return {branch.flow_name: branch for branch in origin.branches}
+        return {MAIN_PARTITION: self.stream}
+
+    def named(self, name: str) -> Flow:
+        """The same flow under another name."""
+        return replace(self, name=name)
+
+
+def name_of(function: object) -> str:
+    """A function's name for messages."""
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def _plain(function: Callable[..., Any], where: str) -> Callable[..., Any]:
+    if not callable(function):
+        raise ConfigError(f"{where}() takes a function, not {type(function).__name__}")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"{where}({name_of(function)}) takes a plain function; map_batches() takes async ones"
+        )
+    return function
+
+
+def _result_type(function: Callable[..., Any]) -> type[Any] | None:
+    """The class that a function returns, from its annotation; a class returns itself."""
+    if isinstance(function, type):
+        return function
+    try:
+        found = get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, type) and found is not Row else None

@@ -1,0 +1,95 @@
+"""Policies that a pipeline states: limits and retries. Values only, checked when they are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from etl.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_UNITS = {
+    "b": 1,
+    "k": KIB, "kb": 1000, "kib": KIB,
+    "m": MIB, "mb": 1000**2, "mib": MIB,
+    "g": 1024 * MIB, "gb": 1000**3, "gib": 1024 * MIB,
+}  # fmt: skip
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from ``256MiB``, ``64MB``, ``1g`` or a plain number of bytes.
+
+    Raises:
+        ConfigError: Not a size.
+    """
+    if isinstance(text, int):
+        size = text
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+        unit = _UNITS.get((match[2] or "b").lower()) if match else None
+        if match is None or unit is None:
+            raise ConfigError(f"{text!r} is not a size; write for example 256MiB")
+        size = int(float(match[1]) * unit)
+    if size <= 0:
+        raise ConfigError(f"a size must be positive, not {text!r}")
+    return size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one run.
+
+    Attributes:
+        memory: Bytes that rows in flight may take, over all flows; divided over the channels.
+        batch_rows: Most rows of a batch.
+        batch_bytes: A batch is cut when its rows reach this size; one row may exceed it.
+        channel_batches: Most batches that wait in a channel.
+        group_rows: Most rows of one transaction.
+        drain_s: Seconds that a drain may take before it becomes an abort.
+    """
+
+    memory: str | int = "64MiB"
+    batch_rows: int = 10_000
+    batch_bytes: str | int = "256KiB"
+    channel_batches: int = 16
+    group_rows: int = 200_000
+    drain_s: float = 25.0
+    memory_bytes: int = field(init=False)
+    batch_nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory_bytes", parse_size(self.memory))
+        object.__setattr__(self, "batch_nbytes", parse_size(self.batch_bytes))
+        for name in ("batch_rows", "channel_batches", "group_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Limits({name}=...) must be at least 1")
+        if self.drain_s < 0:
+            raise ConfigError("Limits(drain_s=...) must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often a passing failure is tried again, with full jitter.
+
+    The n-th wait is a random number of seconds between 0 and ``min(cap_s, base_s * 2**n)``.
+    Source: Marc Brooker, "Exponential Backoff And Jitter" (2015).
+
+    Attributes:
+        attempts: Most tries, the first included.
+        base_s: Scale of the waits.
+        cap_s: Longest wait.
+        total_s: No further try once this much time has gone by since the first.
+    """
+
+    attempts: int = 5
+    base_s: float = 0.2
+    cap_s: float = 10.0
+    total_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ConfigError("Retry(attempts=...) counts the first try too; it is at least 1")
+        if min(self.base_s, self.cap_s, self.total_s) < 0:
+            raise ConfigError("Retry: times must not be negative")

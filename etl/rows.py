@@ -1,0 +1,284 @@
+"""Rows as they leave a database, and what is known of their columns.
+
+A ``Row`` is an immutable mapping that decodes a field only when a function looks at it. What
+nobody touches goes out as the bytes that came in, so a value that Python cannot hold (an
+infinite date, an interval with months) travels unharmed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from itertools import repeat
+from operator import methodcaller
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
+from uuid import UUID
+
+from etl.errors import ConfigError
+
+Kind = Literal[
+    "bool",
+    "int16",
+    "int32",
+    "int64",
+    "float32",
+    "float64",
+    "numeric",
+    "text",
+    "bytes",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "uuid",
+    "json",
+    "dynamic",  # a SQLite column that may hold any kind
+    "other",  # known to its own dialect only, by name
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Type:
+    """A column's type: how its own dialect spells it, and its kind among all dialects."""
+
+    kind: Kind
+    name: str
+    dialect: str  # "postgresql", "sqlite" or "python"
+    precision: int | None = None  # digits of a numeric
+    scale: int | None = None  # digits after its point
+    length: int | None = None  # characters of a bounded text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table, a query or a dataclass."""
+
+    name: str
+    type: Type
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is known of rows before the first one is read.
+
+    ``key`` names the columns that identify a row (empty where none are known): a table made
+    from this shape gets them as its primary key.
+    """
+
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+
+class Layout:
+    """What the rows of one read have in common.
+
+    Attributes:
+        columns: The columns, in the order of the fields.
+        decoders: From a raw field to its Python value, one a column; they handle NULL.
+        is_text: True when the raw fields are PostgreSQL's COPY text (escaped, ``\\N`` for NULL),
+            False when they are the driver's own values.
+    """
+
+    __slots__ = ("columns", "decoders", "index", "is_text", "names")
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        decoders: Sequence[Callable[[Any], Any]],
+        *,
+        is_text: bool,
+    ) -> None:
+        self.columns = tuple(columns)
+        self.decoders = tuple(decoders)
+        self.names = tuple(column.name for column in columns)
+        self.index = {name: i for i, name in enumerate(self.names)}
+        self.is_text = is_text
+
+
+class Row(Mapping[str, Any]):
+    """An immutable row. ``row["price"]`` decodes that field only; ``replace`` makes a changed copy.
+
+    Attributes:
+        layout: The columns.
+        fields: The raw fields, in the layout's order; never changed.
+        changes: Replaced values by field number, or None. The sink encodes them.
+    """
+
+    __slots__ = ("changes", "fields", "layout")
+
+    def __init__(
+        self, layout: Layout, fields: Sequence[Any], changes: dict[int, Any] | None = None
+    ) -> None:
+        self.layout = layout
+        self.fields = fields
+        self.changes = changes
+
+    def __getitem__(self, name: str) -> Any:
+        layout = self.layout
+        i = layout.index[name]
+        changes = self.changes
+        if changes is not None and i in changes:
+            return changes[i]
+        return layout.decoders[i](self.fields[i])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        return len(self.layout.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.index
+
+    def replace(self, **values: Any) -> Row:
+        """The same row with other values in some of its columns.
+
+        Raises:
+            KeyError: No such column. Return a dict or a dataclass to make new columns.
+        """
+        index = self.layout.index
+        changes = dict(self.changes) if self.changes is not None else {}
+        for name, value in values.items():
+            if name not in index:
+                raise KeyError(
+                    f"no column {name!r} to replace; the row has {', '.join(self.layout.names)}."
+                    " Return a dict or a dataclass to make new columns"
+                )
+            changes[index[name]] = value
+        return Row(self.layout, self.fields, changes)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the fields in memory."""
+        size = sum(map(sys.getsizeof, self.fields)) + 56 + 8 * len(self.fields)
+        return size + (sum(map(sys.getsizeof, self.changes.values())) if self.changes else 0)
+
+    def __repr__(self) -> str:
+        return f"<Row of {', '.join(self.layout.names)}>"  # names only: values may be private
+
+
+_split = methodcaller("split", "\t")
+
+
+class TextRows(Sequence[Row]):
+    """Rows as COPY text lines (without the newline): split into fields when looked at."""
+
+    __slots__ = ("layout", "lines", "nbytes")
+
+    def __init__(self, layout: Layout, lines: list[str], nbytes: int) -> None:
+        self.layout = layout
+        self.lines = lines
+        self.nbytes = nbytes + 57 * len(lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(Row, repeat(self.layout), map(_split, self.lines))
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        if isinstance(i, slice):
+            lines = self.lines[i]
+            return TextRows(self.layout, lines, sum(map(len, lines)))
+        return Row(self.layout, self.lines[i].split("\t"))
+
+
+class ValueRows(Sequence[Row]):
+    """Rows as tuples of the driver's own values."""
+
+    __slots__ = ("layout", "nbytes", "tuples")
+
+    def __init__(self, layout: Layout, tuples: list[tuple[Any, ...]], nbytes: int) -> None:
+        self.layout = layout
+        self.tuples = tuples
+        self.nbytes = nbytes
+
+    def __len__(self) -> int:
+        return len(self.tuples)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(Row, repeat(self.layout), self.tuples)
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        if isinstance(i, slice):
+            tuples = self.tuples[i]
+            return ValueRows(self.layout, tuples, self.nbytes * len(tuples) // max(1, len(self)))
+        return Row(self.layout, self.tuples[i])
+
+
+_KINDS: dict[Any, Kind] = {
+    bool: "bool",
+    int: "int64",
+    float: "float64",
+    Decimal: "numeric",
+    str: "text",
+    bytes: "bytes",
+    date: "date",
+    time: "time",
+    datetime: "timestamptz",
+    timedelta: "interval",
+    UUID: "uuid",
+    dict: "json",
+    list: "json",
+}
+
+
+def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:
+    """The shape of a dataclass: one column a field, nullable where ``None`` is allowed.
+
+    ``datetime`` means an instant (``timestamptz``): the values need a time zone.
+
+    Raises:
+        ConfigError: Not a dataclass, or a field whose type no column can hold.
+    """
+    if not is_dataclass(row):
+        raise ConfigError(f"{row!r} is not a dataclass")
+    hints = get_type_hints(row)
+    columns: list[Column] = []
+    for one in dataclass_fields(row):
+        hint, nullable = strip_optional(hints[one.name])
+        plain = get_origin(hint) or hint
+        kind = _KINDS.get(plain)
+        if kind is None and isinstance(plain, type) and issubclass(plain, Enum):
+            kind = "text"
+        if kind is None:
+            raise ConfigError(
+                f"{row.__name__}.{one.name}: no column type for {hint!r}; use one of "
+                + ", ".join(k.__name__ for k in _KINDS)
+            )
+        name = getattr(plain, "__name__", str(plain))
+        columns.append(
+            Column(
+                name=one.name, type=Type(kind=kind, name=name, dialect="python"), nullable=nullable
+            )
+        )
+    return Shape(columns=tuple(columns), key=tuple(key))
+
+
+def strip_optional(hint: Any) -> tuple[Any, bool]:
+    """``(X, True)`` for ``X | None``, else ``(hint, False)``."""
+    if get_origin(hint) in {Union, UnionType}:
+        rest = [arg for arg in get_args(hint) if arg is not type(None)]
+        if len(rest) == 1 and len(get_args(hint)) == 2:
+            return rest[0], True
+    return hint, False
