@@ -9,15 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, TypeVar, get_type_hints, overload
 
 from etl.batch import MAIN_PARTITION, Batch, Position
-from etl.connector import Reader, RunInfo, Sink
+from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError
 from etl.policy import Retry
-from etl.rows import Row
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -314,9 +313,30 @@ class Source(Stream[T_co]):
 
     def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[T_co]]:
         """Open the source for one run. The default drives ``read``."""
-        from etl.stages import GeneratorReader
+        return _opened(GeneratorReader(self))
 
-        return GeneratorReader(self)
+
+class GeneratorReader(Generic[T_co]):
+    """Drives a source's own ``read`` generator; see :class:`etl.connector.Reader`."""
+
+    shape = None
+    notes: Sequence[str] = ()
+    resumable = True
+
+    def __init__(self, source: Source[T_co]) -> None:
+        self._source = source
+
+    async def pump(
+        self, after: Position | None, until: Position | None, emit: Emit[T_co]
+    ) -> None:
+        async with aclosing(self._source.read(after, until)) as batches:
+            async for batch in batches:
+                await emit(batch)
+
+
+@asynccontextmanager
+async def _opened(reader: Reader[T]) -> AsyncGenerator[Reader[T], None]:
+    yield reader
 
 
 class Merged(Stream[T_co]):
@@ -407,4 +427,4 @@ def _result_type(function: Callable[..., Any]) -> type[Any] | None:
         found = get_type_hints(function).get("return")
     except (NameError, TypeError, AttributeError):
         return None
-    return found if isinstance(found, type) and found is not Row else None
+    return found if isinstance(found, type) else None

@@ -1,0 +1,1 @@
+"""Databases: what a user names by URL, and one driver for each dialect."""

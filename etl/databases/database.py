@@ -1,0 +1,359 @@
+"""``Database``: a database by URL, from which sources and sinks are made. Opens nothing itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, is_dataclass
+from datetime import timedelta
+from typing import Any, Literal, Protocol, TypeVar, cast, overload
+
+from etl.batch import Batch, Position
+from etl.connector import Advance, Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
+from etl.databases.url import Url, parse_url
+from etl.errors import ConfigError
+from etl.flow import Source
+from etl.rows import Row, Shape, shape_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadSpec:
+    """What to read from a database, whatever its dialect.
+
+    Attributes:
+        table: Schema-qualified or bare name; None for a query.
+        query: A SELECT; None for a table.
+        row: A dataclass to build each row with; None for ``Row``.
+        key: Unique, not-null columns that order the read; empty: the primary key.
+        cursor: For an incremental read: the column that grows, and a unique tie-breaker; empty:
+            a full read in key order.
+        settle: Rows younger than this are left for the next run (time cursors).
+    """
+
+    table: str | None = None
+    query: str | None = None
+    row: type[Any] | None = None
+    key: tuple[str, ...] = ()
+    cursor: tuple[str, ...] = ()
+    settle: timedelta | None = None
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"table {self.table!r}" if self.table else "query"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableInfo:
+    """One table, as ``etl copy`` and ``etl check`` list them."""
+
+    name: str
+    schema: str | None
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of ``etl check``."""
+
+    subject: str
+    state: Literal["ok", "warning", "error"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """One row of ``etl state show``."""
+
+    key: CheckpointKey
+    checkpoint: Checkpoint
+    run_id: str | None
+    updated_at: str | None
+
+
+class StateStore(Protocol):
+    """The checkpoints in one target, for ``etl state``."""
+
+    async def states(self, pipeline: str | None = None) -> Sequence[State]:
+        """All of them, or one pipeline's; empty where etl never wrote. Changes nothing."""
+        ...
+
+    async def set_position(self, key: CheckpointKey, position: Position | None) -> None:
+        """Set one position and raise the epoch, so that a running older run is fenced.
+
+        Raises:
+            ConfigError: No such checkpoint.
+        """
+        ...
+
+    async def reset(self, keys: Sequence[CheckpointKey]) -> None:
+        """Forget checkpoints: the next run starts from the beginning. Drops their staging."""
+        ...
+
+
+class Driver(Protocol):
+    """What each module in ``etl.databases`` that talks to a dialect offers."""
+
+    def open_reader(
+        self, url: Url, spec: ReadSpec, info: RunInfo
+    ) -> AbstractAsyncContextManager[Reader[Any]]: ...
+
+    def open_target(
+        self, url: Url, info: RunInfo, *, sessions: int
+    ) -> AbstractAsyncContextManager[OpenTarget]: ...
+
+    def open_state(self, url: Url) -> AbstractAsyncContextManager[StateStore]: ...
+
+    async def list_tables(self, url: Url) -> Sequence[TableInfo]: ...
+
+    async def check(self, url: Url) -> Sequence[Finding]: ...
+
+
+_DRIVERS = {"postgresql": "etl.databases.postgres", "sqlite": "etl.databases.sqlite"}
+
+
+def driver_of(url: Url) -> Driver:
+    """The driver for a URL's dialect; imported on first use."""
+    return cast("Driver", importlib.import_module(_DRIVERS[url.dialect]))
+
+
+class Database:
+    """A database: PostgreSQL or SQLite, by URL. Makes sources and sinks; connects to nothing.
+
+    Equal URLs make equal databases: sinks of one flow in equal databases share a transaction.
+
+    Args:
+        url: ``postgresql://...``, ``sqlite:///file.db`` or ``env:NAME``, which is read when
+            the database is first used, so that no secret stands in a file.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not isinstance(url, str) or not url:
+            raise ConfigError("Database() takes a URL; for example sqlite:///shop.db")
+        self._text = url
+        self._url: Url | None = None if url.startswith("env:") else parse_url(url)
+
+    @property
+    def url(self) -> Url:
+        """The parsed address; resolves ``env:`` anew at each call."""
+        return self._url or parse_url(self._text)
+
+    @property
+    def name(self) -> str:
+        """The address without user and password; ``env:NAME`` as it was written."""
+        return self._url.name if self._url else self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Database) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r})"
+
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        row: type[T],
+        key: Sequence[str] = (),
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[T]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        row: None = None,
+        key: Sequence[str] = (),
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[Row]: ...
+    def table(
+        self,
+        name: str,
+        *,
+        row: type[Any] | None = None,
+        key: Sequence[str] = (),
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[Any]:
+        """Read a table.
+
+        Args:
+            name: ``table`` or ``schema.table``; quote a part that holds a dot: ``"a.b".t``.
+            row: A dataclass whose fields name columns; only those are read. Without it, rows
+                are mappings that decode a field when it is looked at.
+            key: Unique columns without NULL that order the read; default: the primary key.
+            cursor: Makes the read incremental: the column that grows, then a unique tie-breaker
+                (the key is added where it is missing).
+            settle: Leave rows younger than this for the next run.
+        """
+        if not name:
+            raise ConfigError("table(): the name is empty")
+        return self._source(name, ReadSpec(
+            table=name, row=_dataclass(row), key=_names(key), cursor=_names(cursor), settle=settle
+        ))  # fmt: skip
+
+    @overload
+    def query(
+        self,
+        sql: str,
+        *,
+        name: str,
+        key: Sequence[str],
+        row: type[T],
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[T]: ...
+    @overload
+    def query(
+        self,
+        sql: str,
+        *,
+        name: str,
+        key: Sequence[str],
+        row: None = None,
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[Row]: ...
+    def query(
+        self,
+        sql: str,
+        *,
+        name: str,
+        key: Sequence[str],
+        row: type[Any] | None = None,
+        cursor: Sequence[str] | str = (),
+        settle: timedelta | None = None,
+    ) -> Source[Any]:
+        """Read a SELECT. It is trusted SQL: never build it from input.
+
+        Args:
+            name: The flow's name.
+            key: Columns of the result that are unique and not null; they order the read.
+        """
+        if not sql.strip() or not name or not key:
+            raise ConfigError("query() takes a SELECT, a name= and the key= that orders its rows")
+        return self._source(name, ReadSpec(
+            query=sql.strip().rstrip(";"), row=_dataclass(row), key=_names(key),
+            cursor=_names(cursor), settle=settle,
+        ))  # fmt: skip
+
+    def append(self, table: str, *, create: bool = True) -> Sink[Any]:
+        """Add the rows to a table. ``create`` makes the table where it is missing."""
+        return Sink(target=self, table=_named(table), mode="append", create=create)
+
+    def upsert(
+        self, table: str, *, key: Sequence[str], add: Sequence[str] = (), create: bool = True
+    ) -> Sink[Any]:
+        """Insert rows, or update those whose key is there. The last row of a key wins.
+
+        Args:
+            key: Columns with a unique index in the table, without NULL.
+            add: Columns that are added up instead of replaced: counts and sums.
+        """
+        return Sink(
+            target=self,
+            table=_named(table),
+            mode="upsert",
+            key=_names(key),
+            add=_names(add),
+            create=create,
+        )
+
+    def replace(
+        self,
+        table: str,
+        *,
+        swap: Literal["rename", "rewrite"] = "rename",
+        create: bool = True,
+    ) -> Sink[Any]:
+        """Load a new table beside the old one, and put it in place when the whole run ended well.
+
+        Args:
+            swap: ``rename`` the new table into place, or ``rewrite`` the rows of the old one,
+                which keeps views, grants and keys that refer to it (SQLite always does).
+        """
+        return Sink(target=self, table=_named(table), mode="replace", swap=swap, create=create)
+
+    def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
+        """Open it as a target; see :class:`etl.connector.Target`."""
+        url = self.url
+        return driver_of(url).open_target(url, info, sessions=sessions)
+
+    def _source(self, name: str, spec: ReadSpec) -> DatabaseSource:
+        if spec.settle is not None and spec.settle < timedelta(0):
+            raise ConfigError(f"{spec.label}: settle= must not be negative")
+        if spec.settle is not None and not spec.cursor:
+            raise ConfigError(f"{spec.label}: settle= needs a cursor=")
+        return DatabaseSource(self, name, spec)
+
+
+class DatabaseSource(Source[Any]):
+    """A table or query of a database."""
+
+    def __init__(self, database: Database, name: str, spec: ReadSpec) -> None:
+        self.name = name
+        self.incremental = bool(spec.cursor)
+        self.database = database
+        self.spec = spec
+
+    @property
+    def row_type(self) -> type[Any]:
+        return self.spec.row or Row
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        spec = self.spec
+        return {
+            "table": spec.table,
+            "query": spec.query,
+            "key": list(spec.key),
+            "cursor": list(spec.cursor),
+        }
+
+    @property
+    def summary(self) -> str:
+        spec = self.spec
+        how = f"after cursor ({', '.join(spec.cursor)})" if spec.cursor else "in key order"
+        return f"{self.database.name} {spec.label}, {how}"
+
+    def read(
+        self, after: Position | None, until: Position | None
+    ) -> AsyncGenerator[Batch[Any], None]:
+        raise NotImplementedError("a database source is read by its driver")
+
+    def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[Any]]:
+        url = self.database.url
+        return driver_of(url).open_reader(url, self.spec, info)
+
+
+def _names(names: Sequence[str] | str) -> tuple[str, ...]:
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if any(not isinstance(name, str) or not name for name in found):
+        raise ConfigError(f"column names are texts that are not empty, not {found!r}")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"a column is named twice in {found!r}")
+    return found
+
+
+def _named(table: str) -> str:
+    if not isinstance(table, str) or not table:
+        raise ConfigError("a sink needs the name of its table")
+    return table
+
+
+def _dataclass(row: type[Any] | None) -> type[Any] | None:
+    if row is None:
+        return None
+    if not isinstance(row, type) or not is_dataclass(row):
+        raise ConfigError(f"row= takes a dataclass, not {row!r}")
+    shape_of(row)
+    return row

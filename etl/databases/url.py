@@ -1,0 +1,109 @@
+"""Database URLs: read once, checked once, and never shown with their password."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from etl.errors import ConfigError
+
+_SCHEMES = {
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "postgresql+asyncpg": "postgresql",
+    "sqlite": "sqlite",
+    "sqlite+aiosqlite": "sqlite",
+}
+_FORMS = "postgresql://user:password@host:port/database, sqlite:///file.db or sqlite:////full/path.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A database's address.
+
+    Attributes:
+        dialect: ``postgresql`` or ``sqlite``.
+        path: The database's name, or the file's path as given.
+        options: The query string.
+    """
+
+    dialect: str
+    path: str
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """The address without user, password and options: for messages and plans."""
+        if self.dialect == "sqlite":
+            return f"sqlite:///{self.path}"
+        port = f":{self.port}" if self.port else ""
+        return f"{self.dialect}://{self.host or ''}{port}/{self.path}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_url(text: str) -> Url:
+    """Read a database URL, or ``env:NAME`` for one in an environment variable.
+
+    Raises:
+        ConfigError: Not a URL of a known database. The message never quotes the text, which
+            may hold a password.
+    """
+    where = "this URL"
+    if text.startswith("env:"):
+        variable = text[4:]
+        where = f"the URL in ${variable}"
+        found = os.environ.get(variable)
+        if not found:
+            raise ConfigError(f"the environment variable {variable} is not set; it names a database")
+        text = found
+    scheme, colon, _ = text.partition(":")
+    dialect = _SCHEMES.get(scheme.lower()) if colon else None
+    if dialect is None:
+        shown = f" ({scheme.lower()}:)" if colon and scheme.isascii() and len(scheme) < 24 else ""
+        raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")
+    if dialect == "sqlite":
+        return _sqlite(text, where)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ConfigError(
+            f"{where} cannot be read; write {_FORMS}, with %40 for @ and %2F for / in a password"
+        ) from None
+    path = unquote(parts.path.lstrip("/"))
+    if not path:
+        raise ConfigError(f"{where} has no database name; write {_FORMS}")
+    return Url(
+        dialect=dialect,
+        path=path,
+        host=unquote(parts.hostname) if parts.hostname else None,
+        port=port,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        options=tuple(options),
+    )
+
+
+def _sqlite(text: str, where: str) -> Url:
+    rest = text.partition(":")[2]
+    if not rest.startswith("///"):
+        raise ConfigError(
+            f"{where} needs three slashes before a file's path, four for a full path: {_FORMS}"
+        )
+    path, _, query = rest[3:].partition("?")
+    if query:
+        raise ConfigError(f"{where}: options after the SQLite file are not supported")
+    path = unquote(path)
+    if not path or path == ":memory:":
+        raise ConfigError(f"{where} names no file; a database in memory ends with its connection")
+    return Url(dialect="sqlite", path=path)
+
+
