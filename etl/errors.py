@@ -93,6 +93,19 @@ class ChannelBrokenError(EtlError):
     """The other side of a channel failed. A consequence, never the cause."""
 
 
+class RunAbortedError(EtlError):
+    """A person or a deadline ended the run before it was done; open transactions rolled back.
+
+    What was committed before stays, with its position: the next run goes on from there.
+    """
+
+    exit_code = EXIT_TEMPORARY
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class PipelineFailedError(EtlError):
     """A run failed. ``errors`` holds every cause, the root cause first.
 

@@ -1,0 +1,1 @@
+"""How a plan runs: channels, supervision, lanes, stop levels. Knows no dialect."""

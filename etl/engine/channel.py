@@ -1,0 +1,207 @@
+"""The bounded queue between two nodes of a flow.
+
+Why not ``asyncio.Queue``: it has no byte bound, no clean end apart from a failure (3.13 has
+``shutdown``, which a consumer cannot tell from an end), a late ``put`` overtakes a waiting one,
+and it does not say for how long its ends have waited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from time import monotonic
+from typing import Generic, TypeVar
+
+from etl.errors import ChannelBrokenError
+from etl.events import ChannelStats
+
+T = TypeVar("T")
+
+
+class EndOfChannelError(Exception):
+    """Every producer has closed and the channel is empty: a clean end, not a failure."""
+
+
+class Channel(Generic[T]):
+    """First in, first out; bounded by items and by bytes; several producers and consumers.
+
+    Invariants: an item is given out exactly once, in the order in which ``put`` was called; a
+    cancelled ``get`` takes nothing; ``get`` raises ``EndOfChannelError`` only after each producer
+    closed cleanly.
+    """
+
+    def __init__(
+        self, name: str, *, max_items: int, max_bytes: int, producers: int = 1
+    ) -> None:
+        self.name = name
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self.moved = 0
+        self._put_wait_s = 0.0
+        self._get_wait_s = 0.0
+        self._open = producers
+        self._error: BaseException | None = None
+        self._items: deque[tuple[T, int]] = deque()
+        self._putters: deque[tuple[asyncio.Future[None], T, int, float]] = deque()
+        self._getters: deque[asyncio.Future[None]] = deque()
+        self._get_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _fits(self, weight: int) -> bool:
+        # An empty channel takes anything, or an item heavier than the bound would wait for ever.
+        return not self._items or (
+            len(self._items) < self.max_items and self.nbytes + weight <= self.max_bytes
+        )
+
+    async def put(self, item: T, weight: int) -> None:
+        """Add an item of ``weight`` bytes; wait while the channel is full.
+
+        Raises:
+            ChannelBrokenError: The channel failed.
+        """
+        if self._error is not None:
+            raise self._broken() from self._error
+        if not self._putters and self._fits(weight):
+            self._append(item, weight)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The getter moves the item in, so nobody overtakes, and nobody wakes in vain.
+        entry = (turn, item, weight, monotonic())
+        self._putters.append(entry)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.done() or turn.cancelled():
+                self._putters.remove(entry)
+                self._admit()  # a lighter item behind this one may fit now
+            raise
+
+    async def get(self) -> T:
+        """Take the next item; wait while there is none.
+
+        Raises:
+            EndOfChannelError: The end, after a clean close.
+            ChannelBrokenError: The channel failed.
+        """
+        started: float | None = None
+        while not self._items:
+            if self._error is not None:
+                raise self._broken() from self._error
+            if self._open == 0:
+                raise EndOfChannelError
+            wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._getters.append(wake)
+            if started is None:
+                started = monotonic()
+                self._get_since = self._get_since or started
+            try:
+                await wake
+            except asyncio.CancelledError:
+                if wake.done() and not wake.cancelled():
+                    self._wake_getter()  # it was meant for whoever runs
+                else:
+                    self._getters.remove(wake)
+                raise
+            finally:
+                if not self._getters:
+                    self._get_since = None
+        if started is not None:
+            self._get_wait_s += monotonic() - started
+        return self._pop()
+
+    def get_nowait(self) -> T | None:
+        """The next item if there is one now, else None."""
+        return self._pop() if self._items else None
+
+    def close(self) -> None:
+        """One producer has ended cleanly. Call it once per producer, never after an error."""
+        self._open -= 1
+        if self._open == 0:
+            while self._getters:
+                self._wake_getter()
+
+    def fail(self, error: BaseException) -> None:
+        """Everybody at this channel gets ``ChannelBrokenError``; what it held is dropped."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._items.clear()
+        self.nbytes = 0
+        while self._putters:
+            turn = self._putters.popleft()[0]
+            if not turn.done():
+                turn.set_exception(self._broken())
+                turn.exception()  # its waiter may be cancelled before it looks
+        while self._getters:
+            self._wake_getter()
+
+    def stats(self) -> ChannelStats:
+        """How full it is, and how long its ends have waited so far."""
+        now = monotonic()
+        put_wait = self._put_wait_s + (now - self._putters[0][3] if self._putters else 0.0)
+        get_wait = self._get_wait_s + (now - self._get_since if self._get_since else 0.0)
+        return ChannelStats(
+            name=self.name,
+            batches=len(self._items),
+            capacity_batches=self.max_items,
+            nbytes=self.nbytes,
+            capacity_nbytes=self.max_bytes,
+            put_wait_s=put_wait,
+            get_wait_s=get_wait,
+        )
+
+    @property
+    def put_blocked_since(self) -> float | None:
+        """Monotonic time since which the first producer waits, or None."""
+        return self._putters[0][3] if self._putters else None
+
+    @property
+    def get_blocked_since(self) -> float | None:
+        """Monotonic time since which a consumer waits, or None."""
+        return self._get_since
+
+    async def drain_items(self) -> AsyncGenerator[T, None]:
+        """The items up to the clean end."""
+        while True:
+            try:
+                item = await self.get()
+            except EndOfChannelError:
+                return
+            yield item
+
+    def _append(self, item: T, weight: int) -> None:
+        self._items.append((item, weight))
+        self.nbytes += weight
+        self._wake_getter()
+
+    def _pop(self) -> T:
+        item, weight = self._items.popleft()
+        self.nbytes -= weight
+        self.moved += 1
+        self._admit()
+        if self._items:
+            self._wake_getter()
+        return item
+
+    def _admit(self) -> None:
+        while self._putters and self._fits(self._putters[0][2]):
+            turn, item, weight, since = self._putters.popleft()
+            if turn.done():
+                continue  # cancelled while it waited
+            self._put_wait_s += monotonic() - since
+            self._append(item, weight)
+            turn.set_result(None)
+
+    def _wake_getter(self) -> None:
+        while self._getters:
+            wake = self._getters.popleft()
+            if not wake.done():
+                wake.set_result(None)
+                return
+
+    def _broken(self) -> ChannelBrokenError:
+        return ChannelBrokenError(f"channel {self.name!r} failed: the other side has stopped")

@@ -1,0 +1,167 @@
+"""Structured concurrency around ``asyncio.gather``.
+
+``gather`` lets the siblings of a failed task run on, forgets second errors, and takes a stray
+``CancelledError`` of a child for a cancellation of the caller. ``TaskGroup`` ignores such a stray
+one and, before Python 3.13, can lose a cancellation from outside. So: ``gather``, with what it
+lacks added here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
+
+from etl.errors import ChannelBrokenError, StageCancelledError, StageError
+
+T = TypeVar("T")
+
+
+class Failable(Protocol):
+    """What hears of a failure before anybody is cancelled: a channel."""
+
+    def fail(self, error: BaseException) -> None: ...
+
+
+async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
+    """Run a task's work; turn what a task must not raise into an error that names it.
+
+    A ``CancelledError`` that nobody asked for would end ``gather`` as if the caller had been
+    cancelled; ``SystemExit`` and ``KeyboardInterrupt`` would tear down the event loop.
+
+    Raises:
+        StageCancelledError: The work raised ``CancelledError`` by itself.
+        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt`` or ``GeneratorExit``.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() == 0:
+            raise StageCancelledError(
+                f"{name} raised CancelledError although nobody cancelled it; a task or timeout"
+                " inside it leaked its own cancellation. Its batch was not written"
+            ) from error
+        raise
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        raise StageError(
+            f"{name} raised {type(error).__name__}; a stage must not end the program."
+            " Its batch was not written"
+        ) from error
+
+
+async def supervise(
+    units: Mapping[str, Coroutine[Any, Any, Any]], channels: Callable[[], list[Failable]]
+) -> None:
+    """Run named coroutines together; all end, also when one fails or the caller is cancelled.
+
+    On the first failure every channel fails, so that nobody takes the end of a broken stream
+    for a clean one; then the others are cancelled and waited for.
+
+    Args:
+        units: What runs, by the name in messages and of its task.
+        channels: The channels between them, asked for when something fails.
+
+    Raises:
+        BaseExceptionGroup: Every error, the root cause first, where there are several.
+        BaseException: The only error; or the very ``CancelledError`` that was received, since
+            a cancel scope recognises its own by identity.
+    """
+    order: list[BaseException] = []  # errors as they happen: the first is the root cause
+
+    async def noted(name: str, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await guard(name, work)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            order.append(error)
+            raise
+
+    tasks = [asyncio.create_task(noted(n, work), name=f"etl:{n}") for n, work in units.items()]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException as first:
+        cancel = first if isinstance(first, asyncio.CancelledError) else None
+        for channel in channels():
+            channel.fail(first)
+        pending = {task for task in tasks if not task.done()}
+        for task in pending:
+            task.cancel()
+        while pending:
+            try:
+                _, pending = await asyncio.wait(pending)
+            except asyncio.CancelledError as again:  # cancelled again while cleaning up
+                cancel = again
+                for task in pending:
+                    task.cancel()
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # retrieved, or the loop would report it
+        errors = [error for error in order if not isinstance(error, ChannelBrokenError)]
+        if not errors:
+            if cancel is not None:
+                raise cancel
+            errors = order[:1]
+        if len(errors) == 1:
+            raise errors[0] from errors[0].__cause__
+        raise BaseExceptionGroup("several parts of the run failed", errors) from None
+
+
+async def isolated(work: Coroutine[Any, Any, T]) -> T:
+    """Run work in a task of its own; a cancellation of the caller reaches it once.
+
+    Some cancel scopes (anyio's) deliver a cancellation on every turn of the loop until they
+    end, which would cut each ``await`` of a clean-up. Only the waiter sees those.
+    """
+    root = asyncio.create_task(work)
+    return await wait_for_root(root)
+
+
+async def wait_for_root(root: asyncio.Task[T]) -> T:
+    """Wait for a root task; forward the first cancellation, and re-raise that same object."""
+    received: asyncio.CancelledError | None = None
+    while not root.done():
+        try:
+            await asyncio.shield(root)
+        except asyncio.CancelledError as error:
+            if root.done():
+                if received is None and not root.cancelled():
+                    received = error
+                break
+            if received is None:
+                received = error
+                root.cancel()
+        except BaseException:
+            break
+    if received is not None and (root.cancelled() or root.exception() is None):
+        raise received
+    return root.result()
+
+
+async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | None = None) -> T:
+    """Await what must not be cut (COMMIT, ROLLBACK, closing), through any number of cancels.
+
+    The awaitable needs a timeout of its own. An error of it wins over the cancellation, which is
+    raised at the end otherwise.
+
+    Args:
+        on_cancel: Called at the first cancellation, to make the awaitable end sooner.
+    """
+    inner = asyncio.ensure_future(awaitable)
+    received: asyncio.CancelledError | None = None
+    while not inner.done():
+        try:
+            await asyncio.shield(inner)
+        except asyncio.CancelledError as error:
+            if inner.cancelled():
+                raise
+            if received is None and on_cancel is not None:
+                on_cancel()
+            received = received or error
+        except BaseException:
+            break
+    result = inner.result()
+    if received is not None:
+        raise received
+    return result
