@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from etl.batch import Batch, Position
 from etl.errors import ConfigError
@@ -118,6 +118,15 @@ class Reader(Protocol[T_co]):
         ...
 
 
+@runtime_checkable
+class Profiler(Protocol):
+    """A reader that can look at its data to say what its columns hold (SQLite)."""
+
+    async def profile(self) -> Shape:
+        """The shape with every column's kind settled by a scan of the values."""
+        ...
+
+
 class Session(Protocol):
     """One lane's connection to a target, for the sinks that it was opened with.
 
@@ -132,6 +141,14 @@ class Session(Protocol):
 
     @property
     def uncancellable(self) -> bool: ...
+
+    async def wants_profile(self, sink: int, shape: Shape) -> bool:
+        """Whether a sink will make its table and needs a settled kind for each column.
+
+        Only asked for a shape with ``dynamic`` columns; a session that knows no such need says
+        False. Called after the target was opened, before ``prepare``.
+        """
+        ...
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """Check each sink's table against the shape that reaches it; make a missing table.

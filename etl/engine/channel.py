@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -75,8 +76,9 @@ class Channel(Generic[T]):
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.done() or turn.cancelled():
-                self._putters.remove(entry)
+            if turn.cancelled():
+                with suppress(ValueError):  # a getter may have passed it over already
+                    self._putters.remove(entry)
                 self._admit()  # a lighter item behind this one may fit now
             raise
 
@@ -101,10 +103,11 @@ class Channel(Generic[T]):
             try:
                 await wake
             except asyncio.CancelledError:
-                if wake.done() and not wake.cancelled():
-                    self._wake_getter()  # it was meant for whoever runs
+                if wake.cancelled():
+                    with suppress(ValueError):
+                        self._getters.remove(wake)
                 else:
-                    self._getters.remove(wake)
+                    self._wake_getter()  # the item was meant for whoever runs
                 raise
             finally:
                 if not self._getters:
@@ -112,6 +115,20 @@ class Channel(Generic[T]):
         if started is not None:
             self._get_wait_s += monotonic() - started
         return self._pop()
+
+    async def wait_ready(self) -> None:
+        """Return when ``get`` would not wait: an item, the end, or a failure."""
+        while not self._items and self._error is None and self._open > 0:
+            wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._getters.append(wake)
+            try:
+                await wake
+            finally:
+                if wake.cancelled():
+                    with suppress(ValueError):
+                        self._getters.remove(wake)
+                elif wake.done():
+                    self._wake_getter()  # it takes nothing itself
 
     def get_nowait(self) -> T | None:
         """The next item if there is one now, else None."""

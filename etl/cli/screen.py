@@ -1,0 +1,142 @@
+"""Where the command writes: data to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from etl.cli.secrets import Redactor
+from etl.observe.figures import printable
+
+_RED, _YELLOW, _BOLD, _DIM, _PLAIN = "\x1b[31;1m", "\x1b[33m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+class Screen:
+    """The streams of one command, and how it was asked to use them.
+
+    A closed stream (``| head``) is no error: what is written to it is dropped, and the work goes
+    on. Names are printed with control characters escaped, and never read as markup.
+
+    Attributes:
+        json: Data is JSON lines.
+        verbose: Say more.
+        traceback: Show the whole chain of a failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        verbose: bool = False,
+        traceback: bool = False,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
+        self.json = json
+        self.verbose = verbose
+        self.traceback = traceback
+        self._out: TextIO | None = stdout or sys.stdout
+        self._err: TextIO | None = stderr or sys.stderr
+        self._redact = Redactor([*sys.argv, *os.environ.values()])
+        self._above: Callable[[str], None] | None = None
+        self.failed_on_record = False
+        for stream in (self._out, self._err):
+            # A name that the terminal's encoding lacks must not end a run.
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="backslashreplace")
+
+    def out(self, line: str, *, style: str = "") -> None:
+        """One line of data to stdout."""
+        if self._out is not None and not self._put(self._out, _styled(line, style, self._out)):
+            self._out = None
+            _to_nowhere(1)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Talk to stderr, without passwords. Line breaks in it stay, indented."""
+        first, *more = printable(self._redact(text), keep="\n").split("\n")
+        lines = "\n".join([first, *("  " + line for line in more)])
+        if self._above is not None:
+            self._above(lines)
+        elif self._err is not None and not self._put(self._err, _styled(lines, style, self._err)):
+            self._err = None
+            _to_nowhere(2)
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+        self.say(f"note: {text}", style=_YELLOW)
+
+    def error(self, text: str) -> None:
+        """A failure, on one line."""
+        self.say(f"error: {text}", style=_RED)
+
+    def record(self, line: str) -> None:
+        """One JSON line to stdout, without passwords."""
+        self.out(self._redact(line))
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+        """Aligned columns to stdout. ``right`` holds a ``>`` for each column set to the right."""
+        self.lines_of(head, rows, right, self.out)
+
+    def lines_of(
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        right: str,
+        write: Callable[..., None],
+    ) -> None:
+        cells = [[printable(cell) for cell in row] for row in (head, *rows)]
+        widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(head))]
+        for number, row in enumerate(cells):
+            parts = [
+                cell.rjust(width) if right[i : i + 1] == ">" else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+            ]
+            write("  ".join(parts).rstrip(), style=_BOLD if number == 0 else "")
+
+    @property
+    def live(self) -> bool:
+        """Whether stderr is a terminal that a moving display can be drawn on."""
+        return (
+            self._err is not None and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
+        )
+
+    @property
+    def shared(self) -> bool:
+        """Whether stdout is a terminal too, so that what is printed must not cross the display."""
+        return self._out is not None and self._out.isatty()
+
+    @property
+    def terminal(self) -> TextIO:
+        """The stream to draw on, where :attr:`live`."""
+        return self._err or sys.stderr
+
+    def divert(self, above: Callable[[str], None] | None) -> None:
+        """Send talk to a moving display, which puts it above itself; None ends that."""
+        self._above = above
+
+    def _put(self, stream: TextIO, text: str) -> bool:
+        try:
+            stream.write(text + "\n")
+            stream.flush()
+        except (OSError, ValueError):  # the reader left, or the stream was closed
+            return False
+        return True
+
+
+def _styled(text: str, style: str, stream: TextIO) -> str:
+    if not style or os.environ.get("NO_COLOR") or not stream.isatty():
+        return text
+    return f"{style}{text}{_PLAIN}"
+
+
+def _to_nowhere(number: int) -> None:
+    """Point a file descriptor at nothing, so that nobody else trips over the closed pipe."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    except OSError:
+        pass

@@ -1,0 +1,307 @@
+"""Makes the tables that etl keeps in a target, and checks their version, with Alembic.
+
+The migrations stand in ``migrations/`` of a checkout and in ``etl/_migrations`` of an installed
+etl. SQLAlchemy and Alembic are imported when a database is really migrated: a run against one
+that is up to date never loads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import ConfigError, EtlError, ResourceError, TargetUnavailableError, chain
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+VERSION_TABLE = "etl_version"
+REVISIONS: Sequence[str] = ("0001",)
+"""Every version that this etl knows, oldest first."""
+HEAD = REVISIONS[-1]
+
+CONNECT_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 10
+"""How long to wait for another process that migrates the same database."""
+_TOTAL_TIMEOUT_S = 60
+
+# Any fixed number; etl's migrations alone use it. Advisory locks are per database.
+_ADVISORY_LOCK = 7_305_716_002_300_001
+
+# Alembic keeps the running environment in process-wide globals, and its I/O switches between
+# tasks: two databases migrated at once, by tasks or by threads, would get each other's.
+_alembic_in_use = threading.Lock()
+
+
+def needs_upgrade(found: Sequence[str] | None) -> bool:
+    """Whether a database must be migrated before this etl can use it.
+
+    Args:
+        found: Every ``version_num`` in its table ``etl_version``; None where there is none.
+
+    Raises:
+        ConfigError: The version is unknown here (a newer etl migrated it), or the table does not
+            hold exactly one row. Nothing is changed then.
+    """
+    if found is None:
+        return True
+    if len(found) != 1:
+        what = "no row" if not found else f"{len(found)} rows"
+        raise ConfigError(
+            f"the table {VERSION_TABLE} in the target is damaged: it holds {what} instead of one, "
+            f"so the version of etl's tables is unknown. Nothing was changed; restore the row from "
+            f"a backup, or set it to the version of the etl that wrote here last (this: {HEAD!r})"
+        )
+    if found[0] not in REVISIONS:
+        raise ConfigError(
+            f"etl's tables in the target have version {found[0]!r}, and this etl knows them up to "
+            f"{HEAD!r}: a newer etl migrated them. Nothing was changed; install that version of etl"
+        )
+    return found[0] != HEAD
+
+
+async def upgrade(url: Url, schema: str | None = None) -> None:
+    """Make or bring up to date the tables that etl keeps in a database.
+
+    All of it happens in one transaction under a lock, so it is there completely or not at all,
+    and any number of processes may do it at once. Does nothing where nothing is to be done. A
+    cancellation takes effect when the transaction has ended.
+
+    Args:
+        schema: PostgreSQL's schema for the tables; None: the connection's ``current_schema()``.
+
+    Raises:
+        ConfigError: No right to make tables, a read-only database, a wrong address, or a version
+            as of :func:`needs_upgrade`.
+        TargetUnavailableError: Not reachable, or locked by someone else for too long.
+    """
+
+    async def migrate() -> None:
+        try:
+            async with asyncio.timeout(_TOTAL_TIMEOUT_S), _alembic(), _engine(url) as engine:
+                async with engine.connect() as connection:
+                    await connection.run_sync(_migrate, schema)
+                    await connection.commit()
+        except EtlError:
+            raise
+        except Exception as error:
+            raise _translated(error, url) from error
+
+    await finish(migrate())
+
+
+def script(dialect: str) -> str:
+    """The SQL that makes the tables, for people who may not let a program do it.
+
+    Run it once, in the schema that the pipelines' user has first in its ``search_path``.
+    """
+    from alembic import command
+
+    text = io.StringIO()
+    with _alembic_in_use:
+        config = _config({"dialect": dialect}, output=text)
+        command.upgrade(config, "head", sql=True)
+    grants = (
+        f"-- Then let the user of the pipelines use them:\n"
+        f"-- GRANT SELECT, INSERT, UPDATE, DELETE ON etl_checkpoint TO the_user;\n"
+        f"-- GRANT SELECT ON {VERSION_TABLE} TO the_user;\n"
+    )
+    return text.getvalue() + (grants if dialect == "postgresql" else "")
+
+
+def _config(attributes: dict[str, Any], output: io.StringIO | None = None) -> Config:
+    from alembic.config import Config
+
+    config = Config(output_buffer=output) if output else Config()
+    # The configuration interpolates; a path may hold a percent sign.
+    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes.update(attributes)
+    return config
+
+
+def _directory() -> Path:
+    package = Path(__file__).resolve().parents[1]
+    for directory in (package / "_migrations", package.parent / "migrations"):
+        if (directory / "env.py").is_file():
+            return directory
+    raise ConfigError(
+        f"etl's migrations are missing: neither {package / '_migrations'} nor "
+        f"{package.parent / 'migrations'} holds them; install etl again"
+    )
+
+
+@asynccontextmanager
+async def _alembic() -> AsyncGenerator[None]:
+    # A poll, because a lock that tasks of several event loops take has no other form of
+    # waiting that neither blocks a loop nor leaks the lock when the waiter is cancelled.
+    while not _alembic_in_use.acquire(blocking=False):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _alembic_in_use.release()
+
+
+@asynccontextmanager
+async def _engine(url: Url) -> AsyncGenerator[AsyncEngine]:
+    from sqlalchemy import URL, NullPool
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    if url.dialect == "sqlite":
+        engine = create_async_engine(
+            URL.create("sqlite+aiosqlite", database=url.path),
+            poolclass=NullPool,
+            # Without isolation_level=None the driver would commit before DDL, and the tables
+            # and their version would not be one transaction.
+            connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
+        )
+    else:
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            poolclass=NullPool,
+            async_creator=partial(_connect, url),
+            # After waiting for the lock, the next statement must see what its last holder did.
+            isolation_level="READ COMMITTED",
+            # A transaction pooler gives no session in which a prepared statement could stay.
+            connect_args={"prepared_statement_cache_size": 0},
+        )
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def _connect(url: Url) -> Any:
+    import asyncpg
+
+    # asyncpg reads libpq's options (sslmode, sslrootcert, host=/socket, ...) from a DSN; the
+    # parts that may hold odd characters go beside it, unquoted.
+    return await asyncpg.connect(
+        f"postgresql://?{urlencode(url.options)}" if url.options else None,
+        host=url.host,
+        port=url.port,
+        user=url.user,
+        password=url.password,
+        database=url.path,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=LOCK_TIMEOUT_S + 10,
+        statement_cache_size=0,
+        server_settings={"application_name": "etl/migrate"},
+    )
+
+
+def _migrate(connection: Connection, schema: str | None) -> None:
+    """Migrate in one transaction under a lock; the caller commits."""
+    import sqlalchemy as sa
+    from alembic import command
+
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(
+            sa.text("SELECT set_config('lock_timeout', :timeout, true)"),
+            {"timeout": f"{LOCK_TIMEOUT_S}s"},
+        )
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        schema = schema or connection.scalar(sa.text("SELECT current_schema()"))
+        if schema is None:
+            raise ConfigError(
+                "the target has no current schema for etl's tables: no schema in the user's "
+                "search_path exists. Nothing was changed; see ALTER ROLE ... SET search_path"
+            )
+    inspector = sa.inspect(connection)
+    found: Sequence[str] | None = None
+    if inspector.has_table(VERSION_TABLE, schema):
+        version = sa.table(VERSION_TABLE, sa.column("version_num", sa.Text), schema=schema)
+        found = connection.scalars(sa.select(version.c.version_num)).all()
+    elif inspector.has_table("etl_checkpoint", schema):
+        raise ConfigError(
+            f"the target has a table etl_checkpoint but no table {VERSION_TABLE}, so the version "
+            f"of etl's tables is unknown. Nothing was changed; restore {VERSION_TABLE} from a "
+            f"backup, or drop etl_checkpoint to let every pipeline start from the beginning"
+        )
+    if needs_upgrade(found):
+        command.upgrade(_config({"connection": connection, "schema": schema}), "head")
+
+
+def _translated(error: Exception, url: Url) -> EtlError:
+    """The driver's error as a sentence of ours. Nothing was changed in any of these cases."""
+    where = f"etl's tables in {url.name}"
+    for one in chain(error):
+        if type(one).__module__.startswith("sqlalchemy"):
+            continue  # wraps the driver's error, which says the same in one line
+        state = getattr(one, "sqlstate", None)
+        if isinstance(state, str):
+            return _of_postgres(state, _line(one), where, url)
+        code = getattr(one, "sqlite_errorname", None)
+        if isinstance(code, str):
+            return _of_sqlite(code, _line(one), where)
+    if isinstance(error, TimeoutError):
+        return TargetUnavailableError(
+            f"{where}: no answer within {_TOTAL_TIMEOUT_S} s; nothing was changed. Run again when "
+            f"the database answers"
+        )
+    if isinstance(error, OSError):
+        return TargetUnavailableError(
+            f"{url.name} cannot be reached ({_line(error)}); nothing was changed. Check the "
+            f"address, and that the server runs, then run again"
+        )
+    return ConfigError(f"{where} cannot be made: {_line(error)}; nothing was changed")
+
+
+def _of_postgres(state: str, message: str, where: str, url: Url) -> EtlError:
+    if state in {"42501", "25006"}:
+        why = (
+            "the user has no right to make them"
+            if state == "42501"
+            else "the connection is read-only (a standby, or default_transaction_read_only)"
+        )
+        return ConfigError(
+            f"{where} are missing or old, and {why} ({message}). Nothing was changed; let someone "
+            f"who has the right run the output of: etl migrate URL --sql"
+        )
+    if state.startswith("28") or state == "3D000":
+        return ConfigError(f"{url.name} refused the connection: {message}; nothing was changed")
+    if state == "55P03":
+        return TargetUnavailableError(
+            f"{where}: another session has held a lock on them for more than {LOCK_TIMEOUT_S} s; "
+            f"nothing was changed. Run again when it is done"
+        )
+    if state[:2] in {"08", "53", "57", "40"}:
+        return TargetUnavailableError(
+            f"{where}: the server ended the attempt ({message}); nothing was changed. Run again"
+        )
+    return ConfigError(f"{where} cannot be made: {message}; nothing was changed")
+
+
+def _of_sqlite(code: str, message: str, where: str) -> EtlError:
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return TargetUnavailableError(
+            f"{where}: another process has held the file locked for more than {LOCK_TIMEOUT_S} s; "
+            f"nothing was changed. Run again when it is done"
+        )
+    if code.startswith(("SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_IOERR")):
+        return ResourceError(f"{where} cannot be made: {message}; nothing was changed")
+    if code.startswith("SQLITE_CANTOPEN"):
+        return ConfigError(
+            f"{where}: the file cannot be opened or made; check that its directory exists and may "
+            f"be written"
+        )
+    return ConfigError(f"{where} cannot be made: {message}; nothing was changed")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a driver's message: what follows may quote the statement."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,751 @@
+"""Column types: which kind they are, what may go into what, and PostgreSQL's COPY text.
+
+Nothing is bent in silence. A value goes into a column exactly, or it is refused with the
+column's name. ``way`` decides that for whole columns before the first row is read;
+``encode_column`` checks what only the values can tell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal, NoReturn, TypeAlias, cast
+from uuid import UUID
+
+from etl.errors import DataError
+from etl.rows import Column, Kind, Type
+
+NULL = "\\N"
+"""How COPY text spells NULL."""
+
+Decoder: TypeAlias = Callable[[str], Any]
+Way: TypeAlias = Literal["pass", "convert", "refuse"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnumType(Type):
+    """A PostgreSQL enum with its labels in order, so that another database can be given it."""
+
+    labels: tuple[str, ...]
+
+
+_KINDS: dict[str, Kind] = {
+    "bool": "bool",
+    "int2": "int16",
+    "int4": "int32",
+    "int8": "int64",
+    "float4": "float32",
+    "float8": "float64",
+    "numeric": "numeric",
+    "text": "text",
+    "varchar": "text",
+    "bpchar": "text",
+    "bytea": "bytes",
+    "date": "date",
+    "time": "time",
+    "timestamp": "timestamp",
+    "timestamptz": "timestamptz",
+    "interval": "interval",
+    "uuid": "uuid",
+    "json": "json",
+    "jsonb": "json",
+}
+
+_DECLARED: dict[Kind, str] = {
+    "bool": "boolean",
+    "int16": "smallint",
+    "int32": "integer",
+    "int64": "bigint",
+    "float32": "real",
+    "float64": "double precision",
+    "numeric": "numeric",
+    "text": "text",
+    "bytes": "bytea",
+    "date": "date",
+    "time": "time without time zone",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+    "interval": "interval",
+    "uuid": "uuid",
+    "json": "jsonb",
+    "dynamic": "text",
+    "other": "text",
+}
+
+_INTS: dict[Kind, int] = {"int16": 15, "int32": 31, "int64": 63}
+_EXACT_INT_BITS: dict[Kind, int] = {"float32": 24, "float64": 53}
+_TIMES: frozenset[Kind] = frozenset({"time", "timestamp", "timestamptz"})
+_NUMBERS: frozenset[Kind] = frozenset({"int16", "int32", "int64", "float32", "float64", "numeric"})
+
+
+def postgres_type(
+    *,
+    name: str,
+    base: str | None,
+    typmod: int = -1,
+    labels: Sequence[str] | None = None,
+) -> Type:
+    """The type of a PostgreSQL column.
+
+    Args:
+        name: As ``format_type`` spells it, with its schema where it is not a built-in type.
+        base: ``pg_type.typname`` of a built-in type (of a domain: of what it is based on);
+            None for a type of the user's.
+        typmod: The modifier: numeric(15,2), varchar(10), timestamp(3).
+        labels: Those of an enum.
+    """
+    if labels is not None:
+        return EnumType(kind="other", name=name, dialect="postgresql", labels=tuple(labels))
+    kind = _KINDS.get(base, "other") if base is not None else "other"
+    precision = scale = length = None
+    if typmod >= 0 and kind == "numeric":
+        # The layout of numeric's modifier: 16 bits of precision, 11 of signed scale, plus 4.
+        precision = (typmod - 4) >> 16
+        scale = (((typmod - 4) & 0x7FF) ^ 1024) - 1024
+    elif typmod >= 0 and kind == "text":
+        length = typmod - 4
+    elif typmod >= 0 and kind in _TIMES:
+        scale = typmod
+    return Type(
+        kind=kind,
+        name=name,
+        dialect="postgresql",
+        precision=precision,
+        scale=scale,
+        length=length,
+    )
+
+
+def declare_postgres(type: Type) -> str:
+    """How PostgreSQL spells a column of this type.
+
+    A bounded type of another dialect becomes its unbounded kind: SQLite, for one, does not
+    enforce ``VARCHAR(10)``.
+    """
+    return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
+
+
+def pass_through(source: Type, target: Type) -> bool:
+    """Whether PostgreSQL's text of an untouched value may go into the target as it is.
+
+    True where the server stores exactly that value or refuses it; False where it would round,
+    cut or reinterpret it in silence, or where the types have nothing to do with each other.
+    """
+    return way(source, target) == "pass"
+
+
+def way(source: Type, target: Type) -> Way:
+    """How values of one column get into a PostgreSQL column of another type.
+
+    ``pass``: PostgreSQL's text of the value goes as it is. ``convert``: through Python, each
+    value checked. ``refuse``: there is no exact way; a function must say what is meant.
+    """
+    if source.dialect != "postgresql":
+        return "convert" if _accepts(source, target) else "refuse"
+    if source.kind == target.kind:
+        return _same_kind(source, target)
+    if source.kind in _NUMBERS and target.kind in _NUMBERS:
+        return _between_numbers(source, target)
+    match source.kind, target.kind:
+        case "date", "timestamp":
+            return "pass"
+        case "text", "other":
+            return "pass" if isinstance(target, EnumType) or _is_citext(target) else "refuse"
+        case ("other" | "uuid" | "json"), "text":
+            # Their text form is the value; a bounded text may be too short for it.
+            return "pass" if target.length is None else "refuse"
+        case _:
+            return "refuse"
+
+
+def _is_citext(type: Type) -> bool:
+    return type.name.rpartition(".")[2] == "citext"
+
+
+def _same_kind(source: Type, target: Type) -> Way:
+    fits: Way = "pass"
+    match target.kind:
+        case "numeric":
+            if target.scale is not None and (source.scale is None or source.scale > target.scale):
+                fits = "convert"
+        case "text":
+            if target.length is not None and (
+                source.length is None or source.length > target.length
+            ):
+                fits = "convert"
+        case "time" | "timestamp" | "timestamptz":
+            if _digits(source) > _digits(target):
+                fits = "convert"
+        case "interval":
+            if target.name not in {source.name, "interval"}:
+                fits = "refuse"
+        case "other":
+            both_enums = isinstance(source, EnumType) and isinstance(target, EnumType)
+            if source.name != target.name and not both_enums:
+                fits = "refuse"
+        case _:
+            pass
+    return fits
+
+
+def _digits(type: Type) -> int:
+    """Digits of a second that a time keeps."""
+    return 6 if type.scale is None else type.scale
+
+
+def _between_numbers(source: Type, target: Type) -> Way:
+    if target.kind in _INTS:
+        if source.kind in _INTS:
+            return "pass"  # the server refuses what is out of range
+        whole = source.kind == "numeric" and source.scale in {None, 0}
+        return "pass" if whole else "refuse"  # the server refuses a fraction
+    if target.kind == "numeric":
+        if source.kind in _INTS:
+            return "pass" if (target.scale or 0) >= 0 else "convert"
+        return "pass" if target.scale is None else "convert"
+    if source.kind in _INTS:
+        return "pass" if _INTS[source.kind] <= _EXACT_INT_BITS[target.kind] else "convert"
+    return "convert" if target.kind == "float64" else "refuse"
+
+
+_ACCEPTED: dict[Kind, frozenset[Kind]] = {
+    "bool": frozenset({"bool"}),
+    "int16": frozenset({"int16", "int32", "int64"}),
+    "int32": frozenset({"int16", "int32", "int64"}),
+    "int64": frozenset({"int16", "int32", "int64"}),
+    "float32": _NUMBERS,
+    "float64": _NUMBERS,
+    "numeric": _NUMBERS,
+    "text": frozenset({"text", "other", "uuid"}),
+    "bytes": frozenset({"bytes"}),
+    "date": frozenset({"date"}),
+    "time": frozenset({"time"}),
+    "timestamp": frozenset({"timestamp", "date"}),
+    "timestamptz": frozenset({"timestamptz"}),
+    "interval": frozenset({"interval"}),
+    "uuid": frozenset({"uuid"}),
+    "json": frozenset({"json"}),
+    "other": frozenset({"text", "other"}),
+}
+_TEXT_CARRIES: frozenset[Kind] = frozenset({"date", "time", "timestamp", "timestamptz", "uuid"})
+
+
+def _accepts(source: Type, target: Type) -> bool:
+    """Whether Python values of a kind can be right for a column; each is still checked."""
+    if source.kind == "dynamic" or source.kind in _ACCEPTED.get(target.kind, ()):
+        return True
+    if source.dialect == "python":
+        # ``datetime`` says nothing of its zone, and ``str`` may be any JSON value's.
+        return (source.kind, target.kind) in {("timestamptz", "timestamp"), ("text", "json")} or (
+            source.kind == "numeric" and target.kind in _INTS
+        )
+    return source.kind == "text" and target.kind in _TEXT_CARRIES
+
+
+# --- COPY text to Python -------------------------------------------------------------------
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_UNESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return _UNESCAPES.get(match[1], match[1])
+
+
+def unescape(field: str) -> str:
+    """The text of a COPY field that is not NULL."""
+    return _ESCAPED.sub(_unescaped, field) if "\\" in field else field
+
+
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SPECIAL = re.compile(r"[\\\n\r\t]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _ESCAPES[match[0]]
+
+
+def escape(text: str) -> str:
+    """A text as a COPY field."""
+    return _SPECIAL.sub(_escaped, text)
+
+
+def _read_bytes(field: str) -> bytes:
+    return bytes.fromhex(field[3:])  # the field is \\x and hex digits, its backslash doubled
+
+
+def _read_bool(field: str) -> bool:
+    return field == "t"
+
+
+def _read_time(field: str) -> time:
+    if field.startswith("24"):
+        raise ValueError("24:00:00")  # newer Pythons would take it for midnight before
+    return time.fromisoformat(field)
+
+
+def _read_json(field: str) -> Any:
+    return json.loads(unescape(field), parse_float=Decimal)
+
+
+_real = struct.Struct("<f")
+
+
+def _read_float32(field: str) -> float:
+    return cast("float", _real.unpack(_real.pack(float(field)))[0])
+
+
+_INTERVAL = re.compile(
+    r"(?:(-?\d+) days?)?\s?(?:([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?)?", re.ASCII
+)
+
+
+def _read_interval(field: str) -> timedelta:
+    match = _INTERVAL.fullmatch(field)
+    if match is None or not field:
+        raise ValueError("months, or infinite")
+    days, sign, hours, minutes, seconds, fraction = match.groups()
+    clock = timedelta(
+        hours=int(hours or 0),
+        minutes=int(minutes or 0),
+        seconds=int(seconds or 0),
+        microseconds=int((fraction or "").ljust(6, "0")),
+    )
+    return timedelta(days=int(days or 0)) + (-clock if sign == "-" else clock)
+
+
+_READERS: dict[Kind, Decoder] = {
+    "bool": _read_bool,
+    "int16": int,
+    "int32": int,
+    "int64": int,
+    "float32": _read_float32,
+    "float64": float,
+    "numeric": Decimal,
+    "bytes": _read_bytes,
+    "date": date.fromisoformat,
+    "time": _read_time,
+    "timestamp": datetime.fromisoformat,
+    "timestamptz": datetime.fromisoformat,
+    "interval": _read_interval,
+    "uuid": UUID,
+    "json": _read_json,
+}
+_ALWAYS_READABLE: frozenset[Kind] = frozenset(
+    {"bool", "int16", "int32", "int64", "float32", "float64", "numeric", "bytes", "uuid"}
+)
+_UNREADABLE: dict[Kind, str] = {
+    "date": "a date outside the years 1 to 9999, or infinite,",
+    "time": "the time 24:00:00",
+    "timestamp": "a timestamp outside the years 1 to 9999, or infinite,",
+    "timestamptz": "a timestamp outside the years 1 to 9999, or infinite,",
+    "interval": "an interval with months or years, or an infinite one,",
+    "json": "a JSON value that Python's parser refuses",
+}
+
+
+def text_decoder(type: Type, *, nullable: bool, column: str = "") -> Decoder:
+    """From a raw COPY field of a PostgreSQL column to its Python value; NULL becomes None.
+
+    ``numeric`` becomes ``Decimal``, ``timestamptz`` an aware and ``timestamp`` a naive
+    ``datetime``, ``json`` Python objects with ``Decimal`` for fractions, and a type that Python
+    has no match for the server's text of it.
+
+    Raises:
+        DataError: By the decoder: Python cannot hold the value. It names the column.
+    """
+    read = _READERS.get(type.kind)
+    if read is None:
+        return _text_or_null if nullable else unescape
+    if type.kind not in _ALWAYS_READABLE:
+        read = _guarded(read, type, column)
+    return _or_null(read) if nullable else read
+
+
+def _text_or_null(field: str) -> str | None:
+    if "\\" in field:
+        return None if field == NULL else _ESCAPED.sub(_unescaped, field)
+    return field
+
+
+def _or_null(read: Decoder) -> Decoder:
+    def decode(field: str) -> Any:
+        return None if field == NULL else read(field)
+
+    return decode
+
+
+def _guarded(read: Decoder, type: Type, column: str) -> Decoder:
+    def decode(field: str) -> Any:
+        try:
+            return read(field)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"column {column!r} ({type.name}) holds {_UNREADABLE[type.kind]} which Python"
+                " cannot hold; leave the column untouched and it is copied as it is, or turn it"
+                " into text in the source",
+                column=column,
+            ) from error
+
+    return decode
+
+
+# --- Python to COPY text -------------------------------------------------------------------
+
+_Writer: TypeAlias = Callable[[Sequence[Any], Column], list[str]]
+_NONE = type(None)
+
+
+def encode_column(values: Sequence[Any], column: Column) -> list[str]:
+    """The values of one column as COPY fields for a PostgreSQL column; None becomes NULL.
+
+    Works on whole columns: a few passes in C for the usual case, and a closer look only where
+    something stands out.
+
+    Raises:
+        DataError: A value has the wrong type, or does not fit without being changed. It names
+            the column and the row's number in ``values``, never the value.
+    """
+    kinds = set(map(type, values))
+    write = _WRITERS[column.type.kind]
+    if _NONE not in kinds:
+        return write(values, column) if values else []
+    if not column.nullable:
+        row = next(i for i, value in enumerate(values) if value is None)
+        raise DataError(
+            f"column {column.name!r} does not allow NULL, and row {row + 1} of the batch has"
+            " None there",
+            column=column.name,
+            row=row,
+        )
+    present = [value for value in values if value is not None]
+    if not present:
+        return [NULL] * len(values)
+    try:
+        fields = iter(write(present, column))
+    except DataError as error:
+        if error.row is None:
+            raise
+        places = [i for i, value in enumerate(values) if value is not None]
+        raise _refusal(column, str(error.__cause__), places[error.row]) from error.__cause__
+    return [NULL if value is None else next(fields) for value in values]
+
+
+def _refusal(column: Column, why: str, row: int) -> DataError:
+    return DataError(
+        f"column {column.name!r} ({column.type.name}) cannot take the value in row {row + 1} of"
+        f" the batch: {why}",
+        column=column.name,
+        row=row,
+    )
+
+
+def _refuse(column: Column, why: str, row: int) -> NoReturn:
+    # The reason alone is the cause, so that a caller who renumbers rows can say it again.
+    raise _refusal(column, why, row) from ValueError(why)
+
+
+def _only(values: Sequence[Any], column: Column, *allowed: type, hint: str = "") -> set[type]:
+    """The values' types, each of which must be one of ``allowed`` (subclasses too, but for bool
+    and datetime, which are not numbers and dates here)."""
+    found = set(map(type, values))
+    for kind in found.difference(allowed):
+        good = issubclass(kind, allowed) and not (
+            (issubclass(kind, bool) and bool not in allowed)
+            or (issubclass(kind, datetime) and datetime not in allowed)
+        )
+        if not good:
+            row = next(i for i, value in enumerate(values) if type(value) is kind)
+            wanted = " or ".join(one.__name__ for one in allowed)
+            _refuse(column, f"it is {_a(kind.__name__)}, not {_a(wanted)}{hint}", row)
+    return found
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+def _first(values: Sequence[Any], bad: Callable[[Any], bool]) -> int:
+    return next(i for i, value in enumerate(values) if bad(value))
+
+
+def _write_bool(values: Sequence[Any], column: Column) -> list[str]:
+    _only(values, column, bool)
+    return ["t" if value else "f" for value in values]
+
+
+def _write_int(values: Sequence[Any], column: Column) -> list[str]:
+    found = _only(
+        values, column, int, Decimal, hint=("; round it or convert it in a function, for example")
+        + " with int()",
+    )  # fmt: skip
+    if found != {int}:
+        values = [_whole(value, i, column) for i, value in enumerate(values)]
+    bound = 1 << _INTS[column.type.kind]
+    if max(values) >= bound or min(values) < -bound:
+        _refuse(column, "it is out of range", _first(values, lambda v: not -bound <= v < bound))
+    return list(map(str, values))
+
+
+def _whole(value: Any, row: int, column: Column) -> int:
+    if isinstance(value, Decimal) and (not value.is_finite() or value != int(value)):
+        _refuse(column, "it has a fraction, or is not finite", row)
+    return int(value)
+
+
+def _write_float(values: Sequence[Any], column: Column) -> list[str]:
+    found = _only(values, column, float, int, Decimal)
+    if found != {float}:
+        values = [_as_float(value, i, column) for i, value in enumerate(values)]
+    if column.type.kind == "float32":
+        for i, value in enumerate(values):
+            try:
+                kept = _real.unpack(_real.pack(value))[0]
+            except OverflowError:
+                _refuse(column, "it is out of range", i)
+            if kept == 0 and value != 0:
+                _refuse(column, "it would become 0", i)
+    return list(map(float.__repr__, values))
+
+
+def _as_float(value: Any, row: int, column: Column) -> float:
+    if isinstance(value, float):
+        return value
+    try:
+        result = float(value)
+    except OverflowError:
+        _refuse(column, "it is out of range", row)
+    # A fraction is kept when its shortest text is: Decimal("0.1") is 0.1, not 0.1000000000000000055.
+    same = result == value if isinstance(value, int) else _decimal_is(value, result)
+    if not same:
+        _refuse(column, "it has more digits than a floating-point number; use float()", row)
+    return result
+
+
+def _decimal_is(value: Decimal, result: float) -> bool:
+    return value.is_nan() or Decimal(repr(result)) == value
+
+
+def _write_numeric(values: Sequence[Any], column: Column) -> list[str]:
+    found = _only(values, column, Decimal, int, float)
+    if found == {Decimal} or found == {int}:
+        texts = list(map(str, values))
+    else:
+        texts = [repr(value) if isinstance(value, float) else str(value) for value in values]
+    joined = "\n".join(texts)
+    if "s" in joined or "N" in joined:
+        # sNaN and NaN with a sign or a payload are all the server's one NaN.
+        texts = ["NaN" if isinstance(v, Decimal) and v.is_nan() else t for v, t in zip(values, texts, strict=True)]  # fmt: skip
+    scale = column.type.scale
+    if scale is not None and (
+        "E" in joined or "e" in joined or scale < 0 or _too_fine(scale).search(joined)
+    ):
+        for i, text in enumerate(texts):
+            number = Decimal(text)
+            if number.is_finite() and not _fits_scale(number, scale):
+                _refuse(
+                    column,
+                    f"it has more than {max(scale, 0)} digits after the point; round it in a"
+                    " function",
+                    i,
+                )
+    return texts
+
+
+def _too_fine(scale: int) -> re.Pattern[str]:
+    return re.compile(rf"\.\d{{{scale}}}\d*[1-9]", re.ASCII)
+
+
+def _fits_scale(number: Decimal, scale: int) -> bool:
+    digits, exponent = number.as_tuple()[1:]
+    assert isinstance(exponent, int)  # a finite number's
+    extra = -exponent - scale
+    return extra <= 0 or not any(digits[-extra:]) if extra < len(digits) else not any(digits)
+
+
+_UNSAFE = re.compile(r"[\\\n\r\t\x00]")
+
+
+def _write_text(values: Sequence[Any], column: Column) -> list[str]:
+    found = _only(values, column, str, UUID, Enum, hint="; make it text in a function")
+    texts: Sequence[str] = values
+    if found != {str}:
+        texts = [_as_text(value, i, column) for i, value in enumerate(values)]
+    length = column.type.length
+    if length is not None and max(map(len, texts)) > length:
+        padded = column.type.name.startswith("character(")
+        for i, text in enumerate(texts):
+            # Spaces at the end mean nothing in character(n), and something everywhere else.
+            if len(text.rstrip(" ") if padded else text) > length:
+                _refuse(column, f"it is longer than {length} characters", i)
+    return _escape_all(texts, column)
+
+
+def _as_text(value: Any, row: int, column: Column) -> str:
+    if isinstance(value, Enum):
+        value = value.value
+        if not isinstance(value, str):
+            _refuse(column, "it is an Enum whose value is not text", row)
+    return value if isinstance(value, str) else str(value)
+
+
+def _escape_all(texts: Sequence[str], column: Column) -> list[str]:
+    if _UNSAFE.search("".join(texts)) is None:
+        return list(texts)
+    for i, text in enumerate(texts):
+        if "\x00" in text:
+            _refuse(column, "it holds a NUL character, which PostgreSQL cannot store", i)
+    return [escape(text) for text in texts]
+
+
+def _write_bytes(values: Sequence[Any], column: Column) -> list[str]:
+    _only(values, column, bytes, bytearray, memoryview)
+    return ["\\\\x" + value.hex() for value in values]
+
+
+_ISO_DATE = r"\d{4}-\d\d-\d\d"
+_ISO_TIME = r"\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?"
+_ISO: dict[Kind, re.Pattern[str]] = {
+    "date": re.compile(_ISO_DATE, re.ASCII),
+    "time": re.compile(_ISO_TIME, re.ASCII),
+    "timestamp": re.compile(rf"{_ISO_DATE}(?:[ T]{_ISO_TIME})?", re.ASCII),
+    "timestamptz": re.compile(
+        rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)", re.ASCII
+    ),
+}
+_ISO_WANTED: dict[Kind, str] = {
+    "date": "written as 2020-01-31",
+    "time": "written as 12:30:00",
+    "timestamp": "written as 2020-01-31 12:30:00, without a zone",
+    "timestamptz": "written as 2020-01-31 12:30:00+00, with a zone",
+}
+
+
+def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
+    """Dates and times: texts of ISO 8601, and Python's own, whose ``str`` is that."""
+    kind = column.type.kind
+    match kind:
+        case "date":
+            found = _only(values, column, date, str)
+        case "time":
+            found = _only(values, column, time, str)
+        case "timestamp":
+            found = _only(values, column, datetime, date, str)
+        case _:
+            found = _only(values, column, datetime, str)
+    texts = list(map(str, values))
+    if str in found or len(found) > 1:
+        for i, value in enumerate(values):
+            if isinstance(value, str) and _ISO[kind].fullmatch(value) is None:
+                _refuse(column, f"it is a text that is not {_ISO_WANTED[kind]}", i)
+    if kind != "date":
+        _check_zones(values, kind, column)
+        if _digits(column.type) < 6 and _too_fine(_digits(column.type)).search("\n".join(texts)):
+            _refuse_fraction(texts, column)
+    return texts
+
+
+def _check_zones(values: Sequence[Any], kind: Kind, column: Column) -> None:
+    aware = kind == "timestamptz"
+    for i, value in enumerate(values):
+        if isinstance(value, datetime | time) and (value.utcoffset() is not None) != aware:
+            _refuse(
+                column,
+                "it has no time zone; give it one, for example with .replace(tzinfo=UTC)"
+                if aware
+                else "it has a time zone, which the column would drop; use .astimezone(...) and"
+                " .replace(tzinfo=None)",
+                i,
+            )
+
+
+def _refuse_fraction(texts: Sequence[str], column: Column) -> NoReturn:
+    digits = _digits(column.type)
+    row = _first(texts, lambda text: _too_fine(digits).search(text) is not None)
+    _refuse(column, f"the column keeps {digits} digits of a second; round it in a function", row)
+
+
+def _write_interval(values: Sequence[Any], column: Column) -> list[str]:
+    _only(values, column, timedelta)
+    if column.type.name != "interval":
+        _refuse(column, "only a plain interval column takes a timedelta exactly", 0)
+    return [f"{v.days} days {v.seconds}.{v.microseconds:06d} seconds" for v in values]
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _write_uuid(values: Sequence[Any], column: Column) -> list[str]:
+    if _only(values, column, UUID, str) != {UUID}:
+        for i, value in enumerate(values):
+            if isinstance(value, str) and _UUID.fullmatch(value) is None:
+                _refuse(column, "it is a text that is not a UUID", i)
+    return list(map(str, values))
+
+
+def _write_json(values: Sequence[Any], column: Column) -> list[str]:
+    texts: list[str] = []
+    for i, value in enumerate(values):
+        try:
+            texts.append(_json(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            _refuse(column, f"it is not JSON ({type(error).__name__})", i)
+    return _escape_all(texts, column)
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except TypeError:
+        return _json_slowly(value)
+
+
+def _json_slowly(value: Any) -> str:
+    """JSON with exact decimals, which the json module cannot write."""
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError("not finite")
+        return str(value)
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        if not all(isinstance(key, str) for key, _ in items):
+            raise TypeError("a key that is not text")
+        return "{" + ", ".join(f"{_json(k)}: {_json_slowly(v)}" for k, v in items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_json_slowly, cast("Sequence[Any]", value))) + "]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _write_other(values: Sequence[Any], column: Column) -> list[str]:
+    found = _only(values, column, str, Enum, hint=": PostgreSQL's own text of the value")
+    if found != {str}:
+        values = [_as_text(value, i, column) for i, value in enumerate(values)]
+    return _escape_all(values, column)
+
+
+_WRITERS: dict[Kind, _Writer] = {
+    "bool": _write_bool,
+    "int16": _write_int,
+    "int32": _write_int,
+    "int64": _write_int,
+    "float32": _write_float,
+    "float64": _write_float,
+    "numeric": _write_numeric,
+    "text": _write_text,
+    "bytes": _write_bytes,
+    "date": _write_moment,
+    "time": _write_moment,
+    "timestamp": _write_moment,
+    "timestamptz": _write_moment,
+    "interval": _write_interval,
+    "uuid": _write_uuid,
+    "json": _write_json,
+    "dynamic": _write_other,
+    "other": _write_other,
+}

@@ -1,0 +1,500 @@
+"""Opens what a plan needs and builds its tasks: from a plan to coroutines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, is_dataclass
+from time import monotonic
+from typing import Any, cast
+
+from etl.batch import Batch, Position
+from etl.connector import (
+    Advance,
+    Checkpoint,
+    CheckpointKey,
+    OpenTarget,
+    Profiler,
+    Reader,
+    RunInfo,
+    Session,
+    Sink,
+    Target,
+)
+from etl.engine.channel import Channel
+from etl.engine.lane import Lane
+from etl.engine.nodes import Pump, run_inline, run_parallel
+from etl.engine.plan import FlowPlan, Inline, Leg, Plan
+from etl.errors import ConfigError, DataError
+from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
+from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
+from etl.policy import Retry
+from etl.rows import Row, Shape, shape_of
+from etl.stages import RowStep, fuse
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class RunningFlow:
+    """One flow of a run: its tasks' objects, for statistics, drain and report."""
+
+    plan: FlowPlan
+    notes: list[str] = field(default_factory=list[str])
+    pumps: list[Pump] = field(default_factory=list[Pump])
+    channels: list[Channel[Batch[Any]]] = field(default_factory=list[Channel[Batch[Any]]])
+    lane: Lane | None = None
+    publishes: tuple[CheckpointKey, ...] = ()
+    epochs: dict[CheckpointKey, int] = field(default_factory=dict[CheckpointKey, int])
+    is_done: bool = False  # an append of a full read that was complete before this run
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Every source was read to its end."""
+        return self.is_done or (bool(self.pumps) and all(pump.exhausted for pump in self.pumps))
+
+    def stats(self) -> FlowStats:
+        """Figures for now."""
+        return FlowStats(
+            name=self.plan.name,
+            state="ended" if self.ended else "running" if self.started else "waiting",
+            rows_read=sum(pump.rows for pump in self.pumps),
+            rows_written=self.lane.rows_written if self.lane else 0,
+            bytes_read=sum(pump.nbytes for pump in self.pumps),
+            channels=[channel.stats() for channel in self.channels],
+        )
+
+    def report(self) -> FlowReport:
+        """What the flow has done."""
+        started = self.started or 0.0
+        return FlowReport(
+            name=self.plan.name,
+            sinks=tuple(sink.table for sink in self.plan.sinks),
+            rows_read=sum(pump.rows for pump in self.pumps),
+            rows_written=self.lane.rows_written if self.lane else 0,
+            bytes_read=sum(pump.nbytes for pump in self.pumps),
+            transactions=self.lane.transactions if self.lane else 0,
+            seconds=round((self.ended or monotonic()) - started, 3) if started else 0.0,
+            exhausted=self.exhausted,
+            notes=tuple(self.notes),
+        )
+
+    def publish_steps(self) -> list[Advance]:
+        """What completes the staging tables of this flow, once it has ended."""
+        assert self.lane is not None
+        committed = self.lane.committed
+        return [
+            Advance(
+                key=key,
+                epoch=self.epochs[key],
+                old=committed[key],
+                new=committed[key],
+                rows=0,
+                complete=True,
+            )
+            for key in self.publishes
+        ]
+
+
+class Assembly:
+    """The opened databases and built tasks of one run. Closed by its exit stack."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        info: RunInfo,
+        *,
+        retry: Retry,
+        full: bool,
+        accept_change: bool,
+        tell: Tell,
+    ) -> None:
+        self.flows = [RunningFlow(flow) for flow in plan.flows]
+        self.units: dict[str, Coroutine[Any, Any, None]] = {}
+        self.targets: dict[Target, OpenTarget] = {}
+        self._plan = plan
+        self._info = info
+        self._retry = retry
+        self._full = full
+        self._accept_change = accept_change
+        self._tell = tell
+
+    @property
+    def channels(self) -> list[Channel[Batch[Any]]]:
+        """All of them, to fail together."""
+        return [channel for flow in self.flows for channel in flow.channels]
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Connect to everything, check it, take over the checkpoints, and build the tasks.
+
+        Nothing is written before every flow has passed its checks but checkpoint rows, tables
+        that were missing, and staging tables.
+        """
+        opened: list[tuple[RunningFlow, list[Reader[Any]], Session]] = []
+        for target, sessions in self._plan.targets.items():
+            self.targets[target] = await stack.enter_async_context(
+                target.open(self._info, sessions=sessions)
+            )
+        for flow in self.flows:
+            readers = [
+                await stack.enter_async_context(branch.source.connect(self._info))
+                for branch in flow.plan.branches
+            ]
+            session = await self.targets[flow.plan.target].session(flow.plan.name, flow.plan.sinks)
+            await self._prepare(flow, readers, session)
+            opened.append((flow, readers, session))
+        for flow, readers, session in opened:
+            starts = await self._take_over(flow, readers, session)
+            if starts is not None:
+                await self._build(flow, readers, session, starts)
+
+    async def _prepare(
+        self, flow: RunningFlow, readers: Sequence[Reader[Any]], session: Session
+    ) -> None:
+        for reader in readers:
+            flow.notes += reader.notes
+        shape = await _reaching_shape(flow.plan, readers, session)
+        shapes = [shape for _ in flow.plan.sinks]
+        resumable = all(reader.resumable for reader in readers)
+        flow.notes += await session.prepare(shapes, resumable=resumable)
+        for note in flow.notes:
+            self._tell(Note(flow=flow.plan.name, message=note))
+
+    async def _take_over(
+        self, flow: RunningFlow, readers: Sequence[Reader[Any]], session: Session
+    ) -> dict[str, Position | None] | None:
+        """Claim the checkpoints; where to read from by partition, or None: nothing to do."""
+        plan = flow.plan
+        resumable = all(reader.resumable for reader in readers)
+        fingerprints: dict[CheckpointKey, str] = {}
+        staged: dict[CheckpointKey, bool] = {}
+        for sink in plan.sinks:
+            for branch in plan.branches:
+                key = CheckpointKey(
+                    pipeline=self._plan.pipeline,
+                    flow=plan.name,
+                    sink=sink.table,
+                    partition=branch.partition,
+                )
+                fingerprints[key] = _fingerprint(branch.source, sink)
+                staged[key] = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        keys = list(fingerprints)
+        before = await session.load(keys)
+        self._check_fingerprints(flow, before, fingerprints)
+        if self._is_done(flow, before, keys):
+            flow.is_done = True
+            flow.notes.append(self._done_note(plan))
+            self._tell(Note(flow=plan.name, message=flow.notes[-1]))
+            return None
+        found = await session.take_over(
+            keys,
+            fingerprints=[fingerprints[key] for key in keys],
+            fresh=self._full or not resumable,
+        )
+        flow.publishes = tuple(key for key in keys if staged[key])
+        flow.epochs = {key: found[key].epoch for key in keys}
+        starts: dict[str, Position | None] = {}
+        for branch in plan.branches:
+            positions = {
+                self._start(plan, found[key], resumable, staged[key])
+                for key in keys
+                if key.partition == branch.partition
+            }
+            if len(positions) > 1:
+                raise ConfigError(
+                    f"flow {plan.name!r}: its sinks stand at different positions (one was added"
+                    " later, or reset). Give the new sink a flow of its own, or reset the flow's"
+                    " state to load all of them anew"
+                )
+            starts[branch.partition] = positions.pop()
+        flow.lane = self._lane(flow, session, found, starts)
+        return starts
+
+    def _start(
+        self, plan: FlowPlan, found: Checkpoint, resumable: bool, staged: bool
+    ) -> Position | None:
+        if staged:
+            return found.position
+        if self._full or not resumable or (found.complete and not plan.incremental):
+            return None
+        return found.position
+
+    def _is_done(
+        self,
+        flow: RunningFlow,
+        before: Mapping[CheckpointKey, Checkpoint],
+        keys: Sequence[CheckpointKey],
+    ) -> bool:
+        """A full read that was appended completely would only append the same rows again."""
+        return (
+            not self._full
+            and not flow.plan.incremental
+            and all(sink.mode == "append" for sink in flow.plan.sinks)
+            and all(key in before and before[key].complete for key in keys)
+        )
+
+    def _done_note(self, plan: FlowPlan) -> str:
+        return (
+            "this full read was appended completely by an earlier run; nothing to do. Give the"
+            " source a cursor= to append new rows, or run with --full to append all rows again"
+        )
+
+    def _check_fingerprints(
+        self,
+        flow: RunningFlow,
+        before: Mapping[CheckpointKey, Checkpoint],
+        now: Mapping[CheckpointKey, str],
+    ) -> None:
+        if self._accept_change or self._full:
+            return
+        for key, checkpoint in before.items():
+            old = checkpoint.fingerprint
+            if checkpoint.position is not None and old is not None and old != now[key]:
+                changed = _differences(old, now[key])
+                raise ConfigError(
+                    f"flow {flow.plan.name!r}: {changed} changed since the position of"
+                    f" {key.sink!r} was saved, so that position may not mean the same rows."
+                    " Nothing was moved; run with --accept-change to keep it, with --full to read"
+                    " everything again, or reset the state"
+                )
+
+    def _lane(
+        self,
+        flow: RunningFlow,
+        session: Session,
+        found: Mapping[CheckpointKey, Checkpoint],
+        starts: Mapping[str, Position | None],
+    ) -> Lane:
+        plan = flow.plan
+        channel = self._channel(flow, f"{plan.name}: to the lane", producers=self._ends(plan))
+
+        def completes() -> Sequence[CheckpointKey]:
+            if plan.incremental or not flow.exhausted:
+                return ()
+            return [key for key in found if key not in flow.publishes]
+
+        return Lane(
+            flow=plan.name,
+            sinks=[sink.table for sink in plan.sinks],
+            session=session,
+            checkpoints=found,
+            starts=starts,
+            channel=channel,
+            limits=self._plan.limits,
+            group_bytes=self._plan.share,
+            retry=self._retry,
+            completes=completes,
+            on_commit=lambda name, rows, total, seconds: self._tell(
+                Committed(flow=name, rows=rows, total_rows=total, seconds=round(seconds, 6))
+            ),
+            on_retry=self._told_retry,
+        )
+
+    def _ends(self, plan: FlowPlan) -> int:
+        """How many producers the lane's channel has."""
+        return 1 if plan.shared else len(plan.branches)
+
+    async def _build(
+        self,
+        flow: RunningFlow,
+        readers: Sequence[Reader[Any]],
+        session: Session,
+        starts: Mapping[str, Position | None],
+    ) -> None:
+        plan = flow.plan
+        assert flow.lane is not None
+        last = flow.channels[0]
+        if plan.shared:
+            joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
+            await self._legs(flow, plan.name, plan.shared, joined, last)
+        else:
+            joined = last
+        for branch, reader in zip(plan.branches, readers, strict=True):
+            name = f"{plan.name}/{branch.partition}" if len(plan.branches) > 1 else plan.name
+            first = joined
+            if branch.legs:
+                first = self._channel(flow, f"{name}: read")
+                await self._legs(flow, name, branch.legs, first, joined)
+            pump = Pump(
+                flow=plan.name,
+                partition=branch.partition,
+                reader=reader,
+                after=starts[branch.partition],
+                steps=await self._row_steps(branch.inline),
+                out=first,
+                retry=self._retry,
+                on_retry=self._told_retry,
+            )
+            flow.pumps.append(pump)
+            self.units[f"source of flow {name!r}"] = pump.run()
+        self.units[f"lane of flow {plan.name!r}"] = self._lane_to_end(flow)
+
+    async def _legs(
+        self,
+        flow: RunningFlow,
+        name: str,
+        legs: Sequence[Leg],
+        first: Channel[Batch[Any]],
+        last: Channel[Batch[Any]],
+    ) -> None:
+        for number, leg in enumerate(legs):
+            out = last
+            if number < len(legs) - 1:
+                out = self._channel(flow, f"{name}: after {leg.label}")
+            if leg.parallel is not None:
+
+                def told(what: str, attempt: int, wait_s: float, error: BaseException) -> None:
+                    self._told_retry(name, what, attempt, wait_s, error)
+
+                work = run_parallel(leg.parallel, first, out, told)
+            else:
+                work = run_inline(await self._inline(leg.inline), first, out)
+            self.units[f"stage {number + 1} ({leg.label}) of flow {name!r}"] = work
+            first = out
+
+    async def _lane_to_end(self, flow: RunningFlow) -> None:
+        assert flow.lane is not None
+        flow.started = monotonic()
+        await flow.lane.run()
+        flow.ended = monotonic()
+        report = flow.report()
+        self._tell(
+            FlowEnded(
+                flow=flow.plan.name,
+                rows_read=report.rows_read,
+                rows_written=report.rows_written,
+                seconds=report.seconds,
+            )
+        )
+
+    def _channel(
+        self, flow: RunningFlow, name: str, *, producers: int = 1
+    ) -> Channel[Batch[Any]]:
+        channel: Channel[Batch[Any]] = Channel(
+            name,
+            max_items=self._plan.limits.channel_batches,
+            max_bytes=self._plan.share,
+            producers=producers,
+        )
+        flow.channels.append(channel)
+        return channel
+
+    async def _row_steps(self, steps: Inline) -> list[RowStep]:
+        return cast("list[RowStep]", await self._inline(steps))
+
+    async def _inline(self, steps: Inline) -> list[RowStep | Stage[Any, Any]]:
+        """The steps with each lookup's side table loaded."""
+        found: list[RowStep | Stage[Any, Any]] = []
+        for step in steps:
+            found.append(await self._loaded(step) if isinstance(step, Lookup) else step)
+        return found
+
+    async def _loaded(self, step: Lookup) -> Map:
+        table = await load_side(step, self._info)
+        key, combine = step.key, step.combine
+
+        def joined(row: Any) -> Any:
+            return combine(row, table.get(key(row)))
+
+        joined.__qualname__ = getattr(combine, "__qualname__", "lookup")
+        return Map(joined)
+
+    def _told_retry(
+        self, flow: str, what: str, attempt: int, wait_s: float, error: BaseException
+    ) -> None:
+        self._tell(
+            Retrying(
+                flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=str(error)
+            )
+        )
+
+
+async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:
+    """The side of a lookup, by its key.
+
+    Raises:
+        DataError: Two side rows have the same key.
+    """
+    side = step.side
+    source = side.origin
+    assert isinstance(source, Source)
+    run = fuse(cast("Sequence[RowStep]", side.steps))
+    table: dict[Any, Any] = {}
+
+    async def emit(batch: Batch[Any]) -> None:
+        for row in run(batch.rows):
+            key = step.side_key(row)
+            if key in table:
+                raise DataError(
+                    f"lookup in {side.flow_name!r}: two side rows have the same key. Nothing was"
+                    " written; make side_key unique, or filter the side"
+                )
+            table[key] = row
+
+    async with source.connect(info) as reader:
+        await reader.pump(None, None, emit)
+    return table
+
+
+async def _reaching_shape(
+    plan: FlowPlan, readers: Sequence[Reader[Any]], session: Session
+) -> Shape | None:
+    """The shape of the rows that reach the sinks, where it is known before the first one."""
+    kind = plan.flow.stream.row_type
+    if isinstance(kind, type) and is_dataclass(kind):
+        return shape_of(kind, _source_key(plan, kind, readers))
+    if kind is Row or _rows_untouched(plan):
+        shape = readers[0].shape
+        if shape is None or len(readers) > 1:
+            return shape
+        reader = readers[0]
+        if isinstance(reader, Profiler) and any(
+            column.type.kind == "dynamic" for column in shape.columns
+        ):
+            for number in range(len(plan.sinks)):
+                if await session.wants_profile(number, shape):
+                    return await reader.profile()
+        return shape
+    return None
+
+
+def _rows_untouched(plan: FlowPlan) -> bool:
+    streams: list[Stream[Any]] = [plan.flow.stream, *plan.flow.branches.values()]
+    return all(isinstance(step, Filter) for stream in streams for step in stream.steps)
+
+
+def _source_key(
+    plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]
+) -> tuple[str, ...]:
+    """The source's key, where the rows still have it: the key of a table made for them."""
+    shape = readers[0].shape
+    if not _rows_untouched(plan) or shape is None:
+        return ()
+    names = getattr(row, "__dataclass_fields__", {})
+    return shape.key if all(name in names for name in shape.key) else ()
+
+
+def _fingerprint(source: Source[Any], sink: Sink[Any]) -> str:
+    return json.dumps(
+        {"source": dict(source.fingerprint), "sink": dict(sink.fingerprint)},
+        sort_keys=True,
+        ensure_ascii=False,
+    )
+
+
+def _differences(old: str, now: str) -> str:
+    try:
+        before, after = json.loads(old), json.loads(now)
+        names = [
+            f"{name} of the {side}"
+            for side in after
+            for name in after[side]
+            if before.get(side, {}).get(name) != after[side][name]
+        ]
+    except (ValueError, TypeError, AttributeError):
+        names = []
+    return ", ".join(names) or "the set-up"
+

@@ -1,0 +1,279 @@
+"""The lane: groups batches, and writes rows and positions in one transaction.
+
+Invariants (a run may die anywhere, and these hold in the target):
+
+- Atomic: the rows of a group and its positions change in one transaction.
+- Chain: a commit moves a position exactly from the last committed one to the next; the old
+  position and the epoch are in the predicate of the update.
+- Fence: after a take-over no older run can commit; both need the same checkpoint row.
+- No false end: a read is marked complete only after each channel before the lane closed cleanly.
+
+So at any moment the target is the effect of the source up to the position.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from etl.batch import Batch, Position
+from etl.connector import Advance, Checkpoint, CheckpointKey, Session
+from etl.engine.channel import Channel, EndOfChannelError
+from etl.engine.retry import Attempts
+from etl.engine.supervise import finish
+from etl.errors import CommitInDoubtError, ConservationError, FencedError, TransientError
+from etl.policy import Limits, Retry
+
+_IDLE_COMMIT_S = 5.0
+
+
+class Group:
+    """Batches that one transaction will write: whole token groups, complete in memory."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch[Any]] = []
+        self.rows = 0
+        self.nbytes = 0
+        self.moves: dict[str, Position] = {}  # partition -> position after the group
+        self.rows_of: dict[str, int] = {}
+        self.since = monotonic()
+
+    @property
+    def is_whole(self) -> bool:
+        """No piece waits for the token that covers it."""
+        return not self.batches or not self.batches[-1].partial
+
+    def add(self, batch: Batch[Any]) -> None:
+        """Take one more batch."""
+        self.batches.append(batch)
+        self.rows += len(batch.rows)
+        self.nbytes += batch.nbytes
+        for token in batch.tokens:
+            if token.new is not None:
+                self.moves[token.partition] = token.new
+        if batch.tokens:
+            partition = batch.tokens[-1].partition
+            pieces = sum(len(one.rows) for one in self._open_pieces())
+            self.rows_of[partition] = self.rows_of.get(partition, 0) + pieces
+
+    def _open_pieces(self) -> list[Batch[Any]]:
+        """The last batch and the partial ones before it."""
+        found = [self.batches[-1]]
+        for batch in reversed(self.batches[:-1]):
+            if not batch.partial:
+                break
+            found.append(batch)
+        return found
+
+
+class Lane:
+    """Writes one flow into its sinks, one transaction at a time.
+
+    Attributes:
+        rows_written: Rows that the sinks took in this run.
+        transactions: Commits with rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        flow: str,
+        sinks: Sequence[str],
+        session: Session,
+        checkpoints: Mapping[CheckpointKey, Checkpoint],
+        starts: Mapping[str, Position | None],
+        channel: Channel[Batch[Any]],
+        limits: Limits,
+        group_bytes: int,
+        retry: Retry,
+        completes: Callable[[], Sequence[CheckpointKey]],
+        on_commit: Callable[[str, int, int, float], None],
+        on_retry: Callable[[str, str, int, float, BaseException], None],
+    ) -> None:
+        """Make a lane.
+
+        Args:
+            checkpoints: The lane's keys, as the take-over returned them.
+            starts: Where each partition is read from in this run: its first token's ``old``.
+            completes: At a clean end: the keys to mark complete.
+        """
+        self.rows_written = 0
+        self.transactions = 0
+        self.committed = {key: found.position for key, found in checkpoints.items()}
+        self._epochs = {key: found.epoch for key, found in checkpoints.items()}
+        self._flow = flow
+        self._sinks = sinks
+        self._session = session
+        self._expected = dict(starts)
+        self._channel = channel
+        self._limits = limits
+        self._group_bytes = group_bytes
+        self._retry = retry
+        self._completes = completes
+        self._on_commit = on_commit
+        self._on_retry = on_retry
+
+    async def run(self) -> None:
+        """Write until the channel has ended.
+
+        Raises:
+            FencedError: A newer run took over.
+            DataError: A row was refused; nothing of its group was written.
+        """
+        group = Group()
+        while True:
+            try:
+                batch = await self._channel.get()
+            except EndOfChannelError:
+                break
+            self._take(group, batch)
+            await self._extend(group)
+            if group.rows or monotonic() - group.since > _IDLE_COMMIT_S:
+                await self._commit(group, ())
+                group = Group()
+        completes = self._completes()
+        if group.moves or completes:
+            await self._commit(group, completes)
+
+    async def _extend(self, group: Group) -> None:
+        """Take what waits, up to the bounds, and always up to the end of a token group."""
+        while not group.is_whole or (
+            group.rows < self._limits.group_rows and group.nbytes < self._group_bytes
+        ):
+            batch = self._channel.get_nowait()
+            if batch is None:
+                if group.is_whole:
+                    return
+                try:
+                    batch = await self._channel.get()
+                except EndOfChannelError:
+                    raise ConservationError(
+                        f"flow {self._flow!r} ended in the middle of a split batch: its last piece,"
+                        " which carries the token, never came. Nothing of it was written"
+                    ) from None
+            self._take(group, batch)
+
+    def _take(self, group: Group, batch: Batch[Any]) -> None:
+        if not batch.partial and not batch.tokens and batch.rows:
+            raise ConservationError(
+                f"flow {self._flow!r}: {len(batch.rows)} rows came without a token; a stage made a"
+                " batch of its own. Use derive, merge or split. Nothing of it was written"
+            )
+        for token in batch.tokens:
+            if self._expected.get(token.partition) != token.old:
+                raise ConservationError(
+                    f"flow {self._flow!r}: a batch came out of order in partition"
+                    f" {token.partition!r}. It was not written"
+                )
+            self._expected[token.partition] = token.new
+        group.add(batch)
+
+    async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
+        """One group, tried until it is in or the policy gives up."""
+        steps = self._steps(group, completes)
+        batches = [batch for batch in group.batches if batch.rows]
+        attempts = Attempts(self._retry)
+        while True:
+            started = monotonic()
+            try:
+                work = self._transaction(batches, steps)
+                if self._session.uncancellable:
+                    written = await finish(work, on_cancel=self._session.interrupt)
+                else:
+                    written = await work
+                break
+            except CommitInDoubtError as doubt:
+                if await self._is_in(steps, attempts, doubt):
+                    written = group.rows * len(self._sinks)
+                    break
+            except TransientError as error:
+                await self._pause("writing", attempts, error)
+        for step in steps:
+            self.committed[step.key] = step.new
+        if batches:
+            self.rows_written += written
+            self.transactions += 1
+            self._on_commit(self._flow, written, self.rows_written, monotonic() - started)
+
+    async def _transaction(self, batches: Sequence[Batch[Any]], steps: Sequence[Advance]) -> int:
+        session = self._session
+        written = 0
+        try:
+            await session.begin()
+            if batches:
+                for sink in range(len(self._sinks)):
+                    written += await session.write(sink, batches)
+            await session.advance(steps)
+            # A cancelled COMMIT says nothing about the data, so it is never cut.
+            await finish(session.commit())
+        except CommitInDoubtError:
+            raise
+        except BaseException:
+            await finish(session.rollback())
+            raise
+        return written
+
+    def _steps(self, group: Group, completes: Sequence[CheckpointKey]) -> list[Advance]:
+        steps: list[Advance] = []
+        for key, old in self.committed.items():
+            moved = key.partition in group.moves
+            if moved or key in completes:
+                # A read that starts anew over a complete one has no move to make when it
+                # found no rows: the old position then stays.
+                new = group.moves[key.partition] if moved else old
+                steps.append(
+                    Advance(
+                        key=key,
+                        epoch=self._epochs[key],
+                        old=old,
+                        new=new,
+                        rows=group.rows_of.get(key.partition, 0),
+                        complete=key in completes,
+                    )
+                )
+        return steps
+
+    async def _is_in(
+        self, steps: Sequence[Advance], attempts: Attempts, doubt: CommitInDoubtError
+    ) -> bool:
+        """Whether a transaction whose COMMIT was not answered is in.
+
+        Reads with a lock, so it waits for the old transaction where that still lives.
+
+        Raises:
+            FencedError: The checkpoint is neither at the old nor at the new position.
+        """
+        await self._pause("asking for the outcome of a commit", attempts, doubt)
+        while True:
+            try:
+                found = await finish(self._session.settle([step.key for step in steps]))
+                break
+            except TransientError as error:
+                await self._pause("asking for the outcome of a commit", attempts, error)
+        at_new = at_old = 0
+        for step in steps:
+            now = found.get(step.key)
+            if now is None or now.epoch != step.epoch:
+                raise self._fenced() from doubt
+            at_new += now.position == step.new and now.complete == step.complete
+            at_old += now.position == step.old
+        if at_new == len(steps):
+            return True
+        if at_old == len(steps):
+            return False
+        raise self._fenced() from doubt
+
+    async def _pause(self, what: str, attempts: Attempts, error: BaseException) -> None:
+        wait_s = attempts.next_wait_s()
+        if wait_s is None:
+            raise error
+        self._on_retry(self._flow, what, attempts.failed, wait_s, error)
+        await asyncio.sleep(wait_s)
+
+    def _fenced(self) -> FencedError:
+        return FencedError(
+            f"flow {self._flow!r}: another run of this pipeline has taken over; this one stops and"
+            " wrote nothing since"
+        )

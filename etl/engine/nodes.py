@@ -1,0 +1,308 @@
+"""The tasks of a flow before its lane: the pump of a source, and the legs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from time import monotonic
+from typing import Any
+
+from etl.batch import Batch, Position, Token
+from etl.connector import Reader
+from etl.engine.channel import Channel, EndOfChannelError
+from etl.engine.retry import Attempts
+from etl.errors import ConservationError, StageError, TransientError
+from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
+from etl.policy import Retry
+from etl.stages import RowStep, fuse, through_stage
+
+_FAIR_S = 0.005
+
+
+class Breather:
+    """Lets the loop run once in a while: a hand-over that never waits would starve it."""
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+
+    async def breathe(self) -> None:
+        """Suspend once if this task has run for long without doing so."""
+        now = monotonic()
+        if now - self._since > _FAIR_S:
+            await asyncio.sleep(0)
+            self._since = monotonic()
+
+
+class _Drained(Exception):  # noqa: N818  a way out of the read, not an error
+    """Raised in ``emit`` to end a read between two batches."""
+
+
+class Pump:
+    """Drives one reader in one task; gives its batches tokens and hands them on.
+
+    A drain ends the read between two batches, or interrupts it while it waits for the
+    database; a batch that was half read is dropped, because it had no position yet.
+
+    Attributes:
+        rows: Rows read so far.
+        nbytes: Their approximate size.
+        exhausted: The source has no more rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        flow: str,
+        partition: str,
+        reader: Reader[Any],
+        after: Position | None,
+        steps: Sequence[RowStep],
+        out: Channel[Batch[Any]],
+        retry: Retry,
+        on_retry: Callable[[str, str, int, float, BaseException], None],
+    ) -> None:
+        self.rows = 0
+        self.nbytes = 0
+        self.exhausted = False
+        self._flow = flow
+        self._partition = partition
+        self._reader = reader
+        self._last = after
+        self._run_rows = fuse(steps)
+        self._changes_rows = bool(steps)
+        self._out = out
+        self._retry = retry
+        self._on_retry = on_retry
+        self._seq = 0
+        self._unsettled = False
+        self._draining = False
+        self._reading = False
+        self._task: asyncio.Task[Any] | None = None
+        self._breather = Breather()
+        self._attempts = Attempts(retry)
+
+    def request_drain(self) -> None:
+        """Stop reading soon; what was handed on is still committed."""
+        if self._draining:
+            return
+        self._draining = True
+        if self._reading and self._task is not None:
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Read to the end, or to a drain; then close the channel cleanly."""
+        self._task = asyncio.current_task()
+        try:
+            await self._read_with_retries()
+            if self._unsettled:
+                raise ConservationError(
+                    f"source of flow {self._flow!r} ended with rows but without a position for"
+                    " them; give its last Batch a position=. They were not written"
+                )
+            self.exhausted = True
+        except _Drained:
+            pass
+        except asyncio.CancelledError:
+            task = self._task
+            if not (self._draining and task is not None and task.cancelling() == 1):
+                raise  # a real cancellation, or both at once
+            task.uncancel()
+        finally:
+            self._reading = False
+        self._out.close()
+
+    async def _read_with_retries(self) -> None:
+        while not self._draining:
+            self._reading = True
+            try:
+                await self._reader.pump(self._last, None, self._emit)
+            except TransientError as error:
+                # Rows handed on without a position yet would come a second time.
+                again = self._reader.resumable and not self._unsettled
+                wait_s = self._attempts.next_wait_s() if again else None
+                if wait_s is None:
+                    raise
+                self._on_retry(
+                    self._flow, "reading", self._attempts.failed, wait_s, error
+                )
+                await asyncio.sleep(wait_s)
+            else:
+                return
+        raise _Drained
+
+    async def _emit(self, batch: Batch[Any]) -> None:
+        self._reading = False
+        if batch.position is None:
+            batch = Batch(batch.rows, partial=True)
+            self._unsettled = bool(batch.rows) or self._unsettled
+        else:
+            token = Token(self._partition, self._seq, self._last, batch.position)
+            self._seq += 1
+            batch = Batch(
+                batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes
+            )
+            self._unsettled = False
+        self.rows += len(batch.rows)
+        self.nbytes += batch.nbytes
+        if self._changes_rows:
+            out: Batch[Any] = batch.derive(self._run_rows(batch.rows))
+        else:
+            out = batch
+        await self._out.put(out, out.nbytes)
+        if batch.position is not None:
+            self._last = batch.position
+            self._attempts.succeeded()
+        await self._breather.breathe()
+        if self._draining and not self._unsettled:
+            raise _Drained
+        self._reading = not self._draining  # draining: go on to the next position
+
+
+def inline_chain(
+    steps: Sequence[RowStep | Stage[Any, Any]], batches: AsyncGenerator[Batch[Any], None]
+) -> AsyncGenerator[Batch[Any], None]:
+    """Row functions and stages as one chain of generators, neighbours fused."""
+    functions: list[RowStep] = []
+    for step in steps:
+        if isinstance(step, Map | Filter | FlatMap):
+            functions.append(step)
+            continue
+        if functions:
+            batches = _over_rows(fuse(functions), batches)
+            functions = []
+        batches = through_stage(step, batches)
+    return _over_rows(fuse(functions), batches) if functions else batches
+
+
+async def _over_rows(
+    run: Callable[[Sequence[Any]], Sequence[Any]], batches: AsyncGenerator[Batch[Any], None]
+) -> AsyncGenerator[Batch[Any], None]:
+    async with aclosing(batches):
+        async for batch in batches:
+            yield batch.derive(run(batch.rows))
+
+
+async def run_inline(
+    steps: Sequence[RowStep | Stage[Any, Any]],
+    source: Channel[Batch[Any]],
+    out: Channel[Batch[Any]],
+) -> None:
+    """The task of a leg of row functions and stages."""
+    breather = Breather()
+    async with aclosing(inline_chain(steps, source.drain_items())) as batches:
+        async for batch in batches:
+            await out.put(batch, batch.nbytes)
+            await breather.breathe()
+    out.close()
+
+
+async def run_parallel(
+    step: MapBatches,
+    source: Channel[Batch[Any]],
+    out: Channel[Batch[Any]],
+    on_retry: Callable[[str, int, float, BaseException], None],
+) -> None:
+    """The task of a ``map_batches``: at most ``concurrency`` calls at once, order kept."""
+    breather = Breather()
+
+    async def call(batch: Batch[Any]) -> Batch[Any]:
+        return batch.derive(await _call(step, batch.rows, on_retry)) if batch.rows else batch
+
+    if step.concurrency == 1:
+        async for batch in source.drain_items():
+            done = await call(batch)
+            await out.put(done, done.nbytes)
+            await breather.breathe()
+        out.close()
+        return
+
+    running: deque[asyncio.Task[Batch[Any]]] = deque()
+    try:
+        ended = False
+        while running or not ended:
+            while not ended and len(running) < step.concurrency:
+                if running and not len(source):
+                    break
+                try:
+                    batch = await source.get()
+                except EndOfChannelError:
+                    ended = True
+                    break
+                running.append(asyncio.create_task(call(batch), name=name_of(step.function)))
+            if not running:
+                break
+            if not ended and not running[0].done() and len(running) < step.concurrency:
+                await _first_done_or_input(running[0], source)
+                continue
+            done = await running[0]
+            running.popleft()
+            await out.put(done, done.nbytes)
+    finally:
+        await _cancel_all(running)
+    out.close()
+
+
+async def _first_done_or_input(task: asyncio.Task[Any], source: Channel[Any]) -> None:
+    """Wait until the oldest call is done or another batch can be started."""
+    arrived = asyncio.create_task(source.wait_ready())
+    try:
+        await asyncio.wait({task, arrived}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _cancel_all([arrived])
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]] | deque[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their end, through further cancellations."""
+    pending = {task for task in tasks if not task.done()}
+    for task in pending:
+        task.cancel()
+    received: asyncio.CancelledError | None = None
+    while pending:
+        try:
+            _, pending = await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            received = error
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # retrieved: the first error is already on its way
+    if received is not None:
+        raise received
+
+
+async def _call(
+    step: MapBatches,
+    rows: Sequence[Any],
+    on_retry: Callable[[str, int, float, BaseException], None],
+) -> Sequence[Any]:
+    function: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]] = step.function
+    name = name_of(function)
+    attempts = Attempts(step.retry) if step.retry is not None else None
+    while True:
+        try:
+            result = await function(rows)
+        except (TransientError, OSError, TimeoutError) as error:
+            wait_s = attempts.next_wait_s() if attempts is not None else None
+            if wait_s is None:
+                raise _failed(name, error) from error
+            assert attempts is not None
+            on_retry(name, attempts.failed, wait_s, error)
+            await asyncio.sleep(wait_s)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise _failed(name, error) from error
+        else:
+            if not isinstance(result, Sequence):
+                raise StageError(
+                    f"map_batches {name} returned {type(result).__name__}; it returns a list of rows"
+                )
+            return result
+
+
+def _failed(name: str, error: BaseException) -> StageError:
+    return StageError(
+        f"map_batches {name} failed: {type(error).__name__}: {str(error)[:500]}. The batch was"
+        " not written and the checkpoint did not move"
+    )

@@ -1,0 +1,296 @@
+"""From flows to what will run: legs, channels and their share of the memory. No I/O.
+
+A branch reads one source. Its steps are cut into legs where concurrency changes: row functions and
+stages next to each other run in one task, and each ``map_batches`` has a task of its own. A channel
+stands between two tasks and nowhere else. Row functions right after a source run in the
+source's own task.
+
+Free of deadlock: channels form trees that end in lanes. In a state where every task waits on a
+channel, one that waits to put has a full channel behind it, so its consumer is not waiting for
+input; follow that to a lane, which puts nowhere: contradiction. Nothing shared is held
+while waiting on a channel, so there is no global byte budget: the limit is divided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from etl.connector import Sink, Target
+from etl.errors import ConfigError
+from etl.flow import (
+    Filter,
+    FlatMap,
+    Flow,
+    Lookup,
+    Map,
+    MapBatches,
+    Merged,
+    Source,
+    Stage,
+    Step,
+    Stream,
+    name_of,
+)
+from etl.policy import Limits
+
+Inline: TypeAlias = "tuple[Map | Filter | FlatMap | Lookup | Stage[Any, Any], ...]"
+
+_LANE_PARTS = 3  # the group, its encoded form, and what the driver buffers
+_SMALLEST_PART = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """One task between two channels: row functions and stages, or one ``map_batches``."""
+
+    inline: Inline = ()
+    parallel: MapBatches | None = None
+
+    @property
+    def label(self) -> str:
+        if self.parallel is not None:
+            many = f" x{self.parallel.concurrency}" if self.parallel.concurrency > 1 else ""
+            return f"map_batches {name_of(self.parallel.function)}{many}"
+        return " > ".join(step_label(step) for step in self.inline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchPlan:
+    """One source: ``inline`` row functions run in its task, then the legs."""
+
+    partition: str
+    source: Source[Any]
+    inline: Inline
+    legs: tuple[Leg, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowPlan:
+    """One flow. ``shared`` legs come after a merge; one lane writes all ``sinks``."""
+
+    flow: Flow
+    branches: tuple[BranchPlan, ...]
+    shared: tuple[Leg, ...]
+    target: Target
+    sinks: tuple[Sink[Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.flow.name
+
+    @property
+    def channels(self) -> int:
+        """How many channels stand in the flow."""
+        return sum(len(branch.legs) for branch in self.branches) + 1 + len(self.shared)
+
+    @property
+    def parts(self) -> int:
+        """Shares of the memory: channels, calls at once, and the lane."""
+        legs = [leg for branch in self.branches for leg in branch.legs] + list(self.shared)
+        calls = sum(leg.parallel.concurrency for leg in legs if leg.parallel is not None)
+        return self.channels + calls + _LANE_PARTS
+
+    @property
+    def incremental(self) -> bool:
+        """Whether a run continues after the last complete one."""
+        return all(branch.source.incremental for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run of a pipeline will do.
+
+    Attributes:
+        share: Bytes that one channel, one call or a third of a lane may hold.
+    """
+
+    pipeline: str
+    flows: tuple[FlowPlan, ...]
+    limits: Limits
+    share: int
+
+    @property
+    def targets(self) -> Mapping[Target, int]:
+        """The databases written to, and the sessions that each needs."""
+        found: dict[Target, int] = {}
+        for flow in self.flows:
+            found[flow.target] = found.get(flow.target, 0) + 1
+        return found
+
+    def explain(self) -> list[str]:
+        """The plan in lines for a person."""
+        readers = sum(len(flow.branches) for flow in self.flows)
+        lines = [
+            f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers} connection(s)"
+            f" for reading, {len(self.flows)} for writing",
+            f"memory {_size(self.limits.memory_bytes)}: {_size(self.share)} a channel, batches of"
+            f" {self.limits.batch_rows} rows or {_size(self.limits.batch_nbytes)} at most",
+        ]
+        for flow in self.flows:
+            lines.append(f"flow {flow.name}")
+            for branch in flow.branches:
+                lines.append(f"  read   {branch.source.summary}")
+                if branch.inline:
+                    lines.append(f"  rows   {_labels(branch.inline)} (in the reading task)")
+                lines += [f"  stage  {leg.label} (own task)" for leg in branch.legs]
+            lines += [f"  stage  {leg.label} (own task)" for leg in flow.shared]
+            for sink in flow.sinks:
+                lines.append(f"  write  {_sink_line(sink)}")
+            lines.append(f"  resume {_resume_line(flow)}")
+        return lines
+
+
+def make_plan(name: str, flows: Sequence[Flow], limits: Limits) -> Plan:
+    """Plan a pipeline.
+
+    Raises:
+        ConfigError: Flows or sinks that cannot run together.
+    """
+    _check_names(name, flows)
+    planned = tuple(_plan_flow(flow) for flow in flows)
+    parts = sum(flow.parts for flow in planned)
+    share = limits.memory_bytes // parts
+    if share < _SMALLEST_PART:
+        raise ConfigError(
+            f"pipeline {name!r}: memory {_size(limits.memory_bytes)} is too little for {parts}"
+            f" shares; give it at least {_size(parts * _SMALLEST_PART)}"
+        )
+    return Plan(pipeline=name, flows=planned, limits=limits, share=share)
+
+
+def _check_names(name: str, flows: Sequence[Flow]) -> None:
+    seen: set[str] = set()
+    tables: set[tuple[Target, str]] = set()
+    for flow in flows:
+        if flow.name in seen:
+            raise ConfigError(
+                f"pipeline {name!r} has two flows called {flow.name!r}; give one another name with"
+                " .named(...), because positions are kept by it"
+            )
+        seen.add(flow.name)
+        for sink in flow.sinks:
+            if (sink.target, sink.table) in tables and sink.mode == "replace":
+                raise ConfigError(
+                    f"pipeline {name!r}: two sinks load {sink.table!r}, one of them as replace"
+                )
+            tables.add((sink.target, sink.table))
+        own = [(sink.target, sink.table) for sink in flow.sinks]
+        if len(set(own)) < len(own):
+            raise ConfigError(f"flow {flow.name!r} writes into one table twice")
+
+
+def _plan_flow(flow: Flow) -> FlowPlan:
+    targets = {sink.target for sink in flow.sinks}
+    if len(targets) > 1:
+        raise ConfigError(
+            f"flow {flow.name!r} has sinks in {len(targets)} databases. A flow writes into one, so"
+            " that rows and position stay in one transaction: make a flow for each database"
+        )
+    stream = flow.stream
+    branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
+    shared = _legs(stream.steps) if isinstance(stream.origin, Merged) else ()
+    plan = FlowPlan(
+        flow=flow, branches=branches, shared=shared, target=targets.pop(), sinks=flow.sinks
+    )
+    if len({branch.source.incremental for branch in branches}) > 1:
+        raise ConfigError(
+            f"flow {flow.name!r} merges sources with a cursor and sources without; make two flows"
+        )
+    if plan.incremental and any(
+        sink.mode == "replace" and not _is_own(branch.source)
+        for sink in flow.sinks
+        for branch in branches
+    ):
+        raise ConfigError(
+            f"flow {flow.name!r}: replace loads the whole table anew, so its source takes no"
+            " cursor=; use upsert or append for an incremental read"
+        )
+    return plan
+
+
+def _is_own(source: Source[Any]) -> bool:
+    """A user's own source: it has no cursor to speak of."""
+    return type(source).read is not Source.read and type(source).connect is Source.connect
+
+
+def _plan_branch(partition: str, stream: Stream[Any]) -> BranchPlan:
+    source = stream.origin
+    if not isinstance(source, Source):
+        raise ConfigError("a branch of a merge is one source with steps")
+    steps = stream.steps
+    lead: list[Map | Filter | FlatMap | Lookup] = []
+    for step in steps:
+        if not isinstance(step, Map | Filter | FlatMap | Lookup):
+            break
+        lead.append(step)
+    return BranchPlan(
+        partition=partition, source=source, inline=tuple(lead), legs=_legs(steps[len(lead) :])
+    )
+
+
+def _legs(steps: Sequence[Step]) -> tuple[Leg, ...]:
+    legs: list[Leg] = []
+    inline: list[Map | Filter | FlatMap | Lookup | Stage[Any, Any]] = []
+    for step in steps:
+        if isinstance(step, MapBatches):
+            if inline:
+                legs.append(Leg(inline=tuple(inline)))
+                inline = []
+            legs.append(Leg(parallel=step))
+        else:
+            inline.append(step)
+    if inline:
+        legs.append(Leg(inline=tuple(inline)))
+    return tuple(legs)
+
+
+def step_label(step: Step) -> str:
+    """A step in a few words."""
+    match step:
+        case Map(function):
+            return f"map {name_of(function)}"
+        case Filter(predicate):
+            return f"filter {name_of(predicate)}"
+        case FlatMap(function):
+            return f"flat_map {name_of(function)}"
+        case MapBatches(function):
+            return f"map_batches {name_of(function)}"
+        case Lookup(side=side):
+            return f"lookup {side.flow_name}"
+        case Stage():
+            return f"stage {step.name}"
+
+
+def _labels(steps: Inline) -> str:
+    return " > ".join(step_label(step) for step in steps)
+
+
+def _sink_line(sink: Sink[Any]) -> str:
+    how = sink.mode
+    if sink.key:
+        how += f" by ({', '.join(sink.key)})"
+    if sink.add:
+        how += f", adding up ({', '.join(sink.add)})"
+    if sink.mode == "upsert":
+        how += "; deleted rows are not seen, a changed key leaves its old row"
+    if sink.mode == "replace":
+        how += " when every flow has ended well"
+    return f"{sink.target.name} {sink.table}: {how}; exactly once, rows and position together"
+
+
+def _resume_line(flow: FlowPlan) -> str:
+    if flow.incremental:
+        return "after the last committed position; a run with nothing new moves nothing"
+    return (
+        "an unfinished read continues after its last key (each key range is read once, at one of"
+        " several instants); a finished one starts anew"
+    )
+
+
+def _size(nbytes: int) -> str:
+    for size, unit in ((1024 * 1024, "MiB"), (1024, "KiB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes} B"

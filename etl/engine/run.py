@@ -1,0 +1,293 @@
+"""One run of a pipeline: start, watch, drain, abort, report.
+
+Stop levels: *drain* (sources stop, everything that was read is committed), then *abort* (cancel
+all, roll back). A deadline turns the first into the second. The library installs no signal
+handlers; the command does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from etl.connector import RunInfo
+from etl.engine.assemble import Assembly
+from etl.engine.plan import Plan
+from etl.engine.retry import Attempts
+from etl.engine.supervise import finish, supervise, wait_for_root
+from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError, TransientError
+from etl.events import (
+    Event,
+    Observer,
+    Report,
+    Retrying,
+    RunEnded,
+    RunStarted,
+    RunState,
+    RunStats,
+    RunStatus,
+    StateChanged,
+)
+from etl.policy import Retry
+
+_log = logging.getLogger("etl")
+
+
+class Run:
+    """A pipeline that runs. Made by ``Pipeline.start``; ``wait`` gives its report."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        retry: Retry,
+        observers: Sequence[Observer],
+        full: bool,
+        accept_change: bool,
+    ) -> None:
+        self.run_id = uuid.uuid4().hex
+        self.state: RunState = "starting"
+        self._plan = plan
+        self._retry = retry
+        self._observers = tuple(observers)
+        self._began = monotonic()
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = asyncio.Event()
+        self._abort_reason: str | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        info = RunInfo(
+            pipeline=plan.pipeline,
+            run_id=self.run_id,
+            batch_rows=plan.limits.batch_rows,
+            batch_bytes=min(plan.limits.batch_nbytes, plan.share),
+        )
+        self._assembly = Assembly(
+            plan, info, retry=retry, full=full, accept_change=accept_change, tell=self._tell
+        )
+        self._root = asyncio.create_task(self._run(), name=f"etl:run {plan.pipeline}")
+
+    async def started(self) -> None:
+        """Wait until every database is open and checked, or the run has failed before."""
+        opened = asyncio.ensure_future(self._started.wait())
+        try:
+            await asyncio.wait({opened, self._root}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._root.cancel()
+            await finish(asyncio.wait({self._root}))
+            raise
+        finally:
+            opened.cancel()
+        if self._root.done() and not self._started.is_set():
+            self._root.result()
+
+    async def wait(self) -> Report:
+        """Wait for the end. Cancelling this aborts the run and waits for its roll-back.
+
+        Raises:
+            PipelineFailedError: A flow failed; ``errors`` has the causes.
+            RunAbortedError: It was aborted.
+        """
+        return await wait_for_root(self._root)
+
+    def request_drain(self, reason: str = "asked to", deadline_s: float | None = None) -> None:
+        """Stop reading, commit what was read, end. Returns at once.
+
+        Args:
+            deadline_s: Seconds until it becomes an abort; default: ``Limits.drain_s``.
+        """
+        if self.state not in {"starting", "running"}:
+            return
+        if self.state == "starting":
+            self.request_abort(reason)  # nothing was read yet: there is nothing to finish
+            return
+        self._change("draining", reason)
+        for flow in self._assembly.flows:
+            for pump in flow.pumps:
+                pump.request_drain()
+        seconds = self._plan.limits.drain_s if deadline_s is None else deadline_s
+        self._deadline = asyncio.get_running_loop().call_later(
+            seconds, self.request_abort, f"the drain took longer than {seconds:g} s"
+        )
+
+    def request_abort(self, reason: str = "asked to") -> None:
+        """Cancel everything and roll open transactions back. Returns at once."""
+        if self._root.done() or self._abort_reason is not None:
+            return
+        self._abort_reason = reason
+        self._change("aborting", reason)
+        self._root.cancel()
+
+    async def drain(self, *, deadline_s: float | None = None) -> Report:
+        """Drain and wait for the end."""
+        self.request_drain("asked to", deadline_s)
+        return await self.wait()
+
+    async def abort(self) -> None:
+        """Abort and wait for the end; no error if the run ended by itself."""
+        self.request_abort()
+        await finish(asyncio.wait({self._root}))
+
+    def stats(self) -> RunStats:
+        """Figures for now: rows, bytes, how full each channel is."""
+        return RunStats(
+            pipeline=self._plan.pipeline,
+            run_id=self.run_id,
+            state=self.state,
+            elapsed_s=round(monotonic() - self._began, 3),
+            flows=[flow.stats() for flow in self._assembly.flows],
+        )
+
+    def running_tasks(self) -> list[str]:
+        """The names of this run's tasks that have not ended: what an abort waits for."""
+        return sorted(
+            task.get_name()
+            for task in asyncio.all_tasks()
+            if not task.done() and task.get_name().startswith("etl:")
+        )
+
+    async def _run(self) -> Report:
+        try:
+            report = await self._run_to_end()
+        except asyncio.CancelledError as cancel:
+            if self._abort_reason is None:
+                self._end("aborted", "cancelled")
+                raise
+            message = (
+                f"run of pipeline {self._plan.pipeline!r} was aborted ({self._abort_reason}). Open"
+                " transactions were rolled back; what was committed stays, and the next run goes"
+                " on from there"
+            )
+            raise RunAbortedError(message, self._end("aborted", message)) from cancel
+        except EtlError as error:
+            # Told before anything ran, an error of the set-up needs no wrapping.
+            report = self._end("failed", str(error))
+            if not self._started.is_set():
+                raise
+            raise PipelineFailedError(self._failure([error]), [error], report) from error
+        except BaseExceptionGroup as group:
+            errors = list(group.exceptions)
+            report = self._end("failed", str(errors[0]))
+            raise PipelineFailedError(self._failure(errors), errors, report) from group
+        except Exception as error:
+            report = self._end("failed", f"{type(error).__name__}: {error}")
+            raise PipelineFailedError(self._failure([error]), [error], report) from error
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+        return report
+
+    async def _run_to_end(self) -> Report:
+        assembly = self._assembly
+        async with AsyncExitStack() as stack:
+            try:
+                await assembly.open(stack)
+            except BaseException:
+                for work in assembly.units.values():
+                    work.close()
+                raise
+            self._change("running", "")
+            names = tuple(flow.plan.name for flow in assembly.flows)
+            self._tell(
+                RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names)
+            )
+            self._started.set()
+            await supervise(assembly.units, lambda: [*assembly.channels])
+            done = all(flow.exhausted for flow in assembly.flows)
+            if done:
+                await self._publish()
+        return self._end("completed" if done else "drained", None)
+
+    async def _publish(self) -> None:
+        """Put what was staged in place: one transaction per target, after all flows."""
+        for target, opened in self._assembly.targets.items():
+            steps = [
+                step
+                for flow in self._assembly.flows
+                if flow.plan.target == target and flow.lane is not None
+                for step in flow.publish_steps()
+            ]
+            if not steps:
+                continue
+            attempts = Attempts(self._retry)
+            while True:
+                try:
+                    await finish(opened.publish(steps))
+                    break
+                except TransientError as error:
+                    wait_s = attempts.next_wait_s()
+                    if wait_s is None:
+                        raise
+                    self._tell(
+                        Retrying(
+                            flow=target.name,
+                            what="publishing",
+                            attempt=attempts.failed,
+                            wait_s=round(wait_s, 3),
+                            error=str(error),
+                        )
+                    )
+                    await asyncio.sleep(wait_s)
+
+    def _failure(self, errors: Sequence[BaseException]) -> str:
+        first = errors[0]
+        text = str(first) if isinstance(first, EtlError) else f"{type(first).__name__}: {first}"
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return f"pipeline {self._plan.pipeline!r} failed: {text}{more}"
+
+    def _end(self, status: RunStatus, error: str | None) -> Report:
+        report = Report(
+            pipeline=self._plan.pipeline,
+            run_id=self.run_id,
+            status=status,
+            started_at=self._started_at,
+            seconds=round(monotonic() - self._began, 3),
+            flows=tuple(flow.report() for flow in self._assembly.flows),
+        )
+        self.state = "ended"
+        self._tell(RunEnded(report=report, error=error))
+        return report
+
+    def _change(self, state: RunState, reason: str) -> None:
+        self.state = state
+        if state != "running":
+            self._tell(StateChanged(state=state, reason=reason))
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                _log.exception("an observer failed on %s", type(event).__name__)
+
+
+_running: set[asyncio.Task[Any]] = set()  # a task that nobody refers to may be collected
+
+
+async def start(
+    plan: Plan,
+    *,
+    retry: Retry,
+    observers: Sequence[Observer],
+    full: bool,
+    accept_change: bool,
+) -> Run:
+    """Start a run; returns when every database is open and checked.
+
+    Raises:
+        ConfigError: The set-up is wrong; nothing was moved.
+        TransientError: A database cannot be reached.
+    """
+    if asyncio.get_running_loop().is_closed():
+        raise ConfigError("the event loop is closed")
+    run = Run(plan, retry=retry, observers=observers, full=full, accept_change=accept_change)
+    root = run._root  # noqa: SLF001  this module's own class
+    _running.add(root)
+    root.add_done_callback(_running.discard)
+    await run.started()
+    return run

@@ -1,0 +1,177 @@
+"""``Pipeline``: a name, its flows, and the ways to run them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from etl.engine.plan import Plan, make_plan
+from etl.engine.run import Run, start
+from etl.engine.supervise import finish
+from etl.errors import ConfigError
+from etl.events import Observer, Report
+from etl.flow import Flow
+from etl.policy import Limits, Retry
+
+
+class Pipeline:
+    """One or more flows that run together, under a name that keeps their positions.
+
+    Making one checks it and opens nothing. It can run many times.
+
+    Raises:
+        ConfigError: No name, no flow, or flows that cannot run together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *flows: Flow,
+        limits: Limits | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError("Pipeline(): the first argument is its name, a text")
+        if not flows:
+            raise ConfigError(f"pipeline {name!r} has no flow; end a stream with .into(sink)")
+        for flow in flows:
+            if not isinstance(flow, Flow):
+                raise ConfigError(
+                    f"pipeline {name!r}: {type(flow).__name__} is not a flow; end it with .into(sink)"
+                )
+        self.name = name
+        self.flows = flows
+        self.limits = limits or Limits()
+        self.retry = retry or Retry()
+        self.plan()
+
+    def plan(self, limits: Limits | None = None) -> Plan:
+        """What a run will do; ``explain()`` has it in lines. Connects to nothing."""
+        return make_plan(self.name, self.flows, limits or self.limits)
+
+    async def run(
+        self,
+        *,
+        observers: Sequence[Observer] = (),
+        full: bool = False,
+        accept_change: bool = False,
+        limits: Limits | None = None,
+    ) -> Report:
+        """Run to the end. Cancelling it rolls open transactions back; a rerun is exact.
+
+        Args:
+            full: Read everything again, whatever the positions say.
+            accept_change: Keep the positions although source, key or sink changed.
+            limits: Instead of the pipeline's own.
+
+        Raises:
+            ConfigError: The set-up is wrong; nothing was moved.
+            TransientError: A database cannot be reached; nothing was moved.
+            PipelineFailedError: A flow failed; what was committed stays.
+        """
+        run = await self.start(
+            observers=observers, full=full, accept_change=accept_change, limits=limits
+        )
+        return await run.wait()
+
+    async def start(
+        self,
+        *,
+        observers: Sequence[Observer] = (),
+        full: bool = False,
+        accept_change: bool = False,
+        limits: Limits | None = None,
+    ) -> Run:
+        """Start a run and return its handle, once every database is open and checked.
+
+        See :meth:`run` for arguments and errors.
+        """
+        return await start(
+            self.plan(limits),
+            retry=self.retry,
+            observers=observers,
+            full=full,
+            accept_change=accept_change,
+        )
+
+    def run_sync(
+        self,
+        *,
+        observers: Sequence[Observer] = (),
+        full: bool = False,
+        accept_change: bool = False,
+        limits: Limits | None = None,
+    ) -> Report:
+        """:meth:`run` for a script without an event loop.
+
+        Raises:
+            ConfigError: Called inside a running event loop (a notebook, a web app).
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigError(
+                "run_sync() cannot run inside a running event loop; use 'await pipeline.run()' here"
+            )
+        return asyncio.run(
+            self.run(observers=observers, full=full, accept_change=accept_change, limits=limits)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name!r} of {', '.join(flow.name for flow in self.flows)}>"
+
+
+async def gather(
+    *pipelines: Pipeline, on_failure: Literal["abort", "drain", "continue"] = "abort"
+) -> list[Report]:
+    """Run several pipelines together; their reports, in order.
+
+    Args:
+        on_failure: What happens to the others when one fails.
+
+    Raises:
+        ConfigError: Two pipelines have the same name.
+        BaseExceptionGroup: Several failed.
+        EtlError: The only failure.
+    """
+    names = [pipeline.name for pipeline in pipelines]
+    if len(set(names)) < len(names):
+        raise ConfigError("gather(): two pipelines have the same name")
+    runs: list[Run] = []
+
+    async def one(pipeline: Pipeline) -> Report:
+        run = await pipeline.start()
+        runs.append(run)
+        return await run.wait()
+
+    tasks = [asyncio.create_task(one(pipeline), name=pipeline.name) for pipeline in pipelines]
+    pending = set(tasks)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.cancelled() or task.exception() is not None for task in done):
+                if on_failure == "abort":
+                    for task in pending:
+                        task.cancel()
+                elif on_failure == "drain":
+                    for run in runs:
+                        run.request_drain("another pipeline failed")
+    except BaseException:
+        for task in pending:
+            task.cancel()
+        if pending:
+            await finish(asyncio.wait(pending))
+        raise
+    errors = [
+        error
+        for task in tasks
+        if not task.cancelled() and (error := task.exception()) is not None
+    ]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup("several pipelines failed", errors)
+    return [task.result() for task in tasks]
