@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 T_co = TypeVar("T_co", covariant=True)
@@ -94,7 +95,11 @@ class Batch(Generic[T_co]):
 
     def derive(self, rows: Sequence[U]) -> Batch[U]:
         """The same tokens with other rows; also for no rows at all."""
-        return Batch(rows, position=self.position, tokens=self.tokens, partial=self.partial)
+        # Rows that did not change need not be weighed again at each hand-over.
+        known = self._nbytes if rows is self.rows else None
+        return Batch(
+            rows, position=self.position, tokens=self.tokens, partial=self.partial, nbytes=known
+        )
 
     @staticmethod
     def merge(batches: Iterable[Batch[Any]], rows: Sequence[U]) -> Batch[U]:
@@ -121,6 +126,7 @@ class Batch(Generic[T_co]):
 
 
 _SAMPLE = 16
+_PLAIN = frozenset({int, float, str, bytes, bool, NoneType})
 
 
 def weigh(rows: Sequence[Any]) -> int:
@@ -132,8 +138,9 @@ def weigh(rows: Sequence[Any]) -> int:
     if count == 0:
         return 0
     step = max(1, count // _SAMPLE)
-    sample = rows[::step] if isinstance(rows, list | tuple) else [rows[i] for i in range(0, count, step)]
-    return max(count, sum(map(_size, sample)) * count // len(sample))
+    sample = [rows[i] for i in range(0, count, step)]
+    size = sys.getsizeof if sample[0].__class__ in _PLAIN else _size
+    return max(count, sum(map(size, sample)) * count // len(sample))
 
 
 def _size(row: Any) -> int:

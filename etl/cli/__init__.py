@@ -6,12 +6,12 @@ notes, errors), so that ``etl run ... --json | jq`` and ``etl state show ... > f
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
 from typing import NoReturn
 
+from etl.cli.streams import to_nowhere
 from etl.errors import EXIT_SIGINT
 
 
@@ -50,10 +50,4 @@ def _close_streams() -> None:
         try:
             stream.flush()
         except (OSError, AttributeError, ValueError):
-            # The interpreter flushes once more at its end, and would complain.
-            try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, number)
-                os.close(nowhere)
-            except OSError:
-                pass
+            to_nowhere(number)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from etl.cli.secrets import Redactor
+from etl.cli.streams import to_nowhere
 from etl.observe.figures import printable
 
-_RED, _YELLOW, _BOLD, _DIM, _PLAIN = "\x1b[31;1m", "\x1b[33m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+# In rich's words, so that a moving display understands them too.
+_ANSI = {"bold red": "\x1b[1;31m", "yellow": "\x1b[33m", "bold": "\x1b[1m"}
+_PLAIN = "\x1b[0m"
 
 
 class Screen:
@@ -40,8 +43,7 @@ class Screen:
         self._out: TextIO | None = stdout or sys.stdout
         self._err: TextIO | None = stderr or sys.stderr
         self._redact = Redactor([*sys.argv, *os.environ.values()])
-        self._above: Callable[[str], None] | None = None
-        self.failed_on_record = False
+        self._above: Callable[[str, str], None] | None = None
         for stream in (self._out, self._err):
             # A name that the terminal's encoding lacks must not end a run.
             reconfigure = getattr(stream, "reconfigure", None)
@@ -52,25 +54,25 @@ class Screen:
         """One line of data to stdout."""
         if self._out is not None and not self._put(self._out, _styled(line, style, self._out)):
             self._out = None
-            _to_nowhere(1)
+            to_nowhere(1)
 
     def say(self, text: str, *, style: str = "") -> None:
         """Talk to stderr, without passwords. Line breaks in it stay, indented."""
         first, *more = printable(self._redact(text), keep="\n").split("\n")
         lines = "\n".join([first, *("  " + line for line in more)])
         if self._above is not None:
-            self._above(lines)
+            self._above(lines, style)
         elif self._err is not None and not self._put(self._err, _styled(lines, style, self._err)):
             self._err = None
-            _to_nowhere(2)
+            to_nowhere(2)
 
     def note(self, text: str) -> None:
         """Something that a person should know."""
-        self.say(f"note: {text}", style=_YELLOW)
+        self.say(f"note: {text}", style="yellow")
 
     def error(self, text: str) -> None:
         """A failure, on one line."""
-        self.say(f"error: {text}", style=_RED)
+        self.say(f"error: {text}", style="bold red")
 
     def record(self, line: str) -> None:
         """One JSON line to stdout, without passwords."""
@@ -78,23 +80,14 @@ class Screen:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
         """Aligned columns to stdout. ``right`` holds a ``>`` for each column set to the right."""
-        self.lines_of(head, rows, right, self.out)
-
-    def lines_of(
-        self,
-        head: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        right: str,
-        write: Callable[..., None],
-    ) -> None:
         cells = [[printable(cell) for cell in row] for row in (head, *rows)]
-        widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(head))]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for number, row in enumerate(cells):
             parts = [
                 cell.rjust(width) if right[i : i + 1] == ">" else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
-            write("  ".join(parts).rstrip(), style=_BOLD if number == 0 else "")
+            self.out("  ".join(parts).rstrip(), style="" if number else "bold")
 
     @property
     def live(self) -> bool:
@@ -113,7 +106,7 @@ class Screen:
         """The stream to draw on, where :attr:`live`."""
         return self._err or sys.stderr
 
-    def divert(self, above: Callable[[str], None] | None) -> None:
+    def divert(self, above: Callable[[str, str], None] | None) -> None:
         """Send talk to a moving display, which puts it above itself; None ends that."""
         self._above = above
 
@@ -129,14 +122,5 @@ class Screen:
 def _styled(text: str, style: str, stream: TextIO) -> str:
     if not style or os.environ.get("NO_COLOR") or not stream.isatty():
         return text
-    return f"{style}{text}{_PLAIN}"
+    return f"{_ANSI[style]}{text}{_PLAIN}"
 
-
-def _to_nowhere(number: int) -> None:
-    """Point a file descriptor at nothing, so that nobody else trips over the closed pipe."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
-    except OSError:
-        pass

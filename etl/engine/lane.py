@@ -20,6 +20,7 @@ from typing import Any
 
 from etl.batch import Batch, Position
 from etl.connector import Advance, Checkpoint, CheckpointKey, Session
+from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish
@@ -202,12 +203,17 @@ class Lane:
         written = 0
         try:
             await session.begin()
+            failpoints.hit("lane.after_begin")
             if batches:
                 for sink in range(len(self._sinks)):
                     written += await session.write(sink, batches)
+                failpoints.hit("lane.after_write")
             await session.advance(steps)
+            failpoints.hit("lane.after_checkpoint")
+            failpoints.hit_after_send("lane.commit_sent")
             # A cancelled COMMIT says nothing about the data, so it is never cut.
             await finish(session.commit())
+            failpoints.hit("lane.after_commit")
         except CommitInDoubtError:
             raise
         except BaseException:

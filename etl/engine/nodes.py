@@ -11,6 +11,7 @@ from typing import Any
 
 from etl.batch import Batch, Position, Token
 from etl.connector import Reader
+from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.errors import ConservationError, StageError, TransientError
@@ -144,6 +145,7 @@ class Pump:
                 batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes
             )
             self._unsettled = False
+        failpoints.hit("source.after_read")
         self.rows += len(batch.rows)
         self.nbytes += batch.nbytes
         if self._changes_rows:
@@ -193,7 +195,9 @@ async def run_inline(
     breather = Breather()
     async with aclosing(inline_chain(steps, source.drain_items())) as batches:
         async for batch in batches:
+            failpoints.hit("stage.before_emit")
             await out.put(batch, batch.nbytes)
+            failpoints.hit("stage.after_emit")
             await breather.breathe()
     out.close()
 

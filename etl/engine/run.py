@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 from etl.connector import RunInfo
+from etl.engine import failpoints
 from etl.engine.assemble import Assembly
 from etl.engine.plan import Plan
 from etl.engine.retry import Attempts
@@ -183,6 +184,7 @@ class Run:
         return report
 
     async def _run_to_end(self) -> Report:
+        failpoints.arm()
         assembly = self._assembly
         async with AsyncExitStack() as stack:
             try:
@@ -201,6 +203,7 @@ class Run:
             done = all(flow.exhausted for flow in assembly.flows)
             if done:
                 await self._publish()
+            failpoints.hit("run.before_exit")
         return self._end("completed" if done else "drained", None)
 
     async def _publish(self) -> None:
@@ -217,7 +220,9 @@ class Run:
             attempts = Attempts(self._retry)
             while True:
                 try:
+                    failpoints.hit("run.before_publish")
                     await finish(opened.publish(steps))
+                    failpoints.hit("run.after_publish")
                     break
                 except TransientError as error:
                     wait_s = attempts.next_wait_s()

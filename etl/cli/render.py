@@ -1,0 +1,103 @@
+"""Results as tables and lines on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from etl.batch import encode_position
+from etl.cli.screen import Screen
+from etl.databases.database import Finding, State
+from etl.events import FlowReport, Report
+from etl.observe.figures import count, duration, plural, printable, size
+from etl.observe.jsonlines import as_line
+
+
+def show_report(screen: Screen, report: Report, *, incremental: Mapping[str, bool]) -> None:
+    """What each flow did, then the whole run on one line.
+
+    Args:
+        incremental: By flow: whether a read that found nothing means that all is up to date.
+    """
+    rows = [_flow_cells(flow, incremental.get(flow.name, False)) for flow in report.flows]
+    screen.table(("flow", "rows read", "rows written", "bytes", "time", ""), rows, right="<>>>>")
+    per_second = report.rows_read / report.seconds if report.seconds > 0 else 0.0
+    total = f"{report.pipeline}: {report.status} in {duration(report.seconds)}"
+    if report.rows_read or report.rows_written:
+        total += (
+            f", {plural(report.rows_read, 'row')} read, {count(report.rows_written)} written"
+            f" ({count(round(per_second))} rows/s)"
+        )
+    elif report.status == "completed":
+        total += ", nothing moved"
+    screen.out(printable(total), style="bold")
+
+
+def _flow_cells(flow: FlowReport, incremental: bool) -> tuple[str, ...]:
+    remark = ""
+    if not flow.rows_read and not flow.rows_written and flow.exhausted:
+        remark = "up to date: nothing new" if incremental else "the source is empty"
+    elif not flow.exhausted:
+        remark = "not finished"
+    return (
+        flow.name,
+        count(flow.rows_read),
+        count(flow.rows_written),
+        size(flow.bytes_read),
+        duration(flow.seconds),
+        remark,
+    )
+
+
+def show_states(screen: Screen, states: Sequence[State]) -> None:
+    """The checkpoints of a target."""
+    if screen.json:
+        for state in states:
+            screen.out(as_line(_state_record(state)))
+        return
+    rows = [
+        (
+            state.key.pipeline,
+            state.key.flow,
+            state.key.sink,
+            state.key.partition,
+            encode_position(state.checkpoint.position) or "-",
+            count(state.checkpoint.rows),
+            "yes" if state.checkpoint.complete else "no",
+            str(state.checkpoint.epoch),
+            state.updated_at or "-",
+        )
+        for state in states
+    ]
+    head = (
+        "pipeline", "flow", "sink", "partition", "position", "rows", "complete", "epoch", "updated"
+    )  # fmt: skip
+    screen.table(head, rows, right="<<<<<><><")
+
+
+def _state_record(state: State) -> dict[str, object]:
+    position = state.checkpoint.position
+    return {
+        **asdict(state.key),
+        "position": None if position is None else list(position),
+        "rows": state.checkpoint.rows,
+        "complete": state.checkpoint.complete,
+        "epoch": state.checkpoint.epoch,
+        "fingerprint": json.loads(state.checkpoint.fingerprint or "null"),
+        "run_id": state.run_id,
+        "updated_at": state.updated_at,
+    }
+
+
+def show_findings(screen: Screen, database: str, findings: Sequence[Finding]) -> None:
+    """What ``etl check`` found in one database."""
+    if screen.json:
+        for finding in findings:
+            screen.record(as_line({"database": database, **asdict(finding)}))
+        return
+    screen.out(printable(database), style="bold")
+    for finding in findings:
+        style = {"ok": "", "warning": "yellow", "error": "bold red"}[finding.state]
+        line = f"  {finding.state:<7}  {finding.subject}: {finding.message}"
+        screen.out(printable(line), style=style)
