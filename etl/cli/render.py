@@ -94,7 +94,7 @@ def show_findings(screen: Screen, database: str, findings: Sequence[Finding]) ->
     """What ``etl check`` found in one database."""
     if screen.json:
         for finding in findings:
-            screen.record(as_line({"database": database, **asdict(finding)}))
+            screen.out(as_line({"database": database, **asdict(finding)}))
         return
     screen.out(printable(database), style="bold")
     for finding in findings:

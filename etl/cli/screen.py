@@ -51,10 +51,12 @@ class Screen:
                 reconfigure(errors="backslashreplace")
 
     def out(self, line: str, *, style: str = "") -> None:
-        """One line of data to stdout."""
-        if self._out is not None and not self._put(self._out, _styled(line, style, self._out)):
-            self._out = None
-            to_nowhere(1)
+        """One line of data to stdout, without passwords."""
+        if self._out is not None:
+            line = _styled(self._redact(line), style, self._out)
+            if not self._put(self._out, line):
+                self._out = None
+                to_nowhere(1)
 
     def say(self, text: str, *, style: str = "") -> None:
         """Talk to stderr, without passwords. Line breaks in it stay, indented."""
@@ -73,10 +75,6 @@ class Screen:
     def error(self, text: str) -> None:
         """A failure, on one line."""
         self.say(f"error: {text}", style="bold red")
-
-    def record(self, line: str) -> None:
-        """One JSON line to stdout, without passwords."""
-        self.out(self._redact(line))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
         """Aligned columns to stdout. ``right`` holds a ``>`` for each column set to the right."""

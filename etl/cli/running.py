@@ -1,0 +1,168 @@
+"""Runs a pipeline under the command: signals, progress, the report, the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from etl.cli.failure import show_failure
+from etl.cli.render import show_report
+from etl.cli.screen import Screen
+from etl.cli.signals import StopSignals
+from etl.cli.view import View, make_view
+from etl.engine.run import Run
+from etl.errors import EXIT_DONE, PipelineFailedError, RunAbortedError
+from etl.events import Event, Note, Report, StateChanged
+from etl.flow import Merged
+from etl.pipeline import Pipeline
+from etl.policy import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the command line says of one run; None: as the pipeline has it."""
+
+    full: bool = False
+    accept_change: bool = False
+    memory: str | None = None
+    drain_s: float | None = None
+
+    def limits(self, own: Limits) -> Limits:
+        """The pipeline's limits with what was asked for instead.
+
+        Raises:
+            ConfigError: Not a size, or a negative time.
+        """
+        limits = own if self.memory is None else replace(own, memory=self.memory)
+        return limits if self.drain_s is None else replace(limits, drain_s=self.drain_s)
+
+
+def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int:
+    """Run it to its end, or until it is told to stop; return the exit code.
+
+    Raises:
+        EtlError: The run could not start. Nothing was moved.
+    """
+    limits = options.limits(pipeline.limits)
+    view = make_view(screen, pipeline.name)
+    shown = _Shown(screen)
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_run(pipeline, options, limits, screen, view, shown))
+    finally:
+        view.close()
+
+
+async def _run(
+    pipeline: Pipeline,
+    options: RunOptions,
+    limits: Limits,
+    screen: Screen,
+    view: View,
+    shown: _Shown,
+) -> int:
+    with StopSignals(
+        screen.say, drain_s=limits.drain_s, restore=b"\x1b[?25h" if screen.live else b""
+    ) as stop:
+        shown.stop = stop
+        starting = asyncio.create_task(
+            pipeline.start(
+                observers=(view, shown),
+                full=options.full,
+                accept_change=options.accept_change,
+                limits=limits,
+            )
+        )
+        stop.starts(starting)
+        try:
+            run = await starting
+        except asyncio.CancelledError:
+            if stop.received is None:
+                raise
+            view.close()
+            screen.say("stopped: nothing was read, nothing was written")
+            return stop.exit_code
+        stop.runs(run)
+        report, error = await _to_end(run, view)
+    view.close()
+    return _show_end(pipeline, report, error, screen, shown, stop)
+
+
+async def _to_end(run: Run, view: View) -> tuple[Report | None, BaseException | None]:
+    """Wait for the end of a run, and show how it goes on meanwhile."""
+    ticking = asyncio.create_task(_tick(run, view))
+    try:
+        return await run.wait(), None
+    except (PipelineFailedError, RunAbortedError) as error:
+        return error.report, error
+    finally:
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+
+
+async def _tick(run: Run, view: View) -> None:
+    while view.every_s is not None:
+        await asyncio.sleep(view.every_s)
+        view.tick(run.stats())
+
+
+class _Shown:
+    """An observer beside the view: tells of notes and of an abort that the run began itself."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.stop: StopSignals | None = None
+        self._screen = screen
+        self._said: set[tuple[str, str]] = set()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.note(event.flow, event.message)
+        elif isinstance(event, StateChanged) and event.state == "aborting" and self.stop:
+            self.stop.aborts(event.reason)
+
+    def note(self, flow: str, message: str) -> None:
+        """Say it, once."""
+        if (flow, message) not in self._said:
+            self._said.add((flow, message))
+            if not self._screen.json:
+                self._screen.note(f"{flow}: {message}")
+
+
+def _show_end(
+    pipeline: Pipeline,
+    report: Report | None,
+    error: BaseException | None,
+    screen: Screen,
+    shown: _Shown,
+    stop: StopSignals,
+) -> int:
+    if report is not None:
+        for flow in report.flows:
+            for message in flow.notes:
+                shown.note(flow.name, message)
+        if not screen.json:
+            show_report(screen, report, incremental=_incremental(pipeline))
+    if isinstance(error, RunAbortedError):
+        screen.say(f"stopped: {error}")
+        return stop.exit_code
+    if error is not None:
+        return show_failure(screen, error)
+    if report is not None and report.status == "drained":
+        screen.say(
+            "stopped: what was read is committed; run the same command again, and it goes on"
+            " from there"
+        )
+        return stop.exit_code
+    return EXIT_DONE
+
+
+def _incremental(pipeline: Pipeline) -> dict[str, bool]:
+    """By flow: whether a run reads only what is new."""
+    found: dict[str, bool] = {}
+    for flow in pipeline.flows:
+        origin = flow.stream.origin
+        branches = origin.branches if isinstance(origin, Merged) else (origin,)
+        found[flow.name] = all(
+            not isinstance(b.origin, Merged) and b.origin.incremental for b in branches
+        )
+    return found
