@@ -1,6 +1,5 @@
 # A machine needs Python >= 3.11 and make; everything else goes into .venv. Start with: make demo
 
-SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: demo test lint types bench constraints clean help

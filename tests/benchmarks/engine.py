@@ -1,0 +1,89 @@
+"""The engine alone: a million integers through four stages that do nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from etl import Batch, Pipeline, Position, Source, Stream
+from etl.testing import MemorySink
+from tests.benchmarks.work import Contender, Goal, Place, Work, nothing
+
+INTEGERS = 1_000_000
+BATCH = 1_000
+STAGES = 4
+CHANNEL = 16
+
+
+async def noop(rows: Sequence[int]) -> Sequence[int]:
+    return rows
+
+
+class Integers(Source[int]):
+    name = "integers"
+
+    async def read(
+        self, after: Position | None, until: Position | None
+    ) -> AsyncGenerator[Batch[int], None]:
+        rows = list(range(INTEGERS))
+        for start in range(int(after[0]) if after else 0, INTEGERS, BATCH):
+            yield Batch(rows[start : start + BATCH], position=(start + BATCH,))
+
+
+def with_etl(place: Place) -> None:
+    stream: Stream[int] = Integers()
+    for _ in range(STAGES):
+        stream = stream.map_batches(noop)
+    sink = MemorySink[int]()
+    Pipeline("integers", stream.into(sink)).run_sync()
+    _check(sink.rows)
+
+
+def with_queues(place: Place) -> None:
+    asyncio.run(_queues())
+
+
+async def _queues() -> None:
+    queues = [asyncio.Queue[list[int] | None](CHANNEL) for _ in range(STAGES + 1)]
+    found: list[int] = []
+
+    async def read() -> None:
+        rows = list(range(INTEGERS))
+        for start in range(0, INTEGERS, BATCH):
+            await queues[0].put(rows[start : start + BATCH])
+        await queues[0].put(None)
+
+    async def through(number: int) -> None:
+        while (rows := await queues[number].get()) is not None:
+            await queues[number + 1].put(list(await noop(rows)))
+        await queues[number + 1].put(None)
+
+    async def write() -> None:
+        while (rows := await queues[STAGES].get()) is not None:
+            found.extend(rows)
+
+    await asyncio.gather(read(), *map(through, range(STAGES)), write())
+    _check(found)
+
+
+def _check(rows: Sequence[int]) -> None:
+    # Here and not in ``found``: the target is gone with the process.
+    if rows != list(range(INTEGERS)):
+        raise AssertionError("the integers did not all arrive in order")
+
+
+WORK = Work(
+    title="1,000,000 integers through four no-op async map_batches, in batches of 1,000",
+    contenders=(
+        Contender(name="etl", run=with_etl),
+        Contender(name="asyncio.Queue(16) chain", run=with_queues),
+    ),
+    reference="asyncio.Queue(16) chain",
+    rows=lambda place: INTEGERS,
+    prepare=nothing,
+    reset=nothing,
+    found=nothing,
+    expected=nothing,
+    goals=(Goal(contender="etl", reference="asyncio.Queue(16) chain", at_most=1.5),),
+    rounds=9,
+)
