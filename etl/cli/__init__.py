@@ -1,7 +1,7 @@
 """The command ``etl``: the only part that prints, exits, or installs signal handlers.
 
-Data goes to stdout (the report of a run, tables, plans, JSON lines), talk goes to stderr (progress,
-notes, errors), so that ``etl run ... --json | jq`` and ``etl state show ... > file`` hold data only.
+Data goes to stdout (the report of a run, tables, plans, JSON lines), talk goes to stderr
+(progress, notes, errors): ``etl run ... --json | jq`` gets data only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> NoReturn:
     # Process 1 of a container gets no default action for SIGTERM. A run installs its own.
     signal.signal(signal.SIGTERM, _end)
     try:
-        from etl.cli.app import run_command  # noqa: PLC0415  typer takes a moment: Ctrl-C is safe
+        from etl.cli.app import run_command
 
         code = run_command(sys.argv[1:])
     except KeyboardInterrupt:

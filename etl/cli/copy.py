@@ -76,7 +76,8 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
             )
         into[sink] = _shown(table)
         flows.append(_flow(table, source, target, sink, options))
-    name = options.name or pipeline_name(source.url, target_url, options)
+    named = [_flow_name(table) for table in chosen] if options.tables else []
+    name = options.name or pipeline_name(source.url, target_url, named, options.rename)
     return Pipeline(name, *flows)
 
 
@@ -105,12 +106,15 @@ def find_table(tables: Sequence[TableInfo], name: str, source: Database) -> Tabl
     )
 
 
-def pipeline_name(source: Url, target: Url, options: CopyOptions) -> str:
+def pipeline_name(source: Url, target: Url, tables: Sequence[str], rename: str | None) -> str:
     """A name that is the same whenever the same tables go between the same databases.
 
     The positions are kept under it. It holds no user and no password.
+
+    Args:
+        tables: Those that were asked for; none for all, so that a new table changes nothing.
     """
-    identity = [_place(source), _place(target), sorted(set(options.tables)), options.rename]
+    identity = [_place(source), _place(target), sorted(tables), rename]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
     return f"copy-{_word(source)}-{_word(target)}-{digest}"
 

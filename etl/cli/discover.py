@@ -47,9 +47,7 @@ def find_pipeline(target: str) -> Pipeline:
             f"{path} has {_named('flow', flows)} but no Pipeline; make one at the top level of the"
             f' file: pipeline = Pipeline("name", {", ".join(flows)})'
         )
-    raise ConfigError(
-        f"{path} has no Pipeline; make one at the top level of the file: {_MAKE_ONE}"
-    )
+    raise ConfigError(f"{path} has no Pipeline; make one at the top level of the file: {_MAKE_ONE}")
 
 
 def split_target(target: str) -> tuple[Path, str | None]:

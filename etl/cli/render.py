@@ -12,6 +12,7 @@ from etl.databases.database import Finding, State
 from etl.events import FlowReport, Report
 from etl.observe.figures import count, duration, plural, printable, size
 from etl.observe.jsonlines import as_line
+from etl.pipeline import Pipeline
 
 
 def show_report(screen: Screen, report: Report, *, incremental: Mapping[str, bool]) -> None:
@@ -101,3 +102,24 @@ def show_findings(screen: Screen, database: str, findings: Sequence[Finding]) ->
         style = {"ok": "", "warning": "yellow", "error": "bold red"}[finding.state]
         line = f"  {finding.state:<7}  {finding.subject}: {finding.message}"
         screen.out(printable(line), style=style)
+
+
+def show_pipelines(screen: Screen, found: Sequence[tuple[str, Pipeline]]) -> None:
+    """Where each pipeline stands, and its flows."""
+    if screen.json:
+        for target, pipeline in found:
+            flows = [flow.name for flow in pipeline.flows]
+            screen.out(as_line({"target": target, "pipeline": pipeline.name, "flows": flows}))
+        return
+    rows = [(target, p.name, ", ".join(flow.name for flow in p.flows)) for target, p in found]
+    if rows:
+        screen.table(("target", "pipeline", "flows"), rows)
+
+
+def show_plan(screen: Screen, pipeline: str, lines: Sequence[str]) -> None:
+    """What a run would do."""
+    if screen.json:
+        screen.out(as_line({"pipeline": pipeline, "plan": list(lines)}))
+        return
+    for line in lines:
+        screen.out(printable(line))

@@ -90,9 +90,7 @@ class Screen:
     @property
     def live(self) -> bool:
         """Whether stderr is a terminal that a moving display can be drawn on."""
-        return (
-            self._err is not None and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
-        )
+        return self._err is not None and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
 
     @property
     def shared(self) -> bool:
@@ -121,4 +119,3 @@ def _styled(text: str, style: str, stream: TextIO) -> str:
     if not style or os.environ.get("NO_COLOR") or not stream.isatty():
         return text
     return f"{_ANSI[style]}{text}{_PLAIN}"
-

@@ -175,18 +175,19 @@ class StopSignals:
 
     def _left_over(self) -> str:
         """What did not stop: the function that holds up the event loop, else tasks."""
-        frame = sys._current_frames().get(self._main_thread)
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  it has no public name
+        frame = frames.get(self._main_thread)
         while frame is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
             frame = frame.f_back
         if frame is not None:
             code = frame.f_code
             return f"{code.co_name}() in {code.co_filename}:{frame.f_lineno} held up the event loop"
         try:
-            tasks = asyncio.all_tasks(self._loop)
+            names = sorted({task.get_name() for task in asyncio.all_tasks(self._loop)})
         except RuntimeError:  # they changed meanwhile
-            tasks = set()
-        names = sorted(name for task in tasks if (name := task.get_name()).startswith("etl:"))
-        return f"still busy: {', '.join(n.removeprefix('etl:') for n in names) or 'the start'}"
+            names = []
+        busy = [name.removeprefix("etl:") for name in names if name.startswith("etl:")]
+        return f"still busy: {', '.join(busy) or 'the start of the run'}"
 
     def _end(self, why: str) -> None:
         text = f"{why}; the next run goes on from what is committed\n"

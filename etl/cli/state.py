@@ -15,9 +15,7 @@ async def read_states(database: Database, pipeline: str | None) -> Sequence[Stat
     url = database.url
     async with driver_of(url).open_state(url) as store:
         states = await store.states(pipeline)
-    return sorted(
-        states, key=lambda s: (s.key.pipeline, s.key.flow, s.key.sink, s.key.partition)
-    )
+    return sorted(states, key=lambda s: (s.key.pipeline, s.key.flow, s.key.sink, s.key.partition))
 
 
 async def set_state(database: Database, key: CheckpointKey, position: Position | None) -> None:
@@ -32,8 +30,7 @@ async def set_state(database: Database, key: CheckpointKey, position: Position |
         if key not in known:
             raise ConfigError(
                 f"{database.name} keeps no position of pipeline {key.pipeline!r}, flow"
-                f" {key.flow!r}, sink {key.sink!r}, partition {key.partition!r}"
-                + _listing(known)
+                f" {key.flow!r}, sink {key.sink!r}, partition {key.partition!r}" + _listing(known)
             )
         await store.set_position(key, position)
 

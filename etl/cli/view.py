@@ -58,7 +58,7 @@ def make_view(screen: Screen, pipeline: str) -> View:
     if screen.json:
         return JsonView(screen)
     if screen.live and not screen.verbose:
-        from etl.cli.live import LiveView  # noqa: PLC0415  rich is for terminals only
+        from etl.cli.live import LiveView
 
         return LiveView(screen, pipeline)
     return LinesView(screen)

@@ -37,7 +37,7 @@ LOCK_TIMEOUT_S = 10
 _TOTAL_TIMEOUT_S = 60
 
 # Any fixed number; etl's migrations alone use it. Advisory locks are per database.
-_ADVISORY_LOCK = 7_305_716_002_300_001
+ADVISORY_LOCK = 7_305_716_002_300_001
 
 # Alembic keeps the running environment in process-wide globals, and its I/O switches between
 # tasks: two databases migrated at once, by tasks or by threads, would get each other's.
@@ -214,7 +214,7 @@ def _migrate(connection: Connection, schema: str | None) -> None:
             sa.text("SELECT set_config('lock_timeout', :timeout, true)"),
             {"timeout": f"{LOCK_TIMEOUT_S}s"},
         )
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         schema = schema or connection.scalar(sa.text("SELECT current_schema()"))
         if schema is None:
             raise ConfigError(

@@ -28,9 +28,7 @@ def sentence(event: Event) -> str:
                 f" {count(total)} so far"
             )
         case Retrying(flow=flow, what=what, attempt=attempt, wait_s=wait_s, error=error):
-            return (
-                f"{flow}: {what} failed (try {attempt}): {error}; again in {duration(wait_s)}"
-            )
+            return f"{flow}: {what} failed (try {attempt}): {error}; again in {duration(wait_s)}"
         case StateChanged(state=state, reason=reason):
             return f"{state}: {reason}"
         case FlowEnded(flow=flow, rows_read=read, rows_written=written, seconds=seconds):
@@ -39,7 +37,8 @@ def sentence(event: Event) -> str:
                 f" in {duration(seconds)}"
             )
         case RunEnded(report=report, error=error):
-            what = f"{report.status} in {duration(report.seconds)}, " + (
-                f"{count(report.rows_read)} rows read, {count(report.rows_written)} written"
+            what = (
+                f"{report.status} in {duration(report.seconds)},"
+                f" {count(report.rows_read)} rows read, {count(report.rows_written)} written"
             )
             return f"{what}; {error}" if error else what

@@ -14,8 +14,9 @@ from tests.benchmarks.work import Place
 def main() -> None:
     name, wanted = sys.argv[1:]
     place = Place(**json.load(sys.stdin))
-    contender = next(one for one in load(name).contenders if one.name == wanted)
-    print(json.dumps(asdict(measure_here(contender, place))))
+    work = load(name)
+    contender = next(one for one in work.contenders if one.name == wanted)
+    print(json.dumps(asdict(measure_here(work, contender, place))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from tests.benchmarks.work import Contender, Place
+from tests.benchmarks.work import Contender, Place, Work
 
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT_S = 1800
@@ -57,13 +57,14 @@ def measure_apart(work: str, contender: Contender, place: Place) -> Measure:
     return Measure(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_here(contender: Contender, place: Place) -> Measure:
+def measure_here(work: Work, contender: Contender, place: Place) -> Measure:
     """Run a contender in this process, which does nothing else."""
     cpu, start = _cpu_s(), perf_counter()
-    contender.run(place)
-    wall = perf_counter() - start
+    result = contender.run(place)
+    wall, used = perf_counter() - start, _cpu_s() - cpu
     peak = None if contender.needs else _peak_mib()
-    return Measure(wall_s=wall, cpu_s=_cpu_s() - cpu, peak_mib=peak)
+    work.check(result)
+    return Measure(wall_s=wall, cpu_s=used, peak_mib=peak)
 
 
 def middle(measures: list[Measure]) -> Measure:

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+def nothing(of: object) -> None:
+    """For a work that needs no preparation, no reset or no check."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a contender finds its data. Plain data: it reaches another process as JSON.
@@ -33,7 +37,7 @@ class Contender:
     """
 
     name: str
-    run: Callable[[Place], None]
+    run: Callable[[Place], object]
     needs: tuple[str, ...] = ()
 
 
@@ -57,6 +61,7 @@ class Work:
         rows: How many rows are read, for rows per second.
         prepare: Makes what all contenders read; once.
         reset: Makes an empty target; before each contender.
+        check: Looks at what a contender returned, in its own process, after the clock has stopped.
         found: What the last contender left in the target, as a value that can be compared.
         expected: What it should have left, found in another way.
         reference: The contender that the others are measured against.
@@ -72,10 +77,6 @@ class Work:
     reset: Callable[[Place], None]
     found: Callable[[Place], object]
     expected: Callable[[Place], object]
+    check: Callable[[object], None] = nothing
     goals: tuple[Goal, ...] = ()
     rounds: int = 3
-    peak_mib: float | None = None
-
-
-def nothing(place: Place) -> None:
-    """For a work that needs no preparation, or no reset."""

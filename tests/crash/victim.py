@@ -37,7 +37,10 @@ def to_total(item: Item) -> Total:
     return Total(item.kind, 1, item.amount)
 
 
-def pipeline(source_url: str, target_url: str, mode: str) -> Pipeline:
+SMALL = Limits(batch_rows=25, group_rows=50, channel_batches=2)
+
+
+def pipeline(source_url: str, target_url: str, mode: str, *, limits: Limits = SMALL) -> Pipeline:
     """The flow under test; small batches and groups, so that there are many steps to crash at."""
     source, target = Database(source_url), Database(target_url)
     cursor = () if mode == "replace" else ("id",)
@@ -55,7 +58,6 @@ def pipeline(source_url: str, target_url: str, mode: str) -> Pipeline:
             flow = items.into(target.replace("copies"))
         case _:
             raise ValueError(mode)
-    limits = Limits(batch_rows=25, group_rows=50, channel_batches=2)
     return Pipeline(f"victim {mode}", flow, limits=limits)
 
 

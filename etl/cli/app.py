@@ -1,0 +1,361 @@
+"""The commands of ``etl``: their options, and what they hand on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.main import get_command
+
+from etl.batch import MAIN_PARTITION
+from etl.cli.options import Common, Json, Traceback, Verbose, command
+from etl.cli.screen import Screen
+from etl.errors import EXIT_DONE, EXIT_USAGE, ConfigError, EtlError
+
+app = typer.Typer(
+    name="etl",
+    help="Move data between databases. Stop it any time; run it again, and it goes on.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+state_app = typer.Typer(
+    help="Show, set or forget the positions that a target keeps.", no_args_is_help=True
+)
+app.add_typer(state_app, name="state")
+
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory for rows in flight, such as 256MiB.")
+]
+Drain = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Time to finish after a first Ctrl-C; then roll back."),
+]
+AcceptChange = Annotated[
+    bool,
+    typer.Option(
+        "--accept-change", help="Keep the positions although source, key or target changed."
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="Read everything again from the beginning.")]
+PipelineFile = Annotated[
+    str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which pipeline in it.")
+]
+TargetUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="The target database; env:NAME reads a variable.")
+]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line; return the exit code."""
+    try:
+        code = get_command(app).main(args=list(arguments), prog_name="etl", standalone_mode=False)
+    except typer.TyperException as error:
+        return _usage(error)
+    except typer.Abort:
+        Screen().say("nothing was changed")
+        return EXIT_USAGE
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _usage(error: typer.TyperException) -> int:
+    """A wrong command line: one line, and where to read more."""
+    screen = Screen()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        screen.say(error.format_message())
+        return EXIT_USAGE
+    path = context.command_path if context is not None else "etl"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    screen.error(f"{message}; see {path} --help")
+    return EXIT_USAGE
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        try:
+            found = version("etl")
+        except PackageNotFoundError:  # a checkout on the path, not installed
+            found = "unknown"
+        Screen().out(f"etl {found}, Python {sys.version.split()[0]}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    ctx: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    traceback: Traceback = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    ctx.obj = Common(json=json, verbose=verbose, traceback=traceback)
+
+
+@app.command()
+@command
+def run(
+    screen: Screen,
+    target: PipelineFile,
+    *,
+    full: Full = False,
+    memory: Memory = None,
+    drain: Drain = None,
+    accept_change: AcceptChange = False,
+) -> int:
+    """Run a pipeline.
+
+    Ctrl-C once finishes what was read and stops; twice rolls back what is not committed. Either
+    way the next run goes on from there.
+    """
+    from etl.cli.discover import find_pipeline
+    from etl.cli.running import RunOptions, run_pipeline
+
+    options = RunOptions(full=full, accept_change=accept_change, memory=memory, drain_s=drain)
+    return run_pipeline(find_pipeline(target), options, screen)
+
+
+@app.command("list")
+@command
+def list_pipelines(
+    screen: Screen,
+    place: Annotated[
+        Path, typer.Argument(metavar="[FILE or DIR]", help="Where to look.", show_default=True)
+    ] = Path("pipelines"),
+) -> int:
+    """List the pipelines in a file or folder."""
+    from etl.cli.discover import files_in, load, pipelines_in
+    from etl.cli.render import show_pipelines
+    from etl.pipeline import Pipeline
+
+    code = EXIT_DONE
+    found: list[tuple[str, Pipeline]] = []
+    for path in files_in(place):
+        try:
+            module = load(path)
+        except EtlError as error:
+            # One broken file does not hide the others.
+            screen.error(str(error))
+            code = error.exit_code
+        else:
+            found += [(f"{path}:{name}", p) for name, p in pipelines_in(module).items()]
+    show_pipelines(screen, found)
+    if not found and code == EXIT_DONE:
+        screen.say(f"no pipelines in {place}")
+    return code
+
+
+@app.command()
+@command
+def plan(
+    screen: Screen,
+    target: PipelineFile,
+    *,
+    memory: Memory = None,
+) -> int:
+    """Show what a run would do: flows, channels, memory, how it resumes. Connects to nothing."""
+    from etl.cli.discover import find_pipeline
+    from etl.cli.render import show_plan
+    from etl.cli.running import RunOptions
+
+    pipeline = find_pipeline(target)
+    limits = RunOptions(memory=memory).limits(pipeline.limits)
+    show_plan(screen, pipeline.name, pipeline.plan(limits).explain())
+    return EXIT_DONE
+
+
+@app.command()
+@command
+def copy(
+    screen: Screen,
+    source_url: Annotated[str, typer.Argument(metavar="SOURCE_URL", help="Where to read.")],
+    target_url: Annotated[str, typer.Argument(metavar="TARGET_URL", help="Where to write.")],
+    *,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A table; repeat it for several. Default: all."),
+    ] = None,
+    rename: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Another name in the target.")
+    ] = None,
+    mode: Annotated[
+        Literal["replace", "append", "upsert"], typer.Option(help="What happens to rows there.")
+    ] = "replace",
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="COL,COL", help="What identifies a row. Default: the primary key."),
+    ] = None,
+    cursor: Annotated[
+        str | None,
+        typer.Option(metavar="COL,COL", help="Copy only what is new, by a column that grows."),
+    ] = None,
+    swap: Annotated[
+        Literal["rename", "rewrite"],
+        typer.Option(help="How replace puts the new rows in place; rewrite keeps the old table."),
+    ] = "rename",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the positions under this name.")
+    ] = None,
+    full: Full = False,
+    memory: Memory = None,
+    drain: Drain = None,
+    accept_change: AcceptChange = False,
+) -> int:
+    """Copy tables from one database to another, all together.
+
+    A table that the target lacks is made from the source's columns. URLs are
+    postgresql://user:password@host/database, sqlite:///file.db, or env:NAME.
+    """
+    from etl.cli.copy import CopyOptions, plan_copy
+    from etl.cli.running import RunOptions, run_pipeline
+    from etl.databases.database import Database
+
+    what = CopyOptions(
+        tables=tuple(table or ()),
+        rename=rename,
+        mode=mode,
+        key=_columns(key, "--key"),
+        cursor=_columns(cursor, "--cursor"),
+        swap=swap,
+        name=name,
+    )
+    options = RunOptions(full=full, accept_change=accept_change, memory=memory, drain_s=drain)
+    pipeline = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
+    return run_pipeline(pipeline, options, screen)
+
+
+@state_app.command("show")
+@command
+def state_show(
+    screen: Screen,
+    url: TargetUrl,
+    pipeline: Annotated[str | None, typer.Argument(help="Only this pipeline's.")] = None,
+) -> int:
+    """Show the positions that a target keeps."""
+    from etl.cli.render import show_states
+    from etl.cli.state import read_states
+    from etl.databases.database import Database
+
+    database = Database(url)
+    states = asyncio.run(read_states(database, pipeline))
+    show_states(screen, states)
+    if not states:
+        whose = f"of pipeline {pipeline!r} " if pipeline is not None else ""
+        screen.say(f"{database.name} keeps no positions {whose}yet")
+    return EXIT_DONE
+
+
+@state_app.command("set")
+@command
+def state_set(
+    screen: Screen,
+    url: TargetUrl,
+    pipeline: str,
+    flow: str,
+    sink: str,
+    position: Annotated[str, typer.Argument(metavar="POSITION_JSON", help="Array or null.")],
+    *,
+    partition: Annotated[str, typer.Option(help="The partition.")] = MAIN_PARTITION,
+) -> int:
+    """Set one position: the next run reads what comes after it. Fences a run that is active."""
+    from etl.cli.state import parse_position, set_state
+    from etl.connector import CheckpointKey
+    from etl.databases.database import Database
+
+    to = parse_position(position)
+    key = CheckpointKey(pipeline=pipeline, flow=flow, sink=sink, partition=partition)
+    asyncio.run(set_state(Database(url), key, to))
+    screen.say("the position is set")
+    return EXIT_DONE
+
+
+@state_app.command("reset")
+@command
+def state_reset(
+    screen: Screen,
+    url: TargetUrl,
+    pipeline: str,
+    flow: Annotated[str | None, typer.Argument(help="Only this flow's.")] = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> int:
+    """Forget positions: the next run reads from the beginning. Tables stay as they are."""
+    from etl.cli.render import show_states
+    from etl.cli.state import read_states, reset_states
+    from etl.databases.database import Database
+
+    database = Database(url)
+    states = [
+        state
+        for state in asyncio.run(read_states(database, pipeline))
+        if flow is None or state.key.flow == flow
+    ]
+    whose = f"pipeline {pipeline!r}" + (f", flow {flow!r}" if flow is not None else "")
+    if not states:
+        raise ConfigError(f"{database.name} keeps no position of {whose}; nothing was changed")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                f"{len(states)} positions of {whose} would be forgotten; say --yes to do it"
+            )
+        show_states(screen, states)
+        typer.confirm("Forget these positions?", abort=True, err=True)
+    asyncio.run(reset_states(database, [state.key for state in states]))
+    screen.say(f"forgotten: {len(states)} of {whose}; the next run reads from the beginning")
+    return EXIT_DONE
+
+
+@app.command()
+@command
+def migrate(
+    screen: Screen,
+    url: TargetUrl,
+    *,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL instead, and connect to nothing.")
+    ] = False,
+) -> int:
+    """Make the tables that etl keeps in a target, or bring them up to date."""
+    from etl.databases.database import Database
+    from etl.databases.migrate import script, upgrade
+
+    database = Database(url)
+    if sql:
+        for line in script(database.url.dialect).rstrip().split("\n"):
+            screen.out(line)
+        return EXIT_DONE
+    asyncio.run(upgrade(database.url))
+    screen.say(f"{database.name} is up to date")
+    return EXIT_DONE
+
+
+@app.command()
+@command
+def check(
+    screen: Screen,
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Databases to look at.")],
+) -> int:
+    """Check databases: connection, rights, version, settings. Changes nothing."""
+    from etl.cli.check import check_all
+
+    return asyncio.run(check_all(screen, urls))
+
+
+def _columns(text: str | None, option: str) -> tuple[str, ...]:
+    """Names from ``a,b``."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise ConfigError(f"{option}: a column's name is empty in {text!r}; write {option} a,b")
+    return names

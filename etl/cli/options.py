@@ -1,0 +1,67 @@
+"""Options that every command takes, before or after its name; the edge where errors end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from etl.cli.failure import show_failure
+from etl.cli.logs import show_logs
+from etl.cli.screen import Screen
+
+P = ParamSpec("P")
+
+Json = Annotated[bool, typer.Option("--json", help="Data as JSON lines on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show the whole chain of a failure.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """The options that stood before the command's name."""
+
+    json: bool = False
+    verbose: bool = False
+    traceback: bool = False
+
+
+def command(function: Callable[Concatenate[Screen, P], int]) -> Callable[..., int]:
+    """Give a command the common options, a screen, and an end for its errors.
+
+    What it raises becomes lines on stderr and the exit code.
+    """
+
+    def run(
+        ctx: typer.Context, /, *, json: bool, verbose: bool, traceback: bool, **given: Any
+    ) -> int:
+        before = ctx.obj if isinstance(ctx.obj, Common) else Common()
+        screen = Screen(
+            json=json or before.json,
+            verbose=verbose or before.verbose,
+            traceback=traceback or before.traceback,
+        )
+        with show_logs(screen):
+            try:
+                return function(screen, **given)  # type: ignore[call-arg]  # typer fills them in
+            except Exception as error:
+                return show_failure(screen, error)
+
+    own = [*inspect.signature(function, eval_str=True).parameters.values()][1:]
+    common = {"json": Json, "verbose": Verbose, "traceback": Traceback}
+    context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in common.items()
+    ]
+    parameters = [context, *own, *added]
+    run.__name__ = function.__name__
+    run.__doc__ = function.__doc__
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    # typer reads a command's options from its signature.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run

@@ -1,0 +1,237 @@
+"""Connections: one own connection for each reader and session, with the settings that keep values
+exact and waits bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlencode
+
+import asyncpg
+
+from etl.databases.postgres.translate import (
+    DRIVER_ERRORS,
+    Side,
+    first_line,
+    safe_message,
+    translating,
+)
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import (
+    ConfigError,
+    EtlError,
+    SourceUnavailableError,
+    TargetUnavailableError,
+    classify,
+)
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.Connection[Any]
+else:
+    Connection: TypeAlias = asyncpg.Connection
+
+CONNECT_S = 10.0
+"""Longest wait for one connection."""
+COMMAND_S = 60.0
+"""Longest wait for a short statement."""
+LONG_S = 7 * 24 * 3600.0
+"""For statements that may take as long as the data is large; dead peers are found by TCP."""
+CLOSE_S = 3.0
+_PATIENCE_S = 5.0
+"""How long a server that takes no connections is tried at the start: it may be restarting."""
+
+# libpq's options that have the same meaning here. Others are refused by name, so that a
+# misspelt sslmode does not turn TLS off.
+_OPTIONS = frozenset(
+    "host port sslmode sslrootcert sslcert sslkey sslpassword sslcrl ssl_min_protocol_version"
+    " ssl_max_protocol_version target_session_attrs options passfile".split()
+)
+
+_SETTINGS: Mapping[str, str] = {
+    # Text forms must be the same on both sides, whatever the role or the database sets.
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "standard_conforming_strings": "on",
+    "xmloption": "content",
+    "default_transaction_isolation": "read committed",
+    # A policy that would hide rows becomes an error.
+    "row_security": "off",
+    "lock_timeout": "10s",
+    # A role's own statement_timeout is for its interactive queries, not for a COPY.
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "300s",
+    "idle_session_timeout": "0",
+    "client_connection_check_interval": "10s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+
+# Settings that this server's version has; the others are left out.
+_SET = """
+SELECT count(set_config(wanted.name, wanted.value, false))
+FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
+WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE lower(s.name) = lower(wanted.name))
+"""
+
+
+def check_options(url: Url) -> None:
+    """Refuse options in a URL that this driver does not know.
+
+    Raises:
+        ConfigError: One of them is unknown.
+    """
+    for name, _ in url.options:
+        if name not in _OPTIONS:
+            raise ConfigError(
+                f"{url.name}: the URL has an unknown option {name!r}; known are "
+                + ", ".join(sorted(_OPTIONS))
+            )
+
+
+async def connect(url: Url, side: Side, application: str) -> Connection:
+    """Open a connection and pin its settings.
+
+    A server that refuses connections is tried again for some seconds.
+
+    Raises:
+        ConfigError: Wrong password, unknown user or database, unknown option.
+        SourceUnavailableError: The source's server cannot be reached.
+        TargetUnavailableError: The target's server cannot be reached.
+    """
+    check_options(url)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _PATIENCE_S
+    while True:
+        try:
+            connection = await _open(url, application)
+            break
+        except (*DRIVER_ERRORS, ValueError, asyncpg.ClientConfigurationError) as error:
+            if classify(error) != "not_ready" or loop.time() > until:
+                raise _unreachable(error, url, side) from error
+        await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311  jitter, not a secret
+    try:
+        await _pin(connection, side)
+        return connection
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, DRIVER_ERRORS):
+            raise _unreachable(error, url, side) from error
+        raise
+
+
+async def _open(url: Url, application: str) -> Connection:
+    connection: Connection = await asyncpg.connect(
+        f"postgresql://?{urlencode(url.options)}" if url.options else None,
+        host=url.host,
+        port=url.port,
+        user=url.user,
+        password=url.password,
+        database=url.path,
+        timeout=CONNECT_S,
+        command_timeout=COMMAND_S,
+        # With a cache, types of a table that was changed meanwhile would be taken from it.
+        statement_cache_size=0,
+        server_settings={"application_name": application[:63]},
+    )
+    _keep_alive(connection)
+    return connection
+
+
+def _keep_alive(connection: Connection) -> None:
+    """Find a dead peer in about a minute, also while nothing is sent."""
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    options = [(socket.SOL_SOCKET, "SO_KEEPALIVE", 1)] + [
+        (socket.IPPROTO_TCP, name, value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 30),
+            ("TCP_KEEPINTVL", 10),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 60_000),
+        )
+    ]
+    for level, name, value in options:
+        number = getattr(socket, name, None)
+        if number is not None:
+            # A second line of defence; not every platform and event loop has every option.
+            with contextlib.suppress(OSError, AttributeError, TypeError):
+                sock.setsockopt(level, number, value)
+
+
+async def _pin(connection: Connection, side: Side) -> None:
+    settings = dict(_SETTINGS)
+    if side == "source":
+        settings["default_transaction_read_only"] = "on"
+    await connection.fetchval(_SET, list(settings), list(settings.values()))
+
+
+def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
+    unavailable = SourceUnavailableError if side == "source" else TargetUnavailableError
+    if isinstance(error, asyncpg.PostgresError):
+        text = safe_message(error)
+        state = error.sqlstate or ""
+        if state.startswith("28") or state in {"3D000", "42501", "22023", "42704"}:
+            return ConfigError(f"{url.name} refused the connection: {text}. Nothing was moved")
+        return unavailable(f"{url.name} takes no connections now: {text}. Nothing was moved")
+    if isinstance(error, ssl.SSLError | ssl.CertificateError):
+        return ConfigError(
+            f"{url.name}: no secure connection: {first_line(error)}. Nothing was moved; check"
+            " sslmode and sslrootcert in the URL"
+        )
+    if isinstance(error, asyncpg.ClientConfigurationError | ValueError) and not isinstance(
+        error, asyncpg.PostgresError | OSError
+    ):
+        return ConfigError(f"{url.name}: the URL cannot be used: {first_line(error)}")
+    if isinstance(error, socket.gaierror):
+        return ConfigError(
+            f"{url.name}: the host's name is unknown ({first_line(error)}). Nothing was moved;"
+            " check the URL"
+        )
+    if isinstance(error, TimeoutError):
+        return unavailable(
+            f"{url.name} did not answer within {CONNECT_S:.0f} s. Nothing was moved; check the"
+            " address and the network"
+        )
+    return unavailable(
+        f"{url.name} cannot be reached ({first_line(error)}). Nothing was moved; check the"
+        " address, and that the server runs"
+    )
+
+
+async def close(connection: Connection) -> None:
+    """Close a connection in bounded time, whatever state it is in."""
+    if connection.is_closed():
+        return
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await connection.close(timeout=CLOSE_S)
+    except DRIVER_ERRORS:
+        pass  # close() has already cut the connection; the server cleans up after it
+    finally:
+        connection.terminate()
+
+
+@asynccontextmanager
+async def connected(url: Url, side: Side, application: str) -> AsyncGenerator[Connection]:
+    """A connection for the length of a block; errors of the driver in it are translated."""
+    with translating(side, url.name):
+        connection = await connect(url, side, application)
+        try:
+            yield connection
+        finally:
+            await finish(close(connection))

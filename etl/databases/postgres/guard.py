@@ -1,0 +1,76 @@
+"""The guard around COPY: ends it when the connection is lost or nothing moves any more.
+
+In the middle of a COPY IN, asyncpg waits for "writing allowed", which never comes when the
+server has gone; neither its own timeout nor the loss of the connection ends that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.translate import ConnectionLostError
+
+STALL_S = 300.0
+"""Longest time without any progress in the middle of a COPY."""
+PATIENT_S = 24 * 3600.0
+"""For the server's own work before the first and after the last byte: sorting, checking, triggers."""
+
+
+class Watch:
+    """The deadline of a guarded block; progress pushes it back."""
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+
+    def expect(self, within_s: float) -> None:
+        """The next progress must come within this time."""
+        self._limit.reschedule(self._loop.time() + within_s)
+
+    def pause(self) -> None:
+        """The other side waits for us, not we for it: no deadline."""
+        self._limit.reschedule(None)
+
+
+@asynccontextmanager
+async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Watch]:
+    """Run a COPY so that it ends when the connection is lost, or when nothing moves in time.
+
+    Raises:
+        ConnectionLostError: The connection ended.
+        TimeoutError: No progress in time.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    active = True
+    lost = False
+
+    def on_lost(_: object) -> None:
+        nonlocal lost
+        if active and not lost:
+            lost = True
+            task.cancel()
+
+    connection.add_termination_listener(on_lost)
+    try:
+        async with asyncio.timeout(within_s) as limit:
+            yield Watch(limit)
+    except BaseException as error:
+        # Other code may have replaced our CancelledError, so the test is on ``lost``.
+        if lost and task.uncancel() == 0:
+            raise ConnectionLostError("the connection was lost") from error
+        raise
+    else:
+        if lost:
+            task.uncancel()
+            raise ConnectionLostError("the connection was lost")
+    finally:
+        active = False
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.remove_termination_listener(on_lost)
