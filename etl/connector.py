@@ -27,12 +27,21 @@ Emit: TypeAlias = Callable[[Batch[T]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What a connector is told of the run it serves."""
+    """What a connector is told of the run it serves.
+
+    Attributes:
+        batch_rows: Most rows of a batch.
+        batch_bytes: A batch is cut when its rows reach this size.
+        holder: Who runs: a text for the checkpoint and the lock (see ``etl.engine.holder``).
+        take_over: Start although another run of the pipeline holds the lock; that run is fenced.
+    """
 
     pipeline: str
     run_id: str
     batch_rows: int
     batch_bytes: int
+    holder: str = "{}"
+    take_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

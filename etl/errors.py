@@ -77,6 +77,12 @@ class FencedError(EtlError):
     exit_code = EXIT_ACTIVE
 
 
+class AlreadyRunningError(EtlError):
+    """Another run of the pipeline is active; this one did nothing."""
+
+    exit_code = EXIT_ACTIVE
+
+
 class StageError(EtlError):
     """A function or stage of the pipeline failed, or broke a rule of the engine."""
 

@@ -34,7 +34,6 @@ with a wind of 1,048 mph stay as they are: no flight of 2013 touches them.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -340,21 +339,7 @@ def flights_pipeline(source: Database, warehouse: Database) -> Pipeline:
 
 pipeline = flights_pipeline(Database(SOURCE_URL), Database(WAREHOUSE_URL))
 
-
-def main() -> None:
-    """The two commands around ``etl run``: ``build`` the source, ``report`` on the warehouse."""
-    # Here and not above: the pipeline itself needs neither of them.
-    from pipelines.flights_report import report
-    from pipelines.flights_source import build
-
-    parser = argparse.ArgumentParser(prog="python -m pipelines.flights", description=main.__doc__)
-    parser.add_argument("command", choices=("build", "report"))
-    match parser.parse_args().command:
-        case "build":
-            build(SOURCE_URL)
-        case _:
-            report(WAREHOUSE_URL)
-
-
 if __name__ == "__main__":
-    main()
+    from pipelines.flights_commands import main
+
+    main(SOURCE_URL, WAREHOUSE_URL)

@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -246,12 +247,9 @@ def _ready(url: str, origin: str) -> Server:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    # A loop of its own that does not become the current one: pytest-asyncio has that.
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
+    # In a thread: an async test, which has a running loop in this one, may ask for a database.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 # -- Nothing is left ----------------------------------------------------------------------------

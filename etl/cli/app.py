@@ -15,7 +15,7 @@ from typer.main import get_command
 from etl.batch import MAIN_PARTITION
 from etl.cli.options import Common, Json, Traceback, Verbose, command
 from etl.cli.screen import Screen
-from etl.errors import EXIT_DONE, EXIT_USAGE, ConfigError, EtlError
+from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, EtlError
 
 app = typer.Typer(
     name="etl",
@@ -60,7 +60,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return _usage(error)
     except typer.Abort:
         Screen().say("nothing was changed")
-        return EXIT_USAGE
+        return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_DONE
 
 
@@ -69,7 +69,8 @@ def _usage(error: typer.TyperException) -> int:
     screen = Screen()
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        screen.say(error.format_message())
+        for line in error.format_message().split("\n"):
+            screen.say(line)
         return EXIT_USAGE
     path = context.command_path if context is not None else "etl"
     message = " ".join(error.format_message().split()).rstrip(".")
@@ -163,7 +164,10 @@ def plan(
     *,
     memory: Memory = None,
 ) -> int:
-    """Show what a run would do: flows, channels, memory, how it resumes. Connects to nothing."""
+    """Show what a run would do. Connects to nothing.
+
+    Its flows and channels, the memory that they share, and how an interrupted run resumes.
+    """
     from etl.cli.discover import find_pipeline
     from etl.cli.render import show_plan
     from etl.cli.running import RunOptions
@@ -325,7 +329,10 @@ def migrate(
         bool, typer.Option("--sql", help="Print the SQL instead, and connect to nothing.")
     ] = False,
 ) -> int:
-    """Make the tables that etl keeps in a target, or bring them up to date."""
+    """Make or update the tables that etl keeps.
+
+    A run does it by itself where it has the right to make tables.
+    """
     from etl.databases.database import Database
     from etl.databases.migrate import script, upgrade
 
@@ -345,7 +352,10 @@ def check(
     screen: Screen,
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Databases to look at.")],
 ) -> int:
-    """Check databases: connection, rights, version, settings. Changes nothing."""
+    """Check databases: version, rights, settings.
+
+    It changes nothing.
+    """
     from etl.cli.check import check_all
 
     return asyncio.run(check_all(screen, urls))

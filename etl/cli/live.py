@@ -51,24 +51,15 @@ class LiveView:
     def tick(self, stats: RunStats) -> None:
         """Draw the figures of now."""
         self._rates.sample(stats)
-        try:
-            self._live.update(self._drawn(stats), refresh=True)
-        except OSError:  # the terminal has gone; the run goes on
-            pass
+        self._live.update(self._drawn(stats), refresh=True)
 
     def close(self) -> None:
         """Wipe the display and give the terminal back."""
         self._screen.divert(None)
-        try:
-            self._live.stop()
-        except OSError:
-            pass
+        self._live.stop()
 
     def _above(self, text: str, style: str) -> None:
-        try:
-            self._console.print(Text(text, style=style), soft_wrap=True)
-        except OSError:
-            pass
+        self._console.print(Text(text, style=style), soft_wrap=True)
 
     def _drawn(self, stats: RunStats) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")

@@ -36,9 +36,7 @@ def command(function: Callable[Concatenate[Screen, P], int]) -> Callable[..., in
     What it raises becomes lines on stderr and the exit code.
     """
 
-    def run(
-        ctx: typer.Context, /, *, json: bool, verbose: bool, traceback: bool, **given: Any
-    ) -> int:
+    def run(*, ctx: typer.Context, json: bool, verbose: bool, traceback: bool, **given: Any) -> int:
         before = ctx.obj if isinstance(ctx.obj, Common) else Common()
         screen = Screen(
             json=json or before.json,

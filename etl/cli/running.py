@@ -143,14 +143,19 @@ def _show_end(
         if not screen.json:
             show_report(screen, report, incremental=_incremental(pipeline))
     if isinstance(error, RunAbortedError):
-        screen.say(f"stopped: {error}")
+        screen.say(
+            "stopped: what was not committed is rolled back; run the same command again, and it"
+            " goes on from what is"
+        )
         return stop.exit_code
     if error is not None:
         return show_failure(screen, error)
     if report is not None and report.status == "drained":
+        replaces = any(sink.mode == "replace" for flow in pipeline.flows for sink in flow.sinks)
+        staged = "; tables to be replaced keep their old rows until a run ends" if replaces else ""
         screen.say(
-            "stopped: what was read is committed; run the same command again, and it goes on"
-            " from there"
+            "stopped: what was read is committed; run the same command again, and it goes on from"
+            f" there{staged}"
         )
         return stop.exit_code
     return EXIT_DONE

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from etl.cli.secrets import Redactor
-from etl.cli.streams import to_nowhere
 from etl.observe.figures import printable
 
 # In rich's words, so that a moving display understands them too.
@@ -19,8 +18,7 @@ _PLAIN = "\x1b[0m"
 class Screen:
     """The streams of one command, and how it was asked to use them.
 
-    A closed stream (``| head``) is no error: what is written to it is dropped, and the work goes
-    on. Names are printed with control characters escaped, and never read as markup.
+    Names are printed with control characters escaped, and never read as markup.
 
     Attributes:
         json: Data is JSON lines.
@@ -40,23 +38,15 @@ class Screen:
         self.json = json
         self.verbose = verbose
         self.traceback = traceback
-        self._out: TextIO | None = stdout or sys.stdout
-        self._err: TextIO | None = stderr or sys.stderr
+        self._out = stdout or sys.stdout
+        self._err = stderr or sys.stderr
         self._redact = Redactor([*sys.argv, *os.environ.values()])
         self._above: Callable[[str, str], None] | None = None
-        for stream in (self._out, self._err):
-            # A name that the terminal's encoding lacks must not end a run.
-            reconfigure = getattr(stream, "reconfigure", None)
-            if reconfigure is not None:
-                reconfigure(errors="backslashreplace")
 
     def out(self, line: str, *, style: str = "") -> None:
         """One line of data to stdout, without passwords."""
-        if self._out is not None:
-            line = _styled(self._redact(line), style, self._out)
-            if not self._put(self._out, line):
-                self._out = None
-                to_nowhere(1)
+        self._out.write(_styled(self._redact(line), style, self._out) + "\n")
+        self._out.flush()
 
     def say(self, text: str, *, style: str = "") -> None:
         """Talk to stderr, without passwords. Line breaks in it stay, indented."""
@@ -64,9 +54,9 @@ class Screen:
         lines = "\n".join([first, *("  " + line for line in more)])
         if self._above is not None:
             self._above(lines, style)
-        elif self._err is not None and not self._put(self._err, _styled(lines, style, self._err)):
-            self._err = None
-            to_nowhere(2)
+        else:
+            self._err.write(_styled(lines, style, self._err) + "\n")
+            self._err.flush()
 
     def note(self, text: str) -> None:
         """Something that a person should know."""
@@ -90,29 +80,21 @@ class Screen:
     @property
     def live(self) -> bool:
         """Whether stderr is a terminal that a moving display can be drawn on."""
-        return self._err is not None and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
+        return self._err.isatty() and os.environ.get("TERM", "") != "dumb"
 
     @property
     def shared(self) -> bool:
         """Whether stdout is a terminal too, so that what is printed must not cross the display."""
-        return self._out is not None and self._out.isatty()
+        return self._out.isatty()
 
     @property
     def terminal(self) -> TextIO:
         """The stream to draw on, where :attr:`live`."""
-        return self._err or sys.stderr
+        return self._err
 
     def divert(self, above: Callable[[str, str], None] | None) -> None:
         """Send talk to a moving display, which puts it above itself; None ends that."""
         self._above = above
-
-    def _put(self, stream: TextIO, text: str) -> bool:
-        try:
-            stream.write(text + "\n")
-            stream.flush()
-        except (OSError, ValueError):  # the reader left, or the stream was closed
-            return False
-        return True
 
 
 def _styled(text: str, style: str, stream: TextIO) -> str:

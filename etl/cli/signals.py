@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeAlias
 
 ABORT_GRACE_S = 5.0
 """Seconds that an abort may take before the process ends."""
+_SIGN_OF_LIFE_S = 1.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"
@@ -75,6 +76,8 @@ class StopSignals:
         self._run: Stoppable | None = None
         self._starting: asyncio.Task[Any] | None = None
         self._aborting = False
+        self._deadline = 0.0
+        self._ended = False
         self._previous: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> StopSignals:
@@ -135,7 +138,7 @@ class StopSignals:
         elif self._count == 2:
             self._note(b"2")
         else:
-            self._end("stopped at once: the databases roll back what is not committed")
+            self._end("stopped at once; the databases roll back")
 
     def _on_loop(self, number: signal.Signals) -> None:
         self._level += 1
@@ -159,19 +162,27 @@ class StopSignals:
 
     def _watch(self) -> None:
         """In a thread: end the process when stopping takes longer than it may."""
-        deadline: float | None = None
-        while True:
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            if not select.select([self._told], [], [], left)[0]:
-                break
-            told = os.read(self._told, 16)
-            if not told:
-                return  # __exit__ closed it: all has stopped
-            if b"2" in told:
-                deadline = monotonic() + self._grace_s
-            elif deadline is None:
-                deadline = monotonic() + self._drain_s + self._grace_s
-        self._end(f"stopped at once, {self._left_over()}")
+        if not self._hears(None):
+            return
+        # Without a sign of life, whoever pressed Ctrl-C would press it again, and again.
+        if not self._hears(_SIGN_OF_LIFE_S) and self._level == 0:
+            self._write(f"stopping: waiting for {self._left_over()}\n")
+        while self._hears(max(0.0, self._deadline - monotonic())):
+            pass
+        if not self._ended:
+            self._end(f"stopped at once, without waiting longer for {self._left_over()}")
+
+    def _hears(self, seconds: float | None) -> bool:
+        """Wait that long for a level, and set the deadline; False: nothing came, or all ended."""
+        if self._ended or not select.select([self._told], [], [], seconds)[0]:
+            return False
+        told = os.read(self._told, 16)
+        self._ended = not told  # __exit__ closed it: everything has stopped
+        if b"2" in told:
+            self._deadline = monotonic() + self._grace_s
+        elif told:
+            self._deadline = monotonic() + self._drain_s + self._grace_s
+        return not self._ended
 
     def _left_over(self) -> str:
         """What did not stop: the function that holds up the event loop, else tasks."""
@@ -181,18 +192,24 @@ class StopSignals:
             frame = frame.f_back
         if frame is not None:
             code = frame.f_code
-            return f"{code.co_name}() in {code.co_filename}:{frame.f_lineno} held up the event loop"
+            return (
+                f"{code.co_name}() in {code.co_filename}:{frame.f_lineno},"
+                " which holds up the event loop"
+            )
         try:
             names = sorted({task.get_name() for task in asyncio.all_tasks(self._loop)})
         except RuntimeError:  # they changed meanwhile
             names = []
         busy = [name.removeprefix("etl:") for name in names if name.startswith("etl:")]
-        return f"still busy: {', '.join(busy) or 'the start of the run'}"
+        return ", ".join(busy) or "the start of the run"
 
     def _end(self, why: str) -> None:
-        text = f"{why}; the next run goes on from what is committed\n"
+        self._write(f"{why}; the next run goes on from what is committed\n", self._restore)
+        os._exit(self.exit_code)
+
+    def _write(self, text: str, before: bytes = b"") -> None:
+        """Straight to stderr: the thread that owns Python's stream may be the one that hangs."""
         try:
-            os.write(2, self._restore + text.encode(errors="backslashreplace"))
+            os.write(2, before + text.encode(errors="backslashreplace"))
         except OSError:
             pass
-        os._exit(self.exit_code)

@@ -1,19 +1,65 @@
-"""What to do with a standard stream whose reader has gone (``| head``)."""
+"""Standard streams that outlive their reader."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import sys
+from typing import TextIO
+
+_READER_LEFT = frozenset({errno.EPIPE, errno.EIO})
 
 
-def to_nowhere(number: int) -> None:
-    """Point a file descriptor at nothing.
+class _Forgiving(io.FileIO):
+    """Drops what cannot be written any more, instead of ending the run that wrote it.
 
-    Python flushes its streams at the end of the process, and a pipeline file may print: without
-    this, each would trip over the closed pipe once more.
+    Attributes:
+        lost: Why data was lost although somebody wanted it (a full disk), or None.
     """
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-    except OSError:
-        return
-    os.dup2(nowhere, number)
-    os.close(nowhere)
+
+    lost: OSError | None = None
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]  # any buffer
+        except OSError as error:
+            if error.errno not in _READER_LEFT:
+                self.lost = error
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+class StandardStreams:
+    """Puts forgiving streams in place of ``sys.stdout`` and ``sys.stderr``.
+
+    Their reader may go (``| head``) without any harm to who prints: Python raises
+    ``BrokenPipeError`` then, in the command, in a pipeline file that prints, and once more at the
+    end of the process. A character that the encoding lacks is escaped instead of refused.
+    """
+
+    def __init__(self) -> None:
+        # A standard stream that is closed leaves its number to the next file or socket that is
+        # opened, and whatever is written to it later would go there.
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+        # Kept: they would close the descriptors with them.
+        self._originals = sys.stdout, sys.stderr
+        self._out = _Forgiving(1, "w", closefd=False)
+        sys.stdout = _text(self._out, self._originals[0])
+        sys.stderr = _text(_Forgiving(2, "w", closefd=False), self._originals[1])
+
+    @property
+    def lost(self) -> OSError | None:
+        """Why data on stdout was lost although somebody wanted it, or None."""
+        sys.stdout.flush()
+        return self._out.lost
+
+
+def _text(raw: io.FileIO, original: TextIO | None) -> TextIO:
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=original.encoding if original is not None else "utf-8",
+        errors="backslashreplace",
+        line_buffering=raw.isatty() or raw.fileno() == 2,
+    )

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -31,7 +30,6 @@ REVISIONS: Sequence[str] = ("0001",)
 """Every version that this etl knows, oldest first."""
 HEAD = REVISIONS[-1]
 
-CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 10
 """How long to wait for another process that migrates the same database."""
 _TOTAL_TIMEOUT_S = 60
@@ -168,10 +166,12 @@ async def _engine(url: Url) -> AsyncGenerator[AsyncEngine]:
             connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
         )
     else:
+        from etl.databases.postgres.connect import connect
+
         engine = create_async_engine(
             "postgresql+asyncpg://",
             poolclass=NullPool,
-            async_creator=partial(_connect, url),
+            async_creator=partial(connect, url, "target", "etl/migrate"),
             # After waiting for the lock, the next statement must see what its last holder did.
             isolation_level="READ COMMITTED",
             # A transaction pooler gives no session in which a prepared statement could stay.
@@ -181,25 +181,6 @@ async def _engine(url: Url) -> AsyncGenerator[AsyncEngine]:
         yield engine
     finally:
         await engine.dispose()
-
-
-async def _connect(url: Url) -> Any:
-    import asyncpg
-
-    # asyncpg reads libpq's options (sslmode, sslrootcert, host=/socket, ...) from a DSN; the
-    # parts that may hold odd characters go beside it, unquoted.
-    return await asyncpg.connect(
-        f"postgresql://?{urlencode(url.options)}" if url.options else None,
-        host=url.host,
-        port=url.port,
-        user=url.user,
-        password=url.password,
-        database=url.path,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=LOCK_TIMEOUT_S + 10,
-        statement_cache_size=0,
-        server_settings={"application_name": "etl/migrate"},
-    )
 
 
 def _migrate(connection: Connection, schema: str | None) -> None:

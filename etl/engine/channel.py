@@ -90,35 +90,44 @@ class Channel(Generic[T]):
             ChannelBrokenError: The channel failed.
         """
         started: float | None = None
-        while not self._items:
-            if self._error is not None:
-                raise self._broken() from self._error
-            if self._open == 0:
-                raise EndOfChannelError
-            wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._getters.append(wake)
-            if started is None:
-                started = monotonic()
-                self._get_since = self._get_since or started
-            try:
-                await wake
-            except asyncio.CancelledError:
-                if wake.cancelled():
-                    with suppress(ValueError):
-                        self._getters.remove(wake)
-                else:
-                    self._wake_getter()  # the item was meant for whoever runs
-                raise
-            finally:
-                if not self._getters:
-                    self._get_since = None
-        if started is not None:
-            self._get_wait_s += monotonic() - started
+        try:
+            while not self._items:
+                if self._error is not None:
+                    raise self._broken() from self._error
+                if self._open == 0:
+                    raise EndOfChannelError
+                started = started or monotonic()
+                await self._wait_for_item(started)
+        finally:
+            if started is not None:
+                self._get_wait_s += monotonic() - started
         return self._pop()
 
+    async def _wait_for_item(self, since: float) -> None:
+        wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._getters.append(wake)
+        self._get_since = self._get_since or since
+        try:
+            await wake
+        except asyncio.CancelledError:
+            if wake.cancelled():
+                with suppress(ValueError):
+                    self._getters.remove(wake)
+            else:
+                self._wake_getter()  # the item was meant for whoever runs
+            raise
+        finally:
+            if not self._getters:
+                self._get_since = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``get`` would not wait: there is an item, the end, or a failure."""
+        return bool(self._items) or self._error is not None or self._open == 0
+
     async def wait_ready(self) -> None:
-        """Return when ``get`` would not wait: an item, the end, or a failure."""
-        while not self._items and self._error is None and self._open > 0:
+        """Return when ``get`` would not wait."""
+        while not self.is_ready:
             wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._getters.append(wake)
             try:

@@ -14,6 +14,7 @@ from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
+from etl.engine.supervise import guard
 from etl.errors import ConservationError, StageError, TransientError
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
 from etl.policy import Retry
@@ -80,6 +81,7 @@ class Pump:
         self._unsettled = False
         self._draining = False
         self._reading = False
+        self._interrupted = False  # the drain has cancelled the read
         self._task: asyncio.Task[Any] | None = None
         self._breather = Breather()
         self._attempts = Attempts(retry)
@@ -89,7 +91,9 @@ class Pump:
         if self._draining:
             return
         self._draining = True
-        if self._reading and self._task is not None:
+        # Rows handed on without a position are owed one: such a read goes on to its next batch.
+        if self._reading and not self._unsettled and self._task is not None:
+            self._interrupted = True
             self._task.cancel()
 
     async def run(self) -> None:
@@ -97,6 +101,8 @@ class Pump:
         self._task = asyncio.current_task()
         try:
             await self._read_with_retries()
+            if self._interrupted:
+                raise _Drained  # a read that swallowed its cancellation has not seen the end
             if self._unsettled:
                 raise ConservationError(
                     f"source of flow {self._flow!r} ended with rows but without a position for"
@@ -107,7 +113,7 @@ class Pump:
             pass
         except asyncio.CancelledError:
             task = self._task
-            if not (self._draining and task is not None and task.cancelling() == 1):
+            if not (self._interrupted and task is not None and task.cancelling() == 1):
                 raise  # a real cancellation, or both at once
             task.uncancel()
         finally:
@@ -120,14 +126,14 @@ class Pump:
             try:
                 await self._reader.pump(self._last, None, self._emit)
             except TransientError as error:
+                if self._draining and not self._unsettled:
+                    break  # what was read stands; nobody waits for more
                 # Rows handed on without a position yet would come a second time.
                 again = self._reader.resumable and not self._unsettled
                 wait_s = self._attempts.next_wait_s() if again else None
                 if wait_s is None:
                     raise
-                self._on_retry(
-                    self._flow, "reading", self._attempts.failed, wait_s, error
-                )
+                self._on_retry(self._flow, "reading", self._attempts.failed, wait_s, error)
                 await asyncio.sleep(wait_s)
             else:
                 return
@@ -214,6 +220,10 @@ async def run_parallel(
     async def call(batch: Batch[Any]) -> Batch[Any]:
         return batch.derive(await _call(step, batch.rows, on_retry)) if batch.rows else batch
 
+    async def guarded(batch: Batch[Any]) -> Batch[Any]:
+        # In a task of its own, SystemExit would tear down the loop.
+        return await guard(f"map_batches {name_of(step.function)}", call(batch))
+
     if step.concurrency == 1:
         async for batch in source.drain_items():
             done = await call(batch)
@@ -222,19 +232,20 @@ async def run_parallel(
         out.close()
         return
 
+    name = f"etl:map_batches {name_of(step.function)}"
     running: deque[asyncio.Task[Batch[Any]]] = deque()
     try:
         ended = False
         while running or not ended:
             while not ended and len(running) < step.concurrency:
-                if running and not len(source):
+                if running and not source.is_ready:
                     break
                 try:
                     batch = await source.get()
                 except EndOfChannelError:
                     ended = True
                     break
-                running.append(asyncio.create_task(call(batch), name=name_of(step.function)))
+                running.append(asyncio.create_task(guarded(batch), name=name))
             if not running:
                 break
             if not ended and not running[0].done() and len(running) < step.concurrency:

@@ -33,7 +33,7 @@ class Attempts:
         policy = self._policy
         if self.failed >= policy.attempts:
             return None
-        scale = min(policy.cap_s, policy.base_s * 2**self.failed)
+        scale = min(policy.cap_s, policy.base_s * 2 ** min(self.failed, 60))
         wait = random.uniform(0.0, scale)  # jitter needs no secret
         if monotonic() + wait - self._since > policy.total_s:
             return None

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
-from etl.errors import ChannelBrokenError, StageCancelledError, StageError
+from etl.errors import ChannelBrokenError, EtlError, StageCancelledError, StageError
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         StageCancelledError: The work raised ``CancelledError`` by itself.
-        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt`` or ``GeneratorExit``.
+        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt`` or ``GeneratorExit``;
+            or an error that is not of this package, so that it gets a name.
     """
     try:
         return await work
@@ -47,6 +48,13 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
         raise StageError(
             f"{name} raised {type(error).__name__}; a stage must not end the program."
             " Its batch was not written"
+        ) from error
+    except EtlError:
+        raise
+    except Exception as error:
+        raise StageError(
+            f"{name} failed: {type(error).__name__}: {str(error)[:500]}. Its batch was not written"
+            " and the checkpoint did not move"
         ) from error
 
 
@@ -87,7 +95,9 @@ async def supervise(
             channel.fail(first)
         pending = {task for task in tasks if not task.done()}
         for task in pending:
-            task.cancel()
+            # gather has passed a cancellation on: a second one would cut a clean-up.
+            if cancel is None or task.cancelling() == 0:
+                task.cancel()
         while pending:
             try:
                 _, pending = await asyncio.wait(pending)
@@ -98,6 +108,8 @@ async def supervise(
         for task in tasks:
             if not task.cancelled():
                 task.exception()  # retrieved, or the loop would report it
+        for work in units.values():
+            work.close()  # one that was cancelled before its first step was never awaited
         errors = [error for error in order if not isinstance(error, ChannelBrokenError)]
         if not errors:
             if cancel is not None:
@@ -146,7 +158,8 @@ async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | Non
     raised at the end otherwise.
 
     Args:
-        on_cancel: Called at the first cancellation, to make the awaitable end sooner.
+        on_cancel: Called at the first cancellation, to make the awaitable end sooner. The error
+            with which it then ends is a consequence: the cancellation wins.
     """
     inner = asyncio.ensure_future(awaitable)
     received: asyncio.CancelledError | None = None
@@ -161,6 +174,8 @@ async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | Non
             received = received or error
         except BaseException:
             break
+    if received is not None and on_cancel is not None:
+        raise received from inner.exception()
     result = inner.result()
     if received is not None:
         raise received

@@ -34,7 +34,7 @@ def with_etl(place: Place) -> Sequence[int]:
     stream: Stream[int] = Integers()
     for _ in range(STAGES):
         stream = stream.map_batches(noop)
-    sink = MemorySink[int]()
+    sink: MemorySink[int] = MemorySink()
     Pipeline("integers", stream.into(sink)).run_sync()
     return sink.rows
 

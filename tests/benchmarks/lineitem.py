@@ -11,13 +11,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import date, timedelta
+from hashlib import blake2b
 from itertools import count, islice
 from pathlib import Path
 from random import Random
 
-from tests.benchmarks.server import execute, fetch_value, load_csv
+from tests.benchmarks.server import execute, fetch_rows, fetch_value, load_csv
+from tests.benchmarks.work import Place
 
 COLUMNS = (
     "l_orderkey",
@@ -37,7 +40,7 @@ COLUMNS = (
     "l_shipmode",
     "l_comment",
 )
-_TYPES = (
+TYPES = (
     *("bigint", "integer", "integer", "integer"),
     *["numeric(15,2)"] * 4,
     *["character(1)"] * 2,
@@ -45,43 +48,115 @@ _TYPES = (
     *("character varying(25)", "character varying(10)", "character varying(44)"),
 )
 KEY = "PRIMARY KEY (l_orderkey, l_linenumber)"
-DEFINITION = ", ".join(
-    f"{name} {type} NOT NULL" for name, type in zip(COLUMNS, _TYPES, strict=True)
-)
-# Rows of TPC-H at scale 1, roughly: lines per order vary.
+# What SQLite keeps of them exactly: it has no decimals and no dates.
+_SQLITE_TYPES = tuple("INTEGER" if "int" in type else "TEXT" for type in TYPES)
+SQLITE_INSERT = f"INSERT INTO lineitem VALUES ({', '.join('?' * len(COLUMNS))})"
+# TPC-H at scale 1 has a few more or less: lines per order vary.
 _ROWS_AT_SCALE_1 = 6_000_000
-# An order-free hash over every value of a table.
+# A hash over every value of a table, whatever the order of its rows.
 _DIGEST = "SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)), 0) FROM ({}) AS t"
 
 
+def define(types: Sequence[str] = TYPES) -> str:
+    """The columns, as CREATE TABLE takes them."""
+    return ", ".join(f"{name} {type} NOT NULL" for name, type in zip(COLUMNS, types, strict=True))
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------
+
+
+def make_postgres(place: Place) -> None:
+    """``lineitem`` in the source database, with its primary key, unless it is there."""
+    if fetch_value(place.source, "SELECT to_regclass('lineitem')::text") is not None:
+        return
+    execute(place.source, f"CREATE TABLE lineitem ({define()})")
+    load_csv(place.source, "lineitem", make_csv(place.rows, Path(place.folder)))
+    execute(place.source, f"ALTER TABLE lineitem ADD {KEY}", "VACUUM ANALYZE lineitem")
+
+
+def empty_postgres(place: Place) -> None:
+    """An empty ``lineitem`` without a key in the target database, and nothing left to flush."""
+    execute(
+        place.target,
+        "DROP TABLE IF EXISTS lineitem",
+        f"CREATE TABLE lineitem ({define()})",
+        "CHECKPOINT",
+    )
+
+
 def digest(url: str, query: str) -> object:
-    """Number of rows and a hash over every value of a query's result, whatever its order."""
+    """Number of rows and a hash over every value of a query's result."""
     return fetch_value(url, _DIGEST.format(query))
 
 
-def make_postgres(url: str, rows: int, folder: Path) -> None:
-    """``lineitem`` with its primary key, vacuumed, unless it is there."""
-    if fetch_value(url, "SELECT to_regclass('lineitem')::text") is not None:
-        return
-    execute(url, f"CREATE TABLE lineitem ({DEFINITION})")
-    load_csv(url, "lineitem", make_csv(rows, folder))
-    execute(url, f"ALTER TABLE lineitem ADD {KEY}", "VACUUM ANALYZE lineitem", "CHECKPOINT")
+# -- SQLite -------------------------------------------------------------------------------------
 
 
-def make_sqlite(file: Path, rows: int, folder: Path) -> None:
-    """A SQLite file with ``lineitem`` and its primary key, unless it is there."""
+def sqlite_source(place: Place) -> Path:
+    return Path(place.folder, "source.db")
+
+
+def sqlite_target(place: Place) -> Path:
+    return Path(place.folder, "target.db")
+
+
+def make_sqlite(place: Place) -> None:
+    """``lineitem`` in the SQLite source, declared as in PostgreSQL, unless it is there.
+
+    Declared so, SQLite stores decimals as integers and floating-point numbers.
+    """
+    file = sqlite_source(place)
     if file.exists():
         return
-    types = ", ".join(
-        f"{name} {type.upper()} NOT NULL" for name, type in zip(COLUMNS, _TYPES, strict=True)
-    )
-    marks = ", ".join("?" * len(COLUMNS))
-    with make_csv(rows, folder).open(newline="") as lines, sqlite3.connect(file) as connection:
+    text = make_csv(place.rows, Path(place.folder))
+    with text.open(newline="") as lines, closing(sqlite3.connect(file)) as connection:
         records = csv.reader(lines)
         next(records)
-        connection.execute(f"CREATE TABLE lineitem ({types}, {KEY})")
-        connection.executemany(f"INSERT INTO lineitem VALUES ({marks})", records)  # noqa: S608
-    connection.close()
+        connection.execute(f"CREATE TABLE lineitem ({define()}, {KEY})")
+        connection.executemany(SQLITE_INSERT, records)
+        connection.commit()
+
+
+def make_both(place: Place) -> None:
+    """The same rows in the SQLite source and, to compare with, in the source database."""
+    make_postgres(place)
+    make_sqlite(place)
+
+
+def empty_sqlite(place: Place) -> None:
+    """A new SQLite target with an empty ``lineitem`` without a key."""
+    file = sqlite_target(place)
+    for one in file.parent.glob(f"{file.name}*"):
+        one.unlink()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"CREATE TABLE lineitem ({define(_SQLITE_TYPES)})")
+
+
+def sqlite_digest(place: Place) -> object:
+    """Number of rows and a hash over every value of the SQLite target, with its storage class."""
+    with closing(sqlite3.connect(sqlite_target(place))) as connection:
+        return _hash(connection.execute("SELECT * FROM lineitem"))
+
+
+def sqlite_digest_of_postgres(place: Place) -> object:
+    """What :func:`sqlite_digest` should be."""
+    casts = ", ".join(
+        name if type == "INTEGER" else f"{name}::text"
+        for name, type in zip(COLUMNS, _SQLITE_TYPES, strict=True)
+    )
+    return _hash(fetch_rows(place.source, f"SELECT {casts} FROM lineitem"))
+
+
+def _hash(rows: Iterable[Sequence[object]]) -> tuple[int, int]:
+    count = total = 0
+    for row in rows:
+        count += 1
+        total += int.from_bytes(blake2b(repr(tuple(row)).encode(), digest_size=8).digest())
+    return count, total
+
+
+# -- The rows -----------------------------------------------------------------------------------
 
 
 def make_csv(rows: int, folder: Path) -> Path:

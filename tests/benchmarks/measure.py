@@ -53,7 +53,7 @@ def measure_apart(work: str, contender: Contender, place: Place) -> Measure:
         timeout=TIME_LIMIT_S,
     )
     if done.returncode != 0:
-        raise ContenderFailedError(f"{work}, {contender.name!r}: {done.stderr[-3000:]}")
+        raise ContenderFailedError(f"{work}, {contender.name!r}: {done.stderr[-1500:]}")
     return Measure(**json.loads(done.stdout.splitlines()[-1]))
 
 

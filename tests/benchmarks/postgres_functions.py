@@ -3,51 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
-import asyncpg
-
-from etl import Row
-from tests.benchmarks.lineitem import COLUMNS, DEFINITION, digest, make_postgres
-from tests.benchmarks.server import execute
-from tests.benchmarks.shell import psql_pipe
-from tests.benchmarks.with_etl import append, make_etl_tables
+from etl import Database, Row
+from tests.benchmarks import by_hand, lineitem
+from tests.benchmarks.shell import pipe, psql
+from tests.benchmarks.with_etl import run
 from tests.benchmarks.work import Contender, Goal, Place, Work
 
 CENT = Decimal("0.01")
-FETCH = 10_000
-QUEUE = 4
+_CHANGED = {
+    "l_extendedprice": "round(l_extendedprice * (1 - l_discount), 2)::numeric(15,2)",
+    "l_shipmode": "lower(l_shipmode)",
+}
 # What the functions do, said in SQL: the result to compare with, and the fastest way there is.
-IN_SQL = "SELECT " + ", ".join(
-    {
-        "l_extendedprice": "round(l_extendedprice * (1 - l_discount), 2)::numeric(15,2)"
-        " AS l_extendedprice",
-        "l_shipmode": "lower(l_shipmode) AS l_shipmode",
-    }.get(name, name)
-    for name in COLUMNS
-) + " FROM lineitem WHERE l_returnflag <> 'R'"  # fmt: skip
+IN_SQL = (
+    "SELECT "
+    + ", ".join(f"{_CHANGED.get(name, name)} AS {name}" for name in lineitem.COLUMNS)
+    + " FROM lineitem WHERE l_returnflag <> 'R'"
+)
 
 
-def not_returned(row: Row) -> bool:
+def is_kept(row: Row) -> bool:
     return bool(row["l_returnflag"] != "R")
 
 
-def discounted(row: Row) -> Row:
+def with_discount(row: Row) -> Row:
     price = row["l_extendedprice"] * (1 - row["l_discount"])
     return row.replace(l_extendedprice=price.quantize(CENT, ROUND_HALF_UP))
 
 
-def lower_mode(row: Row) -> Row:
+def with_lower_mode(row: Row) -> Row:
     return row.replace(l_shipmode=row["l_shipmode"].lower())
 
 
-def with_rows(place: Place) -> None:
-    def to_flow(stream):
-        return stream.filter(not_returned).map(discounted).map(lower_mode)
-
-    ...
+def etl_rows(place: Place) -> None:
+    lines = Database(place.source).table("lineitem")
+    changed = lines.filter(is_kept).map(with_discount).map(with_lower_mode)
+    run(changed.into(Database(place.target).append("lineitem")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +65,61 @@ class Line:
     l_shipinstruct: str
     l_shipmode: str
     l_comment: str
+
+
+def line_is_kept(line: Line) -> bool:
+    return line.l_returnflag != "R"
+
+
+def changed_line(line: Line) -> Line:
+    price = line.l_extendedprice * (1 - line.l_discount)
+    return replace(
+        line,
+        l_extendedprice=price.quantize(CENT, ROUND_HALF_UP),
+        l_shipmode=line.l_shipmode.lower(),
+    )
+
+
+def etl_dataclass(place: Place) -> None:
+    lines = Database(place.source).table("lineitem", row=Line)
+    changed = lines.filter(line_is_kept).map(changed_line)
+    run(changed.into(Database(place.target).append("lineitem")))
+
+
+def asyncpg_records(place: Place) -> None:
+    batches = by_hand.queued(by_hand.postgres_records(place.source, "SELECT * FROM lineitem"))
+    asyncio.run(by_hand.to_postgres(batches, place.target, "lineitem", _changed))
+
+
+def _changed(records: by_hand.Records) -> Iterator[tuple[Any, ...]]:
+    for record in records:
+        if record[8] != "R":
+            price = (record[5] * (1 - record[6])).quantize(CENT, ROUND_HALF_UP)
+            yield (*record[:5], price, *record[6:14], record[14].lower(), record[15])
+
+
+def psql_in_sql(place: Place) -> None:
+    pipe(
+        psql(place.source, f"COPY ({IN_SQL}) TO STDOUT (FORMAT binary)"),
+        psql(place.target, "COPY lineitem FROM STDIN (FORMAT binary)"),
+    )
+
+
+BY_HAND = "asyncpg cursor, copy_records_to_table"
+
+WORK = Work(
+    title="PostgreSQL → filter, computed decimal, lower case in Python → PostgreSQL",
+    contenders=(
+        Contender(name="etl, rows as mappings", run=etl_rows),
+        Contender(name="etl, row=Dataclass", run=etl_dataclass),
+        Contender(name=BY_HAND, run=asyncpg_records),
+        Contender(name="limit: the same in SQL, psql to psql", run=psql_in_sql, needs=("psql",)),
+    ),
+    reference=BY_HAND,
+    rows=lambda place: place.rows,
+    prepare=lineitem.make_postgres,
+    reset=lineitem.empty_postgres,
+    found=lambda place: lineitem.digest(place.target, "SELECT * FROM lineitem"),
+    expected=lambda place: lineitem.digest(place.source, IN_SQL),
+    goals=(Goal(contender="etl, rows as mappings", reference=BY_HAND, at_most=0.5),),
+)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -117,14 +117,18 @@ def execute(url: str, *statements: str) -> None:
 
 def fetch_value(url: str, query: str) -> object:
     """The first value of the first row."""
+    return fetch_rows(url, query)[0][0]
 
-    async def run() -> object:
+
+def fetch_rows(url: str, query: str) -> Sequence[Sequence[object]]:
+    """All rows of a query."""
+
+    async def run() -> Sequence[Sequence[object]]:
         connection = await asyncpg.connect(url)
         try:
-            value: object = await connection.fetchval(query)
+            return await connection.fetch(query)
         finally:
             await connection.close()
-        return value
 
     return asyncio.run(run())
 

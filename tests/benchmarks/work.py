@@ -67,6 +67,7 @@ class Work:
         reference: The contender that the others are measured against.
         rounds: How often each contender runs where the command line does not say; the median
             counts.
+        peak_mib: Most memory that any contender may take, where that is the goal.
     """
 
     title: str
@@ -80,3 +81,4 @@ class Work:
     check: Callable[[object], None] = nothing
     goals: tuple[Goal, ...] = ()
     rounds: int = 3
+    peak_mib: float | None = None

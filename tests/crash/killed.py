@@ -1,4 +1,4 @@
-"""The pipeline file that the kill loop runs with ``etl run``; the environment names the databases."""
+"""What the kill loop runs with ``etl run``; the environment names the databases."""
 
 from __future__ import annotations
 

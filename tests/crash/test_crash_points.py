@@ -50,7 +50,7 @@ def run_victim(source: str, target: str, mode: str, failpoint: str = "") -> int:
 
 def rows_of(target: str, mode: str) -> list[tuple[object, ...]]:
     """The target's rows, sorted, read without etl."""
-    query = f"SELECT * FROM {'totals' if mode == 'add' else 'copies'}"  # noqa: S608  two constants
+    query = f"SELECT * FROM {'totals' if mode == 'add' else 'copies'}"
     if target.startswith("sqlite"):
         with closing(sqlite3.connect(target.removeprefix("sqlite:///"))) as connection:
             return sorted(connection.execute(query))

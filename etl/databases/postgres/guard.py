@@ -63,8 +63,11 @@ async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Wat
             yield Watch(limit)
     except BaseException as error:
         # Other code may have replaced our CancelledError, so the test is on ``lost``.
-        if lost and task.uncancel() == 0:
-            raise ConnectionLostError("the connection was lost") from error
+        if lost:
+            if task.uncancel() == 0:
+                raise ConnectionLostError("the connection was lost") from error
+            if not isinstance(error, asyncio.CancelledError):
+                raise asyncio.CancelledError from error  # cancelled from outside as well
         raise
     else:
         if lost:

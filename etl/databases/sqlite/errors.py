@@ -20,7 +20,7 @@ from etl.errors import (
 
 Side: TypeAlias = Literal["source", "target"]
 
-_UNREADABLE_TEXT = "Could not decode to UTF-8"
+UNREADABLE_TEXT = "Could not decode to UTF-8"
 _REASONS: dict[int, str] = {
     sqlite3.SQLITE_PERM: "etl may not read or write it; check the rights on the file",
     sqlite3.SQLITE_AUTH: "SQLite was told not to allow it",
@@ -52,7 +52,7 @@ def is_busy(error: BaseException) -> bool:
 
 def is_unreadable_text(error: BaseException) -> bool:
     """Whether a text in the file is not valid UTF-8. The driver's message quotes the text."""
-    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_UNREADABLE_TEXT)
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(UNREADABLE_TEXT)
 
 
 def unavailable(side: Side, message: str) -> TransientError:

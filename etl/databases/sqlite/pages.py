@@ -15,6 +15,7 @@ from operator import itemgetter
 from sys import getsizeof
 from typing import Any, cast
 
+from etl.databases.sqlite.errors import UNREADABLE_TEXT, is_unreadable_text
 from etl.errors import DataError
 
 Fields = tuple[Any, ...]
@@ -92,10 +93,9 @@ class Paging:
                 " continue between them; name a key that is unique"
             )
 
-    def unreadable(self, error: sqlite3.Error, row: Sequence[Any] | None) -> DataError:
+    def unreadable(self, told: str, row: Sequence[Any] | None) -> DataError:
         """The error for a text that is not UTF-8: its column, and the row's key."""
         names = self._names
-        told = str(error)
         column = next((n for n in names if told.startswith(f"{_COLUMN}{n}' with text")), None)
         where = f"row {self.count + 1} or one of the next"
         if row is not None and self._key:
@@ -109,7 +109,7 @@ class Paging:
         )
 
 
-_COLUMN = "Could not decode to UTF-8 column '"
+_COLUMN = f"{UNREADABLE_TEXT} column '"
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -184,12 +184,13 @@ class PagedCursor(sqlite3.Cursor):
         try:
             return super().fetchmany(count)
         except sqlite3.OperationalError as error:
-            if not str(error).startswith("Could not decode"):
+            if not is_unreadable_text(error):
                 raise
-            # The cursor still stands on that row: look at it again, with open eyes.
-            self.connection.text_factory = _text_or_broken
-            row = super().fetchone()
-            raise paging.unreadable(error, row) from None
+            told = str(error)
+        # Not raised while the driver's error, which quotes the text, is being handled. The
+        # cursor still stands on that row: look at it again, taking any bytes.
+        self.connection.text_factory = _text_or_broken
+        raise paging.unreadable(told, super().fetchone())
 
 
 class PagedConnection(sqlite3.Connection):

@@ -1,0 +1,316 @@
+"""What PostgreSQL's catalogue says of tables, columns, types and indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from etl.databases.postgres.connect import Connection
+from etl.databases.sql import qualify, split_name
+from etl.databases.types import postgres_type
+from etl.errors import ConfigError, SchemaMismatchError
+from etl.rows import Column, Shape, Type
+
+NAME_BYTES = 63
+"""PostgreSQL cuts longer names in silence."""
+
+RelationKind = Literal["r", "p", "v", "m", "f", "S", "i", "I", "t", "c"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """A column as a table has it.
+
+    Attributes:
+        column: Its name, type and nullability. A domain's column has the type that the domain is
+            based on.
+        cast: The type's name for a cast from text, without a modifier.
+        default: It has a default value, or is an identity column.
+        identity: GENERATED AS IDENTITY; ``always`` or ``default``.
+        generated: Computed by the server; nothing can be written into it.
+    """
+
+    column: Column
+    number: int
+    type_oid: int
+    cast: str
+    default: bool
+    identity: Literal["always", "default"] | None
+    generated: bool
+
+    @property
+    def name(self) -> str:
+        return self.column.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """An index over plain columns, of all rows.
+
+    Attributes:
+        columns: In the index's order.
+        unique: Unique, and checked at once: ``ON CONFLICT`` can use it.
+    """
+
+    columns: tuple[str, ...]
+    unique: bool
+    primary: bool
+    ordered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A table, view or the like.
+
+    Attributes:
+        kind: ``pg_class.relkind``: r table, p partitioned table, v view, m materialised view,
+            f foreign table.
+        heirs: Other tables inherit from it, so that its indexes do not cover all its rows.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    heirs: bool
+    attributes: tuple[Attribute, ...]
+    indexes: tuple[Index, ...]
+
+    @property
+    def qualified(self) -> str:
+        """The quoted name with its schema."""
+        return qualify(self.schema, self.name)
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind in {"r", "p"}
+
+    @property
+    def by_name(self) -> Mapping[str, Attribute]:
+        return {attribute.name: attribute for attribute in self.attributes}
+
+    @property
+    def primary_key(self) -> tuple[str, ...]:
+        return next((index.columns for index in self.indexes if index.primary), ())
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(
+            columns=tuple(attribute.column for attribute in self.attributes),
+            key=self.primary_key,
+        )
+
+    def is_unique(self, columns: Iterable[str]) -> bool:
+        """Whether an index makes exactly these columns unique."""
+        wanted = set(columns)
+        return any(index.unique and set(index.columns) == wanted for index in self.indexes)
+
+
+_FIND = """
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
+    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.oid = pg_catalog.to_regclass($1)
+"""
+
+_COLUMNS = """
+SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS number,
+    a.attnotnull AS notnull, a.atthasdef AS default, a.attidentity::text AS identity,
+    a.attgenerated::text AS generated, a.atttypid::bigint AS type, a.atttypmod AS typmod
+FROM pg_catalog.pg_attribute AS a
+WHERE a.attrelid = ANY($1::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
+"""
+
+# Domains resolve to what they are based on. A user's type is named with its schema, which
+# format_type leaves out where the search_path makes it visible; an array with its element's.
+_TYPES = """
+WITH RECURSIVE walk(asked, asked_mod, oid, typmod) AS (
+    SELECT w.oid, w.typmod, w.oid, w.typmod FROM unnest($1::bigint[]::oid[], $2::int[]) AS w(oid, typmod)
+    UNION ALL
+    SELECT walk.asked, walk.asked_mod, t.typbasetype, t.typtypmod
+    FROM walk JOIN pg_catalog.pg_type AS t ON t.oid = walk.oid
+    WHERE t.typtype = 'd'
+)
+SELECT walk.asked::bigint AS asked, walk.asked_mod AS asked_mod, walk.typmod AS typmod,
+    CASE WHEN n.nspname = 'pg_catalog' THEN t.typname::text END AS base,
+    CASE WHEN n.nspname = 'pg_catalog' OR NOT pg_catalog.pg_type_is_visible(e.oid)
+        THEN pg_catalog.format_type(t.oid, walk.typmod)
+        ELSE pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.format_type(t.oid, walk.typmod)
+    END AS name,
+    CASE WHEN n.nspname = 'pg_catalog' OR NOT pg_catalog.pg_type_is_visible(e.oid)
+        THEN pg_catalog.format_type(t.oid, -1)
+        ELSE pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.format_type(t.oid, -1)
+    END AS cast,
+    CASE WHEN t.typtype = 'e' THEN ARRAY(
+        SELECT l.enumlabel::text FROM pg_catalog.pg_enum AS l
+        WHERE l.enumtypid = t.oid ORDER BY l.enumsortorder
+    ) END AS labels
+FROM walk
+JOIN pg_catalog.pg_type AS t ON t.oid = walk.oid
+JOIN pg_catalog.pg_type AS e
+    ON e.oid = CASE WHEN t.typcategory = 'A' AND t.typelem <> 0 THEN t.typelem ELSE t.oid END
+JOIN pg_catalog.pg_namespace AS n ON n.oid = e.typnamespace
+WHERE t.typtype <> 'd'
+"""
+
+_INDEXES = """
+SELECT i.indrelid::bigint AS relation, i.indisprimary AS primary,
+    i.indisunique AND i.indimmediate AS unique, am.amname = 'btree' AS ordered,
+    ARRAY(
+        SELECT a.attname::text
+        FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+        WHERE k.place <= i.indnkeyatts
+        ORDER BY k.place
+    ) AS columns
+FROM pg_catalog.pg_index AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_am AS am ON am.oid = c.relam
+WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND i.indisvalid AND i.indpred IS NULL
+    AND i.indexprs IS NULL
+ORDER BY NOT i.indisprimary, i.indexrelid
+"""
+
+
+async def find_relation(connection: Connection, name: str) -> Relation | None:
+    """The relation that a user's name means, or None. A bare name follows the search_path."""
+    schema, table = split_name(name)
+    for part in (schema, table):
+        if part is not None and len(part.encode()) > NAME_BYTES:
+            raise ConfigError(
+                f"the name {part!r} is longer than the {NAME_BYTES} bytes that PostgreSQL keeps"
+            )
+    found = await connection.fetchrow(_FIND, qualify(schema, table))
+    return (await _described(connection, [found]))[0] if found is not None else None
+
+
+async def get_relation(connection: Connection, name: str, what: str = "table") -> Relation:
+    """The relation that a user's name means.
+
+    Raises:
+        SchemaMismatchError: There is none; names one that differs in case only.
+    """
+    relation = await find_relation(connection, name)
+    if relation is not None:
+        return relation
+    schema, table = split_name(name)
+    near = await connection.fetchval(
+        """
+        SELECT n.nspname || '.' || c.relname
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE lower(c.relname) = lower($1) AND c.relkind = ANY('{r,p,v,m,f}'::"char"[])
+        ORDER BY lower(n.nspname) = lower($2) DESC, n.nspname, c.relname
+        LIMIT 1
+        """,
+        table,
+        schema or "",
+    )
+    hint = f"; there is {near!r}" if near else ""
+    raise SchemaMismatchError(
+        f"{what} {name!r} does not exist, or the user may not see its schema{hint}. Nothing was"
+        " moved; names are taken exactly as they are written, and a bare one is looked for in the"
+        " search_path"
+    )
+
+
+async def relations_of(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Relation]:
+    """Relations from rows with oid, schema, name, kind and heirs."""
+    return await _described(connection, rows)
+
+
+async def _described(
+    connection: Connection, found: Sequence[Mapping[str, Any]]
+) -> list[Relation]:
+    oids = [row["oid"] for row in found]
+    columns = await connection.fetch(_COLUMNS, oids)
+    indexes = await connection.fetch(_INDEXES, oids)
+    types = await describe_types(connection, {(row["type"], row["typmod"]) for row in columns})
+    attributes: dict[int, list[Attribute]] = {oid: [] for oid in oids}
+    for row in columns:
+        type_, cast = types[row["type"], row["typmod"]]
+        identity = row["identity"]
+        attributes[row["relation"]].append(
+            Attribute(
+                column=Column(name=row["name"], type=type_, nullable=not row["notnull"]),
+                number=row["number"],
+                type_oid=row["type"],
+                cast=cast,
+                default=row["default"] or bool(identity),
+                identity=("always" if identity == "a" else "default") if identity else None,
+                generated=bool(row["generated"]),
+            )
+        )
+    of_relation: dict[int, list[Index]] = {oid: [] for oid in oids}
+    for row in indexes:
+        of_relation[row["relation"]].append(
+            Index(
+                columns=tuple(row["columns"]),
+                unique=row["unique"],
+                primary=row["primary"] and row["unique"],
+                ordered=row["ordered"],
+            )
+        )
+    return [
+        Relation(
+            oid=row["oid"],
+            schema=row["schema"],
+            name=row["name"],
+            kind=row["kind"],
+            heirs=row["heirs"],
+            attributes=tuple(attributes[row["oid"]]),
+            indexes=tuple(of_relation[row["oid"]]),
+        )
+        for row in found
+    ]
+
+
+async def describe_types(
+    connection: Connection, wanted: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], tuple[Type, str]]:
+    """Types by (oid, modifier), each with its name for a cast."""
+    pairs = list(wanted)
+    rows = await connection.fetch(_TYPES, [oid for oid, _ in pairs], [mod for _, mod in pairs])
+    return {
+        (row["asked"], row["asked_mod"]): (
+            postgres_type(
+                name=row["name"], base=row["base"], typmod=row["typmod"], labels=row["labels"]
+            ),
+            row["cast"],
+        )
+        for row in rows
+    }
+
+
+async def fingerprint(connection: Connection, name: str) -> str | None:
+    """What must stay the same of a table while rows are moved, as a text to compare.
+
+    Args:
+        name: The quoted, qualified name.
+
+    Returns:
+        None where the relation is gone.
+    """
+    found: str | None = await connection.fetchval(
+        """
+        SELECT c.oid::text || ' ' || c.relkind::text || ' ' || string_agg(
+            concat_ws(' ', a.attnum, quote_ident(a.attname), a.atttypid::bigint, a.atttypmod,
+                a.attnotnull, a.attisdropped, a.attgenerated), ','
+            ORDER BY a.attnum
+        )
+        FROM pg_catalog.pg_class AS c
+        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+        WHERE c.oid = pg_catalog.to_regclass($1)
+        GROUP BY c.oid, c.relkind
+        """,
+        name,
+    )
+    return found

@@ -1,0 +1,128 @@
+"""The table ``etl_checkpoint``: positions that change together with the rows."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etl.batch import decode_position, encode_position
+from etl.connector import Advance, Checkpoint, CheckpointKey
+from etl.databases.postgres.connect import Connection
+from etl.databases.sql import qualify
+from etl.errors import ConfigError, FencedError
+
+TABLE = "etl_checkpoint"
+_KEY = "pipeline = $1 AND flow = $2 AND sink = $3 AND partition = $4"
+
+
+def parts(key: CheckpointKey) -> tuple[str, str, str, str]:
+    """A key in the order of its columns; also the order in which rows are locked."""
+    return (key.pipeline, key.flow, key.sink, key.partition)
+
+
+def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint from its row.
+
+    Raises:
+        ConfigError: The stored position cannot be read.
+    """
+    try:
+        position = decode_position(row["position"])
+    except ValueError as error:
+        raise ConfigError(
+            "a position in etl_checkpoint is damaged: it is not a JSON array. Nothing was moved;"
+            " repair the row, or reset the state of its flow"
+        ) from error
+    return Checkpoint(
+        epoch=row["epoch"],
+        position=position,
+        complete=row["complete"],
+        fingerprint=row["fingerprint"],
+        rows=row["rows"],
+    )
+
+
+class Checkpoints:
+    """Reads and moves checkpoints in one schema. The caller owns the transaction."""
+
+    def __init__(self, schema: str, run_id: str | None = None) -> None:
+        self._table = qualify(schema, TABLE)
+        self._run_id = run_id
+        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+
+    async def load(
+        self, connection: Connection, keys: Sequence[CheckpointKey], *, lock: bool = False
+    ) -> dict[CheckpointKey, Checkpoint]:
+        """Those that exist. ``lock`` waits for a transaction that is still moving one."""
+        found: dict[CheckpointKey, Checkpoint] = {}
+        for key in sorted(keys, key=parts):
+            row = await connection.fetchrow(
+                "SELECT epoch, position, complete, fingerprint, rows"  # noqa: S608
+                f" FROM {self._table} WHERE {_KEY}{' FOR UPDATE' if lock else ''}",
+                *parts(key),
+            )
+            if row is not None:
+                found[key] = checkpoint_of(row)
+        return found
+
+    async def raise_epoch(
+        self, connection: Connection, key: CheckpointKey, fingerprint: str
+    ) -> Checkpoint:
+        """Take a checkpoint over, or make it; waits for whoever is committing one."""
+        row = await connection.fetchrow(
+            f"""
+            INSERT INTO {self._table} AS c (pipeline, flow, sink, partition, epoch, position,
+                complete, generation, fingerprint, batches, rows, run_id, holder, updated_at)
+            VALUES ($1, $2, $3, $4, 1, NULL, false, 0, $5, 0, 0, $6, $7, now())
+            ON CONFLICT (pipeline, flow, sink, partition) DO UPDATE
+            SET epoch = c.epoch + 1, fingerprint = excluded.fingerprint, run_id = excluded.run_id,
+                holder = excluded.holder, updated_at = now()
+            RETURNING epoch, position, complete, fingerprint, rows
+            """,  # noqa: S608
+            *parts(key),
+            fingerprint,
+            self._run_id,
+            self._holder,
+        )
+        assert row is not None
+        return checkpoint_of(row)
+
+    async def start_anew(self, connection: Connection, key: CheckpointKey) -> Checkpoint:
+        """A new generation: from the beginning, into a new staging table."""
+        row = await connection.fetchrow(
+            f"UPDATE {self._table} SET position = NULL, complete = false,"  # noqa: S608
+            f" generation = generation + 1, rows = 0, updated_at = now() WHERE {_KEY}"
+            " RETURNING epoch, position, complete, fingerprint, rows",
+            *parts(key),
+        )
+        assert row is not None
+        return checkpoint_of(row)
+
+    async def advance(self, connection: Connection, step: Advance) -> bool:
+        """Move one checkpoint if it is where this run left it; whether it was."""
+        status = await connection.execute(
+            f"""
+            UPDATE {self._table}
+            SET position = $7, complete = $8, rows = rows + $9, batches = batches + 1,
+                run_id = $10, updated_at = now()
+            WHERE {_KEY} AND epoch = $5 AND position IS NOT DISTINCT FROM $6
+            """,  # noqa: S608
+            *parts(step.key),
+            step.epoch,
+            encode_position(step.old),
+            encode_position(step.new),
+            step.complete,
+            step.rows,
+            self._run_id,
+        )
+        return status == "UPDATE 1"
+
+
+def fenced(key: CheckpointKey) -> FencedError:
+    """A newer run moved the checkpoint."""
+    return FencedError(
+        f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has taken"
+        " over. This one was rolled back and writes nothing more"
+    )

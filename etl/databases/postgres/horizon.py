@@ -1,0 +1,182 @@
+"""How far an incremental read may go, so that no row that commits later is left behind.
+
+A row becomes visible when its transaction commits, which may be long after its cursor value was
+made. So a read stops below what a transaction that is still open could yet bring:
+
+- Time cursors: strictly below the start of the oldest open transaction, 200 ms before now, and
+  ``settle`` before that. Sound for values that the database makes itself with ``now()``, and
+  for those of clients whose clocks agree with it within 200 ms.
+- Other cursors: the highest value is noted; then every transaction that was open at that moment
+  must end; then rows up to the noted value are read. Sound for values drawn from one sequence
+  without a cache. With ``settle``, that time is waited too.
+
+A role that cannot see other users' transactions, and a standby, where they do not show, need
+``settle`` instead: an upper bound of how long a writing transaction lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+
+from etl.batch import Position
+from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.selection import Selection, set_bounds
+from etl.databases.sql import quote
+from etl.errors import ConfigError
+from etl.rows import Kind
+
+WAIT_S = 10.0
+"""How long open transactions are waited for."""
+_POLL_S = 0.1
+
+_TIME_KINDS: frozenset[Kind] = frozenset({"timestamp", "timestamptz", "date"})
+
+# Transactions that may write rows; a base backup or a vacuum does not.
+_OPEN = """
+FROM pg_catalog.pg_stat_activity
+WHERE datid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+    AND pid <> pg_catalog.pg_backend_pid() AND xact_start IS NOT NULL
+    AND backend_type NOT IN ('autovacuum worker', 'parallel worker', 'walsender')
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """Where a read ends.
+
+    Attributes:
+        upper: The bound of the first order column, as text; None: there is nothing to read.
+        below: How it binds.
+        note: Why nothing can be read now.
+    """
+
+    upper: str | None
+    below: str
+    note: str | None = None
+
+
+async def check_rights(
+    connection: Connection, selection: Selection, settle: timedelta | None
+) -> None:
+    """Refuse a read whose horizon could not be trusted.
+
+    Raises:
+        ConfigError: ``settle`` is needed here.
+    """
+    if settle is not None:
+        return
+    row = await connection.fetchrow(
+        """
+        SELECT pg_catalog.pg_is_in_recovery() AS standby,
+            pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees
+        """
+    )
+    assert row is not None
+    if row["standby"]:
+        why = "the source is a standby, which does not show the transactions that are open on its"
+        why += " primary"
+    elif not row["sees"]:
+        why = "the user may not see other users' transactions (GRANT pg_read_all_stats)"
+    else:
+        return
+    raise ConfigError(
+        f"{selection.label}: {why}, so rows that commit late could be missed. Nothing was moved;"
+        " give settle=timedelta(...), longer than any writing transaction lasts"
+    )
+
+
+async def find_horizon(
+    connection: Connection,
+    selection: Selection,
+    after: Position | None,
+    settle: timedelta | None,
+) -> Horizon:
+    """Find how far to read; the snapshot of the read must be taken after this."""
+    assert selection.leads is not None
+    if selection.leads.kind in _TIME_KINDS:
+        return await _time_horizon(connection, selection, settle or timedelta(0))
+    return await _noted_horizon(connection, selection, after, settle or timedelta(0))
+
+
+async def _time_horizon(
+    connection: Connection, selection: Selection, settle: timedelta
+) -> Horizon:
+    upper: str = await connection.fetchval(
+        f"""
+        SELECT (least(
+            clock_timestamp() - interval '200 ms',
+            CASE WHEN pg_catalog.pg_is_in_recovery()
+                THEN pg_catalog.pg_last_xact_replay_timestamp() END,
+            (SELECT min(xact_start) {_OPEN}),
+            (SELECT min(prepared) FROM pg_catalog.pg_prepared_xacts
+                WHERE database = current_database())
+        ) - $1::interval)::{selection.casts[0]}::text
+        """,  # noqa: S608  the server's own spelling of a type
+        settle,
+    )
+    return Horizon(upper=upper, below="<")
+
+
+async def _noted_horizon(
+    connection: Connection, selection: Selection, after: Position | None, settle: timedelta
+) -> Horizon:
+    lead = quote(selection.order[0])
+    await set_bounds(connection, after, None, None)
+    rows = selection.sql(after, None, None, ordered=False)
+    upper: str | None = await connection.fetchval(
+        f"SELECT {lead}::text FROM ({rows}) AS etl_rows WHERE {lead} IS NOT NULL"  # noqa: S608
+        f" ORDER BY {lead} DESC LIMIT 1",
+        timeout=LONG_S,
+    )
+    if upper is None:
+        return Horizon(upper=None, below="<=")
+    await asyncio.sleep(settle.total_seconds())
+    blocker = await _wait_for_open(connection)
+    if blocker is not None:
+        return Horizon(
+            upper=None,
+            below="<=",
+            note=f"{selection.label}: nothing was read, because {blocker} and could still bring"
+            f" rows with a smaller {selection.order[0]!r}. The next run reads them once it has"
+            " ended",
+        )
+    return Horizon(upper=upper, below="<=")
+
+
+async def _wait_for_open(connection: Connection) -> str | None:
+    """Wait for the transactions that are open now; name one that does not end in time."""
+    noted = await _open_transactions(connection)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + WAIT_S
+    while True:
+        if not noted:
+            return None
+        if loop.time() > until:
+            return next(iter(noted.values()))
+        await asyncio.sleep(_POLL_S)
+        still = await _open_transactions(connection)
+        noted = {key: name for key, name in noted.items() if key in still}
+
+
+async def _open_transactions(connection: Connection) -> dict[tuple[str, str], str]:
+    rows = await connection.fetch(
+        f"""
+        SELECT pid::text AS id, xact_start::text AS since, application_name AS name
+        {_OPEN}
+        UNION ALL
+        SELECT gid, prepared::text, NULL FROM pg_catalog.pg_prepared_xacts
+        WHERE database = current_database()
+        ORDER BY since
+        """
+    )
+    return {
+        (row["id"], row["since"]): (
+            f"a transaction of session {row['id']} ({row['name'] or 'no application_name'}) has"
+            f" been open since {row['since']}"
+            if row["name"] is not None
+            else f"the prepared transaction {row['id']!r} has been waiting since {row['since']}"
+        )
+        for row in rows
+    }

@@ -1,0 +1,304 @@
+"""Rows of any kind as lines of COPY text, before a COPY begins.
+
+Whole batches, column by column: what nobody touched goes out as the text that came in, the rest
+is encoded for its target column. No user code and no conversion runs inside a COPY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
+from itertools import groupby
+from operator import attrgetter, itemgetter
+from typing import Any, cast
+
+from etl.databases.types import Decoder, encode_column, way
+from etl.errors import DataError, SchemaMismatchError
+from etl.rows import Column, Layout, Row, TextRows, ValueRows
+
+Fields = Sequence[str]
+
+
+def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
+    """The column names that rows bring.
+
+    Raises:
+        SchemaMismatchError: Rows without names: plain tuples, numbers.
+    """
+    if isinstance(rows, TextRows | ValueRows):
+        return rows.layout.names
+    first = rows[0]
+    if isinstance(first, Row):
+        return first.layout.names
+    if is_dataclass(first) and not isinstance(first, type):
+        return _field_names(type(first))
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return cast("tuple[str, ...]", first._fields)
+    if isinstance(first, Mapping):
+        names = tuple(cast("Mapping[Any, Any]", first))
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise SchemaMismatchError(
+        f"{label} got a row of type {type(first).__name__}, which does not name its columns. Nothing"
+        " of this batch was written; return a dataclass, a dict, a NamedTuple or the row itself"
+    )
+
+
+def columns_of(rows: Sequence[Any]) -> tuple[Column, ...] | None:
+    """The columns of rows that came from a database, or None."""
+    layout = rows.layout if isinstance(rows, TextRows | ValueRows) else None
+    if layout is None and isinstance(rows[0], Row):
+        layout = rows[0].layout
+    return layout.columns if layout is not None else None
+
+
+def _field_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclass_fields(kind))
+
+
+class Encoder:
+    """Encodes rows for some columns of one table, in one order.
+
+    Args:
+        columns: The columns that the COPY names, in its order.
+    """
+
+    def __init__(self, label: str, columns: Sequence[Column]) -> None:
+        self._label = label
+        self._columns = tuple(columns)
+        self._names = tuple(column.name for column in columns)
+        self._plans: dict[int, _Plan] = {}
+
+    def lines(self, rows: Sequence[Any]) -> list[str]:
+        """One line for each row, without line ends.
+
+        Raises:
+            DataError: A value cannot go into its column without being changed.
+            SchemaMismatchError: A type cannot go into its column at all, or rows differ in kind.
+        """
+        if isinstance(rows, TextRows):
+            plan = self._plan(rows.layout)
+            if plan.is_identity:
+                return rows.lines
+            return plan.join([line.split("\t") for line in rows.lines])
+        if isinstance(rows, ValueRows):
+            plan = self._plan(rows.layout)
+            columns = list(zip(*rows.tuples, strict=True))
+            return self._together(plan.decoded(columns))
+        return self._objects(rows)
+
+    def _plan(self, layout: Layout) -> _Plan:
+        plan = self._plans.get(id(layout))
+        if plan is None or plan.layout is not layout:
+            plan = self._plans[id(layout)] = _plan(self._label, layout, self._columns)
+        return plan
+
+    def _objects(self, rows: Sequence[Any]) -> list[str]:
+        kinds = set(map(type, rows))
+        if len(kinds) > 1:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise SchemaMismatchError(
+                f"{self._label} got rows of several types in one batch ({names}). Nothing of it was"
+                " written; let the function return one type"
+            )
+        kind = kinds.pop()
+        if kind is Row:
+            lines: list[str] = []
+            for _, some in groupby(cast("Sequence[Row]", rows), key=lambda row: id(row.layout)):
+                lines += self._rows(list(some))
+            return lines
+        if is_dataclass(kind):
+            self._check_names(_field_names(kind))
+            columns = _transposed(map(attrgetter(*self._names), rows), len(self._names))
+        elif issubclass(kind, tuple):
+            fields = cast("tuple[str, ...]", getattr(kind, "_fields", ()))
+            self._check_names(fields)
+            places = [fields.index(name) for name in self._names]
+            columns = _transposed(map(itemgetter(*places), rows), len(places))
+        else:
+            columns = self._mappings(rows)
+        return self._together(columns)
+
+    def _mappings(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
+        first = rows[0].keys()
+        self._check_names(tuple(first))
+        for i, row in enumerate(rows):
+            if row.keys() != first:
+                odd = ", ".join(repr(name) for name in sorted(first ^ row.keys()))
+                raise SchemaMismatchError(
+                    f"{self._label} got rows with different columns in one batch: row {i + 1} differs"
+                    f" from the first in {odd}. Nothing of it was written; give every row the same"
+                    " keys, with None where there is no value"
+                )
+        return _transposed(map(itemgetter(*self._names), rows), len(self._names))
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        missing = set(self._names).difference(names)
+        if missing:
+            raise SchemaMismatchError(
+                f"{self._label} got rows without {', '.join(map(repr, sorted(missing)))}, which other"
+                " rows of the same flow have. Nothing of this group was written"
+            )
+
+    def _together(self, columns: Sequence[Sequence[Any]]) -> list[str]:
+        texts = [
+            encode_column(values, column)
+            for values, column in zip(columns, self._columns, strict=True)
+        ]
+        return list(map("\t".join, zip(*texts, strict=True)))
+
+    def _rows(self, rows: list[Row]) -> list[str]:
+        """Rows of one layout."""
+        plan = self._plan(rows[0].layout)
+        changes = [row.changes for row in rows]
+        if not plan.layout.is_text:
+            return self._together(plan.decoded_rows(rows, changes))
+        changed = set[int]().union(*filter(None, changes))
+        if not changed and not plan.converts:
+            return plan.join_untouched([row.fields for row in rows])
+        fields = [list(row.fields) for row in rows]
+        for i in changed & plan.used.keys():
+            _replace(fields, i, plan.used[i], changes, plan.decoders.get(i))
+        return plan.join(fields, skip=changed)
+
+
+def _replace(
+    fields: list[list[str]],
+    i: int,
+    column: Column,
+    changes: Sequence[dict[int, Any] | None],
+    decode: Decoder | None,
+) -> None:
+    """Put encoded changes into a field; where it is converted, the unchanged ones as well."""
+    if decode is not None:
+        values = [
+            change[i] if change is not None and i in change else decode(row[i])
+            for row, change in zip(fields, changes, strict=True)
+        ]
+        for row, text in zip(fields, encode_column(values, column), strict=True):
+            row[i] = text
+        return
+    touched = [change is not None and i in change for change in changes]
+    values = [change[i] for change in changes if change is not None and i in change]
+    texts = encode_column(values, column)
+    if len(texts) == len(fields):
+        for row, text in zip(fields, texts, strict=True):
+            row[i] = text
+        return
+    remaining = iter(texts)
+    for row, is_touched in zip(fields, touched, strict=True):
+        if is_touched:
+            row[i] = next(remaining)
+
+
+def _transposed(rows: Iterable[Any], width: int) -> list[Sequence[Any]]:
+    """Columns from rows of values; a getter of one value gives it bare."""
+    return [list(rows)] if width == 1 else list(zip(*rows, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How the fields of one layout become the fields of the COPY.
+
+    Attributes:
+        places: The source field of each column of the COPY.
+        converts: Fields that go through Python: by number, their target column.
+        used: The target column of every field that is written.
+    """
+
+    layout: Layout
+    places: tuple[int, ...]
+    converts: Mapping[int, Column]
+    used: Mapping[int, Column]
+    columns: tuple[Column, ...]
+
+    @property
+    def in_order(self) -> bool:
+        return self.places == tuple(range(len(self.layout.columns)))
+
+    @property
+    def is_identity(self) -> bool:
+        return self.layout.is_text and not self.converts and self.in_order
+
+    @property
+    def decoders(self) -> Mapping[int, Decoder]:
+        return {i: self.layout.decoders[i] for i in self.converts}
+
+    def join_untouched(self, fields: Sequence[Fields]) -> list[str]:
+        """Lines from fields that all pass."""
+        if self.in_order:
+            return list(map("\t".join, fields))
+        if len(self.places) == 1:
+            place = self.places[0]
+            return [row[place] for row in fields]
+        return list(map("\t".join, map(itemgetter(*self.places), fields)))
+
+    def join(self, fields: list[list[str]], skip: Iterable[int] = ()) -> list[str]:
+        """Lines from fields; converts what must be, in place, but for the ones in ``skip``."""
+        for i, column in self.converts.items():
+            if i not in skip:
+                decode = self.layout.decoders[i]
+                texts = encode_column([decode(row[i]) for row in fields], column)
+                for row, text in zip(fields, texts, strict=True):
+                    row[i] = text
+        return self.join_untouched(fields)
+
+    def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """The columns of the COPY from those of value rows."""
+        return [list(map(self.layout.decoders[i], columns[i])) for i in self.places]
+
+    def decoded_rows(
+        self, rows: Sequence[Row], changes: Sequence[dict[int, Any] | None]
+    ) -> list[Sequence[Any]]:
+        """The same from rows with changes."""
+        found: list[Sequence[Any]] = []
+        for i in self.places:
+            decode: Callable[[Any], Any] = self.layout.decoders[i]
+            found.append(
+                [
+                    change[i] if change is not None and i in change else decode(row.fields[i])
+                    for row, change in zip(rows, changes, strict=True)
+                ]
+            )
+        return found
+
+
+def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
+    missing = [column.name for column in columns if column.name not in layout.index]
+    if missing:
+        raise SchemaMismatchError(
+            f"{label} got rows without {', '.join(map(repr, missing))}, which other rows of the same"
+            " flow have. Nothing of this group was written"
+        )
+    places = tuple(layout.index[column.name] for column in columns)
+    converts: dict[int, Column] = {}
+    for place, column in zip(places, columns, strict=True):
+        # A column that a function may have replaced in every row is not refused here: what is
+        # untouched is, by its values.
+        if layout.is_text and way(layout.columns[place].type, column.type) != "pass":
+            converts[place] = column
+    return _Plan(
+        layout=layout,
+        places=places,
+        converts=converts,
+        used=dict(zip(places, columns, strict=True)),
+        columns=columns,
+    )
+
+
+def payload(lines: Sequence[str], label: str) -> bytes:
+    """The bytes of some lines, each with its line end.
+
+    Raises:
+        DataError: A text holds a lone surrogate, which UTF-8 cannot carry.
+    """
+    try:
+        return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape") if lines else b""
+    except UnicodeEncodeError as error:
+        row = error.object.count("\n", 0, error.start)
+        raise DataError(
+            f"{label}: row {row + 1} of the batch holds a text with a lone surrogate, which UTF-8"
+            " cannot carry. Nothing of it was written",
+            row=row,
+        ) from None

@@ -1,0 +1,287 @@
+"""Reads a table or query: one COPY for the whole read, its bytes cut into batches of lines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from operator import itemgetter
+from typing import Any
+
+from asyncpg.protocol import NO_TIMEOUT
+
+from etl.batch import Batch, Position
+from etl.connector import Emit, RunInfo
+from etl.databases.database import ReadSpec
+from etl.databases.postgres.catalogue import fingerprint
+from etl.databases.postgres.connect import Connection, close, connect
+from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
+from etl.databases.postgres.horizon import check_rights, find_horizon
+from etl.databases.postgres.selection import (
+    Builder,
+    Selection,
+    layout_of,
+    row_builder,
+    select,
+    set_bounds,
+)
+from etl.databases.postgres.translate import translating
+from etl.databases.types import NULL, unescape
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import DataError, SchemaMismatchError
+from etl.rows import Layout, Shape, TextRows
+
+UNCHANGED = "the source was not changed"
+
+
+@asynccontextmanager
+async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[PostgresReader]:
+    """Connect, describe the read, and refuse what cannot be read safely."""
+    application = f"etl/{info.pipeline}/{info.run_id}"
+    connection: Connection | None = await connect(url, "source", application)
+    try:
+        with translating("source", spec.label, UNCHANGED):
+            selection = await select(connection, spec)
+            if spec.cursor:
+                await check_rights(connection, selection, spec.settle)
+            before = await _fingerprint(connection, selection)
+        reader = PostgresReader(url, spec, info, selection, before, connection)
+        connection = None
+        try:
+            yield reader
+        finally:
+            await reader.aclose()
+    finally:
+        if connection is not None:
+            await finish(close(connection))
+
+
+async def _fingerprint(connection: Connection, selection: Selection) -> str | None:
+    if selection.relation is None:
+        return None
+    return await fingerprint(connection, selection.relation.qualified)
+
+
+class PostgresReader:
+    """See :class:`etl.connector.Reader`. One connection; a COPY that was cut short closes it."""
+
+    def __init__(
+        self,
+        url: Url,
+        spec: ReadSpec,
+        info: RunInfo,
+        selection: Selection,
+        before: str | None,
+        connection: Connection,
+    ) -> None:
+        self._url = url
+        self._spec = spec
+        self._info = info
+        self._selection = selection
+        self._before = before
+        self._connection: Connection | None = connection
+        self._notes = list(selection.notes)
+        self._layout = layout_of(selection)
+        self._build = row_builder(spec.row, selection) if spec.row is not None else None
+
+    @property
+    def shape(self) -> Shape:
+        return self._selection.shape
+
+    @property
+    def resumable(self) -> bool:
+        """False for a table without a key: its rows have no order to continue in."""
+        return bool(self._selection.order)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    async def pump(
+        self, after: Position | None, until: Position | None, emit: Emit[Any]
+    ) -> None:
+        """See :meth:`etl.connector.Reader.pump`.
+
+        Raises:
+            SourceUnavailableError: The server went away, or nothing came for minutes.
+            SchemaMismatchError: The table was changed since the reader was opened.
+            DataError: A key that only the rows can prove is NULL or double.
+        """
+        selection = self._selection
+        selection.check(after)
+        selection.check(until)
+        if not selection.order:
+            after = until = None  # no order, so no place to continue: the whole table again
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = await connect(
+                self._url, "source", f"etl/{self._info.pipeline}/{self._info.run_id}"
+            )
+        self._connection = None
+        clean = False
+        try:
+            with translating("source", selection.label, UNCHANGED):
+                await self._read(connection, after, until, emit)
+            clean = True
+        finally:
+            # A connection whose COPY was cut short may get a late cancel: it is not used again.
+            if clean:
+                self._connection = connection
+            else:
+                await finish(close(connection))
+
+    async def _read(
+        self,
+        connection: Connection,
+        after: Position | None,
+        until: Position | None,
+        emit: Emit[Any],
+    ) -> None:
+        selection = self._selection
+        upper = below = None
+        if self._spec.cursor:
+            horizon = await find_horizon(connection, selection, after, self._spec.settle)
+            if horizon.note is not None:
+                self._notes.append(horizon.note)
+            if horizon.upper is None:
+                return
+            upper, below = horizon.upper, horizon.below
+        await set_bounds(connection, after, until, upper)
+        await connection.execute("BEGIN")
+        if selection.relation is not None and selection.relation.is_table:
+            await connection.execute(
+                f"LOCK TABLE {selection.relation.qualified} IN ACCESS SHARE MODE"
+            )
+        if await _fingerprint(connection, selection) != self._before:
+            raise SchemaMismatchError(
+                f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
+                " had begun to read it; the rows so far are in. Run again"
+            )
+        async with guarded(connection, PATIENT_S) as watch:
+            cutter = _Cutter(selection, self._layout, self._build, self._info, watch, emit)
+            await connection.copy_from_query(
+                selection.sql(after, until, below),
+                output=cutter.feed,
+                format="text",
+                timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
+            )
+            await cutter.end()
+        await connection.execute("COMMIT")
+
+    async def aclose(self) -> None:
+        """Close the connection, in bounded time."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await finish(close(connection))
+
+
+class _Cutter:
+    """Joins what COPY sends and cuts it into batches.
+
+    A line of COPY text holds no line end of a value (it is written ``\\n``), so a row ends at each
+    line end and nowhere else.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        layout: Layout,
+        build: Builder | None,
+        info: RunInfo,
+        watch: Watch,
+        emit: Emit[Any],
+    ) -> None:
+        self._selection = selection
+        self._layout = layout
+        self._build = build
+        self._info = info
+        self._watch = watch
+        self._emit = emit
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._count = 0
+        self._position: Callable[[str], Position] = _position_of(selection.places)
+        self._last: tuple[str, ...] | None = None
+
+    async def feed(self, data: bytes) -> None:
+        """Take one piece; emits when enough has come together."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size < self._info.batch_bytes:
+            self._watch.expect(STALL_S)
+            return
+        joined = b"".join(self._pieces)
+        end = joined.rfind(b"\n") + 1
+        rest = joined[end:]
+        self._pieces = [rest] if rest else []
+        self._size = len(rest)
+        if end:
+            self._watch.pause()
+            await self._cut(joined[:end] if rest else joined)
+        self._watch.expect(STALL_S)
+
+    async def end(self) -> None:
+        """Emit what is left."""
+        self._watch.pause()
+        if self._pieces:
+            await self._cut(b"".join(self._pieces))
+
+    async def _cut(self, data: bytes) -> None:
+        # What is not UTF-8 (a SQL_ASCII database) goes out as the bytes that came in.
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        del lines[-1]  # behind the last line end
+        most = self._info.batch_rows
+        if len(lines) <= most:
+            await self._send(lines, len(data))
+            return
+        for start in range(0, len(lines), most):
+            part = lines[start : start + most]
+            await self._send(part, sum(map(len, part)) + len(part))
+
+    async def _send(self, lines: list[str], nbytes: int) -> None:
+        selection = self._selection
+        if not selection.proven and selection.order:
+            self._watch_keys(lines)
+        self._count += len(lines)
+        position = self._position(lines[-1]) if selection.order else (self._count,)
+        if self._build is not None:
+            rows = self._build(lines)
+            batch: Batch[Any] = Batch(rows, position=position, nbytes=2 * nbytes + 64 * len(rows))
+        else:
+            if selection.hidden:
+                width = len(selection.hidden)
+                lines = [line.rsplit("\t", width)[0] for line in lines]
+            text = TextRows(self._layout, lines, nbytes)
+            batch = Batch(text, position=position, nbytes=text.nbytes)
+        await self._emit(batch)
+
+    def _watch_keys(self, lines: Sequence[str]) -> None:
+        """Refuse a NULL or double key: a resumed read would leave such rows out."""
+        key = _fields_of(self._selection.places)
+        keys = [key(line.split("\t")) for line in lines]
+        last = self._last
+        for one in keys:
+            if one == last or NULL in one:
+                what = "is NULL in some row" if NULL in one else "is not unique"
+                raise DataError(
+                    f"{self._selection.label}: the key ({', '.join(self._selection.order)}) {what},"
+                    " so a read that is cut short could not continue without losing rows. The rows"
+                    " before it are in; choose columns that are unique and never NULL"
+                )
+            last = one
+        self._last = last
+
+
+def _fields_of(places: Sequence[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:
+    if len(places) == 1:
+        place = places[0]
+        return lambda fields: (fields[place],)
+    getter: Callable[[Sequence[str]], tuple[str, ...]] = itemgetter(*places)
+    return getter
+
+
+def _position_of(places: Sequence[int]) -> Callable[[str], Position]:
+    if not places:
+        return lambda _: ()
+    fields = _fields_of(places)
+    return lambda line: tuple(map(unescape, fields(line.split("\t"))))

@@ -1,0 +1,443 @@
+"""What a read selects: its columns, the order of its rows, and the SQL for a range of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from enum import Enum
+from operator import methodcaller
+from typing import Any, get_origin, get_type_hints
+
+from etl.batch import Position
+from etl.databases.database import ReadSpec
+from etl.databases.postgres.catalogue import Relation, describe_types, get_relation
+from etl.databases.postgres.connect import Connection
+from etl.databases.sql import quote, quote_all
+from etl.databases.types import NULL, Decoder, text_decoder
+from etl.errors import ConfigError, DataError, SchemaMismatchError
+from etl.rows import Column, Kind, Layout, Shape, Type, shape_of, strip_optional
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A read, described.
+
+    Attributes:
+        label: For messages.
+        relation: The table or view; None for a query.
+        origin: What stands after FROM.
+        columns: The columns of the rows, in order.
+        order: The columns whose values are the position; empty where rows have no order.
+        casts: The type of each order column, for a cast from text.
+        leads: The type of the first order column.
+        hidden: Order columns that the rows lack; they are read behind the others.
+        proven: The catalogue says that ``order`` is unique and not null. Where False, the rows
+            are watched for that while they stream by.
+        notes: For a person.
+    """
+
+    label: str
+    relation: Relation | None
+    origin: str
+    columns: tuple[Column, ...]
+    order: tuple[str, ...]
+    casts: tuple[str, ...]
+    leads: Type | None
+    hidden: tuple[str, ...]
+    proven: bool
+    key: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> Shape:
+        names = {column.name for column in self.columns}
+        return Shape(
+            columns=self.columns, key=self.key if names.issuperset(self.key) else ()
+        )
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The field numbers of the order columns."""
+        index = {column.name: i for i, column in enumerate(self.columns)}
+        index.update({name: len(self.columns) + i for i, name in enumerate(self.hidden)})
+        return tuple(index[name] for name in self.order)
+
+    @property
+    def width(self) -> int:
+        """How many fields a line has."""
+        return len(self.columns) + len(self.hidden)
+
+    def sql(
+        self,
+        after: Position | None,
+        until: Position | None,
+        below: str | None,
+        *,
+        ordered: bool = True,
+    ) -> str:
+        """The SELECT for a range. Its bounds are session settings, set by :func:`set_bounds`.
+
+        Args:
+            below: How the first order column is bound, as ``<`` or ``<=``; None: not at all.
+        """
+        names = [column.name for column in self.columns]
+        wanted = quote_all([*names, *self.hidden])
+        where = list[str]()
+        if after is not None:
+            where.append(f"{self._tuple()} > {self._bound('after')}")
+        if until is not None:
+            where.append(f"{self._tuple()} <= {self._bound('until')}")
+        if below is not None:
+            upper = f"current_setting('etl.upper')::{self.casts[0]}"
+            where.append(f"{quote(self.order[0])} {below} {upper}")
+        text = f"SELECT {wanted} FROM {self.origin}"  # noqa: S608  names are quoted
+        if where:
+            text += " WHERE " + " AND ".join(where)
+        if self.order and ordered:
+            text += " ORDER BY " + quote_all(self.order)
+        return text
+
+    def _tuple(self) -> str:
+        return f"({quote_all(self.order)})"
+
+    def _bound(self, name: str) -> str:
+        parts = (
+            f"current_setting('etl.{name}_{i}')::{cast}" for i, cast in enumerate(self.casts)
+        )
+        return f"({', '.join(parts)})"
+
+    def check(self, position: Position | None) -> None:
+        """Refuse a position that is not one of this read.
+
+        Raises:
+            ConfigError: It has another number of values, or values that are not text.
+        """
+        if position is None or not self.order:
+            return
+        if len(position) != len(self.order) or not all(isinstance(v, str) for v in position):
+            raise ConfigError(
+                f"{self.label}: the saved position does not fit the columns that order the read"
+                f" ({', '.join(self.order)}). Nothing was moved; the key or cursor was changed, so"
+                " reset the state of this flow, or set the position anew"
+            )
+
+
+async def set_bounds(
+    connection: Connection,
+    after: Position | None,
+    until: Position | None,
+    upper: str | None,
+) -> None:
+    """Hand a range's bounds to the session as settings.
+
+    COPY takes no bind parameters. A setting is one: its value never becomes SQL text.
+    """
+    values: dict[str, str] = {}
+    for name, position in (("after", after), ("until", until)):
+        for i, value in enumerate(position or ()):
+            values[f"etl.{name}_{i}"] = value
+    if upper is not None:
+        values["etl.upper"] = upper
+    if values:
+        await connection.fetchval(
+            "SELECT count(set_config(b.name, b.value, false))"
+            " FROM unnest($1::text[], $2::text[]) AS b(name, value)",
+            list(values),
+            list(values.values()),
+        )
+
+
+async def select(connection: Connection, spec: ReadSpec) -> Selection:
+    """Describe a read from the catalogue, and refuse what cannot be read safely.
+
+    Raises:
+        SchemaMismatchError: The table or a column is missing, or the key does not identify rows.
+        ConfigError: ``row=`` does not fit the columns, or a cursor column cannot be one.
+    """
+    if spec.table is not None:
+        relation = await get_relation(connection, spec.table)
+        if relation.kind not in {"r", "p", "v", "m", "f"}:
+            raise SchemaMismatchError(f"{spec.table!r} is neither a table nor a view")
+        found = [(a.column, a.cast) for a in relation.attributes]
+        origin = relation.qualified
+        label = f"table {spec.table!r}"
+    else:
+        assert spec.query is not None
+        relation = None
+        found = await _describe_query(connection, spec.query)
+        # The line end closes a comment at the query's end.
+        origin = f"({spec.query}\n) AS etl_query"
+        label = "the query"
+    if not found:
+        raise SchemaMismatchError(f"{label} has no columns, so there is nothing to read")
+    casts = {column.name: cast for column, cast in found}
+    columns = [column for column, _ in found]
+    if len(casts) < len(found):
+        names = [column.name for column in columns]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SchemaMismatchError(f"{label} has two columns called {twice!r}; rename one with AS")
+    for name in (*spec.key, *spec.cursor):
+        if name not in casts:
+            raise SchemaMismatchError(
+                f"{label} has no column {name!r}; it has {', '.join(casts)}. Nothing was moved"
+            )
+    order, key, proven = _order(spec, relation, columns, label)
+    # What orders the rows is never null: the catalogue says so, or the stream is watched.
+    columns = [
+        Column(name=c.name, type=c.type, nullable=False) if c.name in order else c
+        for c in columns
+    ]
+    if spec.row is not None:
+        columns = _for_dataclass(spec.row, columns, relation, label)
+    names = {column.name for column in columns}
+    return Selection(
+        label=label,
+        relation=relation,
+        origin=origin,
+        columns=tuple(columns),
+        order=order,
+        casts=tuple(casts[name] for name in order),
+        leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
+        hidden=tuple(name for name in order if name not in names),
+        proven=proven,
+        key=key,
+        notes=tuple(_notes(spec, relation, order, label)),
+    )
+
+
+async def _describe_query(connection: Connection, query: str) -> list[tuple[Column, str]]:
+    statement = await connection.prepare(query)
+    if statement.get_parameters():
+        raise ConfigError("the query has parameters ($1); a query for a source has none")
+    attributes = statement.get_attributes()
+    types = await describe_types(connection, {(a.type.oid, -1) for a in attributes})
+    return [
+        (Column(name=a.name, type=types[a.type.oid, -1][0]), types[a.type.oid, -1][1])
+        for a in attributes
+    ]
+
+
+def _order(
+    spec: ReadSpec, relation: Relation | None, columns: Sequence[Column], label: str
+) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The columns that order the read, the key among them, and whether they are proven unique."""
+    by_name = {column.name: column for column in columns}
+    # An index of a parent table says nothing of the tables that inherit from it.
+    provable = relation is not None and relation.is_table and not relation.heirs
+    own_key = relation.primary_key if relation is not None and provable else ()
+    key = spec.key or own_key
+    if spec.cursor:
+        _check_cursor(spec.cursor[0], by_name, label)
+        order = spec.cursor
+        if relation is None or not provable:
+            if not set(key) <= set(order) or not key:
+                order = (*order, *(name for name in key if name not in order))
+        elif not _has_unique(relation, order):
+            if not key:
+                raise SchemaMismatchError(
+                    f"{label} has no primary key, so rows with the same {spec.cursor[0]!r} cannot"
+                    " be told apart. Nothing was moved; name unique columns as key=(...)"
+                )
+            order = (*order, *(name for name in key if name not in order))
+    else:
+        order = key
+    if not provable or relation is None:
+        return order, key, False
+    for name in order:
+        if by_name[name].nullable:
+            what = "cursor" if name in spec.cursor else "key"
+            raise SchemaMismatchError(
+                f"{label}: the {what} column {name!r} allows NULL, and rows with NULL there would"
+                " be left out. Nothing was moved; make it NOT NULL, or choose another"
+            )
+    if order and not _has_unique(relation, order):
+        raise SchemaMismatchError(
+            f"{label}: no unique index covers the key ({', '.join(key)}), so it may not identify"
+            " a row. Nothing was moved; make a unique index on it, or choose another key"
+        )
+    return order, key, True
+
+
+def _has_unique(relation: Relation, columns: Sequence[str]) -> bool:
+    """Whether some of the columns are unique together, and so are all of them."""
+    wanted = set(columns)
+    return any(index.unique and wanted.issuperset(index.columns) for index in relation.indexes)
+
+
+def _check_cursor(name: str, by_name: Mapping[str, Column], label: str) -> None:
+    if by_name[name].type.kind in {"float32", "float64"}:
+        raise ConfigError(
+            f"{label}: the cursor {name!r} is a floating-point column, whose values are not exact."
+            " Nothing was moved; choose a timestamp, integer or numeric column"
+        )
+
+
+def _notes(
+    spec: ReadSpec, relation: Relation | None, order: tuple[str, ...], label: str
+) -> list[str]:
+    notes: list[str] = []
+    if not order:
+        notes.append(
+            f"{label} has no primary key: it is read in one piece, and a read that is cut short"
+            " starts again; name unique columns as key=(...) to make it resumable"
+        )
+    elif relation is not None and relation.is_table:
+        served = any(
+            index.ordered and index.columns[: len(order)] == order for index in relation.indexes
+        )
+        if not served:
+            notes.append(
+                f"no index serves the order ({', '.join(order)}) of {label}: each read sorts the"
+                f" rows; CREATE INDEX ON {relation.qualified} ({quote_all(order)}) helps"
+            )
+    if spec.cursor and relation is not None:
+        kind = relation.by_name[spec.cursor[0]].column.type.kind
+        if kind == "timestamp":
+            notes.append(
+                f"the cursor {spec.cursor[0]!r} has no time zone; it is compared with the clock in"
+                " UTC, so it must hold UTC"
+            )
+    return notes
+
+
+# --- row=Dataclass -------------------------------------------------------------------------
+
+_FITS: Mapping[Kind, frozenset[Kind]] = {
+    "bool": frozenset({"bool"}),
+    "int64": frozenset({"int16", "int32", "int64"}),
+    "float64": frozenset({"float32", "float64"}),
+    "numeric": frozenset({"numeric"}),
+    "text": frozenset({"text", "other"}),
+    "bytes": frozenset({"bytes"}),
+    "date": frozenset({"date"}),
+    "time": frozenset({"time"}),
+    "timestamptz": frozenset({"timestamp", "timestamptz"}),
+    "interval": frozenset({"interval"}),
+    "uuid": frozenset({"uuid"}),
+    "json": frozenset({"json"}),
+}
+
+
+def _for_dataclass(
+    row: type[Any], columns: Sequence[Column], relation: Relation | None, label: str
+) -> list[Column]:
+    """The dataclass's columns, checked against the catalogue, in the order of its fields."""
+    by_name = {column.name: column for column in columns}
+    # A view's or query's columns do not say whether they can be null: the values will.
+    known = relation is not None and relation.is_table
+    wanted: list[Column] = []
+    for want in shape_of(row).columns:
+        have = by_name.get(want.name)
+        field = f"{row.__name__}.{want.name}"
+        if have is None:
+            raise ConfigError(
+                f"{field}: {label} has no column {want.name!r}; it has {', '.join(by_name)}."
+                " Nothing was moved"
+            )
+        if have.type.kind not in _FITS[want.type.kind]:
+            raise ConfigError(
+                f"{field} is annotated {want.type.name}, but the column {want.name!r} of {label}"
+                f" is {have.type.name}. Nothing was moved; annotate it {_python(have.type.kind)}"
+            )
+        if have.nullable and not want.nullable and known:
+            raise ConfigError(
+                f"{field} is annotated {want.type.name}, but the column {want.name!r} of {label}"
+                f" allows NULL. Nothing was moved; annotate it {want.type.name} | None"
+            )
+        wanted.append(
+            Column(name=have.name, type=have.type, nullable=have.nullable and want.nullable)
+            if known
+            else Column(name=have.name, type=have.type, nullable=want.nullable)
+        )
+    return wanted
+
+
+def _python(kind: Kind) -> str:
+    return {
+        "bool": "bool", "int16": "int", "int32": "int", "int64": "int", "float32": "float",
+        "float64": "float", "numeric": "Decimal", "bytes": "bytes", "date": "date",
+        "time": "time", "timestamp": "datetime", "timestamptz": "datetime",
+        "interval": "timedelta", "uuid": "UUID", "json": "dict or list",
+    }.get(kind, "str")  # fmt: skip
+
+
+def layout_of(selection: Selection) -> Layout:
+    """The layout of text rows."""
+    return Layout(
+        selection.columns,
+        [
+            text_decoder(column.type, nullable=column.nullable, column=column.name)
+            for column in selection.columns
+        ],
+        is_text=True,
+    )
+
+
+Builder = Callable[[Sequence[str]], list[Any]]
+
+
+def row_builder(row: type[Any], selection: Selection) -> Builder:
+    """A function from COPY lines to instances of a dataclass.
+
+    It is compiled for the columns, so that no name is looked up and no loop over columns runs
+    for each row. Of the user's names it holds field names of the dataclass only.
+    """
+    hints = get_type_hints(row)
+    sure = selection.proven
+    names: dict[str, Any] = {"make": row, "split": _split}
+    arguments: list[str] = []
+    places = {column.name: i for i, column in enumerate(selection.columns)}
+    # Positional arguments stand before the keyword-only ones.
+    for field in sorted((f for f in dataclass_fields(row) if f.init), key=lambda f: f.kw_only):
+        i = places[field.name]
+        column = selection.columns[i]
+        read: Decoder = text_decoder(column.type, nullable=column.nullable, column=column.name)
+        if not column.nullable and not sure:
+            read = _not_null(read, column)
+        hint = strip_optional(hints[field.name])[0]
+        plain = get_origin(hint) or hint
+        if isinstance(plain, type) and issubclass(plain, Enum):
+            names[f"d{i}"] = _enum_reader(read, plain, column)
+            text = f"d{i}(f{i})"
+        elif column.type.kind in {"text", "other"} and (column.nullable or sure):
+            names[f"d{i}"] = read
+            text = f"(d{i}(f{i}) if '\\\\' in f{i} else f{i})"
+        else:
+            names[f"d{i}"] = read
+            text = f"d{i}(f{i})"
+        arguments.append(text if not field.kw_only else f"{field.name}={text}")
+    fields = ", ".join(f"f{i}" for i in range(selection.width))
+    code = f"lambda lines: [make({', '.join(arguments)}) for {fields}, in map(split, lines)]"
+    builder: Builder = eval(compile(code, "<rows>", "eval"), names)  # noqa: S307
+    return builder
+
+
+_split = methodcaller("split", "\t")
+
+
+def _not_null(read: Decoder, column: Column) -> Decoder:
+    def decode(field: str) -> Any:
+        if field == NULL:
+            raise DataError(
+                f"column {column.name!r} is NULL in a row, but its field is not annotated with"
+                " None; annotate it X | None",
+                column=column.name,
+            )
+        return read(field)
+
+    return decode
+
+
+def _enum_reader(read: Decoder, kind: type[Enum], column: Column) -> Decoder:
+    def decode(field: str) -> Any:
+        text = read(field)
+        try:
+            return None if text is None else kind(text)
+        except ValueError:
+            raise DataError(
+                f"column {column.name!r} holds a text that {kind.__name__} has no member for",
+                column=column.name,
+            ) from None
+
+    return decode

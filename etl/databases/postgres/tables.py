@@ -1,0 +1,204 @@
+"""Target tables: whether rows fit into one, and making one that is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from etl.databases.postgres.catalogue import NAME_BYTES, Relation
+from etl.databases.postgres.connect import Connection
+from etl.databases.sql import qualify, quote, quote_all, split_name
+from etl.databases.types import EnumType, declare_postgres, way
+from etl.errors import SchemaMismatchError
+from etl.rows import Column, Shape
+
+DDL_LOCK = 7_305_716_002_300_002
+"""Any fixed number: sessions that make tables in one database take turns."""
+
+
+def check_target(relation: Relation, label: str) -> None:
+    """Refuse what rows cannot be copied into."""
+    if relation.kind not in {"r", "p", "f"}:
+        raise SchemaMismatchError(
+            f"{label}: {relation.label!r} is not a table. Nothing was written; name a table"
+        )
+
+
+def check_columns(relation: Relation, names: Sequence[str], label: str) -> None:
+    """Refuse rows whose columns the table lacks, or that lack columns which it needs.
+
+    Raises:
+        SchemaMismatchError: Names them.
+    """
+    have = relation.by_name
+    unknown = [name for name in names if name not in have]
+    if unknown:
+        raise SchemaMismatchError(
+            f"{label}: the table {relation.label!r} has no column"
+            f" {', '.join(map(repr, unknown))}; it has {', '.join(have)}. Nothing was written; add"
+            " the column, or leave it out of the rows"
+        )
+    needed = [
+        attribute.name
+        for attribute in relation.attributes
+        if not attribute.column.nullable
+        and not attribute.default
+        and not attribute.generated
+        and attribute.name not in names
+    ]
+    if needed:
+        raise SchemaMismatchError(
+            f"{label}: the rows have no {', '.join(map(repr, needed))}, which the table"
+            f" {relation.label!r} needs (NOT NULL without a default). Nothing was written"
+        )
+
+
+def check_types(relation: Relation, columns: Sequence[Column], label: str) -> None:
+    """Refuse columns whose type can never go into the table's exactly.
+
+    Raises:
+        SchemaMismatchError: Names the column and both types.
+    """
+    have = relation.by_name
+    for column in columns:
+        attribute = have.get(column.name)
+        if attribute is None or attribute.generated:
+            continue
+        if way(column.type, attribute.column.type) == "refuse":
+            raise SchemaMismatchError(
+                f"{label}: column {column.name!r} is {column.type.name} in the rows and"
+                f" {attribute.column.type.name} in the table {relation.label!r}, and there is no"
+                " exact way from the one to the other. Nothing was written; convert it in a"
+                " function, or change the table"
+            )
+
+
+async def create_table(
+    connection: Connection, schema: str, name: str, shape: Shape, key: Sequence[str], label: str
+) -> None:
+    """Make a table from a shape, with its primary key and the enum types that it uses.
+
+    Raises:
+        SchemaMismatchError: The schema, or a type that is not built in, is missing here.
+    """
+    await _check_schema(connection, schema, label)
+    columns: list[str] = []
+    for column in shape.columns:
+        for part in (name, column.name):
+            if len(part.encode()) > NAME_BYTES:
+                raise SchemaMismatchError(
+                    f"{label}: the name {part!r} is longer than the {NAME_BYTES} bytes that"
+                    " PostgreSQL keeps. Nothing was written; rename it"
+                )
+        declared = await _declared(connection, schema, column, label)
+        columns.append(_definition(column, declared, key))
+    await connection.execute(_create(qualify(schema, name), columns, key))
+
+
+def _definition(column: Column, declared: str, key: Sequence[str]) -> str:
+    required = not column.nullable or column.name in key
+    return f"{quote(column.name)} {declared}{' NOT NULL' if required else ''}"
+
+
+def _create(name: str, columns: Sequence[str], key: Sequence[str]) -> str:
+    parts = [*columns, f"PRIMARY KEY ({quote_all(key)})"] if key else columns
+    return f"CREATE TABLE {name} (\n    " + ",\n    ".join(parts) + "\n)"
+
+
+async def _check_schema(connection: Connection, schema: str, label: str) -> None:
+    found = await connection.fetchval(
+        "SELECT oid::bigint FROM pg_catalog.pg_namespace WHERE nspname = $1", schema
+    )
+    if found is None:
+        raise SchemaMismatchError(
+            f"{label}: the schema {schema!r} does not exist. Nothing was written;"
+            f" CREATE SCHEMA {quote(schema)}"
+        )
+
+
+async def _declared(connection: Connection, schema: str, column: Column, label: str) -> str:
+    """The type of a column of the new table; makes an enum that is missing."""
+    type_ = column.type
+    if isinstance(type_, EnumType):
+        return await _enum(connection, schema, column, type_, label)
+    declared = declare_postgres(type_)
+    if type_.dialect != "postgresql" or type_.kind != "other":
+        return declared
+    # In another database the same type may stand in another schema.
+    bare = declared.partition(".")[2] if not declared.startswith('"') else ""
+    for name in filter(None, (declared, bare)):
+        if await connection.fetchval("SELECT pg_catalog.to_regtype($1) IS NOT NULL", name):
+            return name
+    raise SchemaMismatchError(
+        f"{label}: column {column.name!r} has the type {type_.name}, which does not exist in the"
+        " target. Nothing was written; make the type there (CREATE EXTENSION, CREATE TYPE), or"
+        " leave the column out"
+    )
+
+
+async def _enum(
+    connection: Connection, schema: str, column: Column, type_: EnumType, label: str
+) -> str:
+    name = split_name(type_.name)[1]
+    qualified = qualify(schema, name)
+    row = await connection.fetchrow(
+        """
+        SELECT ARRAY(
+            SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid
+            ORDER BY enumsortorder
+        ) AS labels
+        FROM pg_catalog.pg_type AS t WHERE t.oid = pg_catalog.to_regtype($1)
+        """,
+        qualified,
+    )
+    if row is not None:
+        if tuple(row["labels"]) != type_.labels:
+            raise SchemaMismatchError(
+                f"{label}: column {column.name!r} has the enum type {type_.name}, and the target has"
+                f" a type {qualified} with other labels. Nothing was written; give it the same"
+                " labels in the same order, or make the table yourself"
+            )
+        return qualified
+    # CREATE TYPE takes no bind parameters, so the server itself quotes the labels.
+    labels = await connection.fetchval(
+        "SELECT string_agg(quote_literal(l), ', ' ORDER BY place)"
+        " FROM unnest($1::text[]) WITH ORDINALITY AS w(l, place)",
+        list(type_.labels),
+    )
+    await connection.execute(f"CREATE TYPE {qualified} AS ENUM ({labels or ''})")
+    return qualified
+
+
+_SUGGESTED: Mapping[type, str] = {
+    bool: "boolean",
+    int: "bigint",
+    float: "double precision",
+    Decimal: "numeric",
+    str: "text",
+    bytes: "bytea",
+    datetime: "timestamp with time zone",
+    date: "date",
+    time: "time",
+    timedelta: "interval",
+    UUID: "uuid",
+    dict: "jsonb",
+    list: "jsonb",
+}
+
+
+def missing_table(name: str, row: Any, key: Sequence[str], label: str) -> SchemaMismatchError:
+    """The refusal to guess a table from dicts or tuples, with the statement to start from."""
+    values: Mapping[str, Any] = row if isinstance(row, Mapping) else row._asdict()
+    columns = [
+        f"{quote(column)} {_SUGGESTED.get(type(value), 'text')}"
+        for column, value in values.items()
+    ]
+    statement = _create(qualify(*split_name(name)), columns, key)
+    return SchemaMismatchError(
+        f"{label}: the table does not exist, and these rows do not say the types of their columns."
+        " Nothing was written; return a dataclass, or make the table first, for example:\n"
+        f"{statement};"
+    )

@@ -1,0 +1,132 @@
+"""Run the benchmarks: ``python -m tests.benchmarks [WORK ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shutil import which
+
+from tests.benchmarks.catalogue import NAMES, load
+from tests.benchmarks.lineitem import generator
+from tests.benchmarks.measure import ContenderFailedError, Measure, measure_apart, middle
+from tests.benchmarks.server import databases, server, settings
+from tests.benchmarks.work import Contender, Place, Work
+
+
+def main() -> int:
+    """Run the works that were named; 1 where a contender failed or left something wrong."""
+    chosen = _arguments()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="etl-bench-"))
+        url = stack.enter_context(server())
+        source, target = stack.enter_context(databases(url))
+        place = Place(source=source, target=target, folder=folder, rows=chosen.rows)
+        _print_setting(url, chosen.rows)
+        failed = [
+            name
+            for name in chosen.works or NAMES
+            if not _run(name, load(name), place, chosen.rounds, chosen.contender)
+        ]
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--rows", type=int, default=300_000, help="rows of lineitem")
+    parser.add_argument("--rounds", type=int, help="runs of each contender; the median counts")
+    parser.add_argument("--contender", help="run only contenders whose name holds this text")
+    chosen = parser.parse_args()
+    for name in chosen.works:
+        if name not in NAMES:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(NAMES)}")
+    return chosen
+
+
+def _print_setting(url: str, rows: int) -> None:
+    print(f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, ", end="")
+    print(", ".join(f"{name} {_version(name)}" for name in ("asyncpg", "aiosqlite")), end=", ")
+    print(f"{platform.system()} {platform.machine()}")
+    print("PostgreSQL: " + ", ".join(f"{name} {value}" for name, value in settings(url).items()))
+    print(f"lineitem: {rows:,} rows from {'tpchgen-cli' if generator() else 'our own generator'}")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"
+
+
+def _run(name: str, work: Work, place: Place, rounds: int | None, wanted: str | None) -> bool:
+    """Measure a work's contenders in turns and print the table; False where one failed."""
+    print(f"\n## {work.title}\n", flush=True)
+    work.prepare(place)
+    contenders = [
+        one
+        for one in work.contenders
+        if all(map(which, one.needs)) and (wanted is None or wanted in one.name)
+    ]
+    expected = work.expected(place)
+    measured: dict[str, list[Measure]] = {one.name: [] for one in contenders}
+    broken: dict[str, str] = {}
+    for _ in range(rounds or work.rounds):
+        # In turns, so that a noisy minute hits all of them.
+        for one in contenders:
+            if one.name in broken:
+                continue
+            work.reset(place)
+            try:
+                measured[one.name].append(measure_apart(name, one, place))
+                if work.found(place) != expected:
+                    raise ContenderFailedError("it left other rows than it should")
+            except ContenderFailedError as error:
+                broken[one.name] = str(error)
+    results = {one: middle(found) for one, found in measured.items() if one not in broken}
+    _print_table(work, contenders, results, place)
+    for one, reason in broken.items():
+        print(f"\n{one} FAILED: {reason}")
+    _print_goals(work, results)
+    return not broken
+
+
+def _print_table(
+    work: Work, contenders: list[Contender], results: dict[str, Measure], place: Place
+) -> None:
+    reference = results.get(work.reference)
+    print("| contender | wall s | rows/s | times the reference's rows/s | CPU s | peak MiB |")
+    print("|---|---|---|---|---|---|")
+    for one in contenders:
+        if (result := results.get(one.name)) is None:
+            continue
+        times = f"{reference.wall_s / result.wall_s:.2f}" if reference else "-"
+        memory = "-" if result.peak_mib is None else f"{result.peak_mib:.0f}"
+        print(
+            f"| {one.name} | {result.wall_s:.2f} | {work.rows(place) / result.wall_s:,.0f} |"
+            f" {times} | {result.cpu_s:.2f} | {memory} |"
+        )
+
+
+def _print_goals(work: Work, results: dict[str, Measure]) -> None:
+    for goal in work.goals:
+        if goal.contender in results and goal.reference in results:
+            ratio = results[goal.contender].wall_s / results[goal.reference].wall_s
+            verdict = "reached" if ratio <= goal.at_most else "MISSED"
+            print(
+                f"\nGoal {verdict}: {goal.contender} takes {ratio:.2f} times as long as"
+                f" {goal.reference}; at most {goal.at_most:.2f} is wanted."
+            )
+    if work.peak_mib is not None:
+        peak = max((one.peak_mib or 0.0 for one in results.values()), default=0.0)
+        verdict = "reached" if peak <= work.peak_mib else "MISSED"
+        print(f"\nGoal {verdict}: peak memory {peak:.0f} MiB; at most {work.peak_mib:.0f} is wanted.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
