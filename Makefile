@@ -35,7 +35,7 @@ types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 	@$(RUN) pyright
 
 bench: $(VENV)/.installed-dev ## the figures of tests/benchmarks
-	@for f in tests/benchmarks/bench_*.py; do echo "== $$f"; $(RUN) python "$$f" || exit 1; done
+	@$(RUN) python -m tests.benchmarks $(ARGS)
 
 constraints: ## take the newest versions of everything into constraints.txt
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(PYTHON) -m venv "$$dir" \

@@ -41,7 +41,8 @@ def decode_position(text: str | None) -> Position | None:
     values = json.loads(text)
     if not isinstance(values, list):
         raise ValueError("a position is a JSON array")
-    return tuple(cast("list[Any]", values))
+    items: list[Any] = values
+    return tuple(items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,12 @@ class Batch(Generic[T_co]):
     Attributes:
         rows: The rows; may be empty.
         tokens: What a commit of these rows settles.
-        partial: True for a piece whose token comes with a later piece.
+        pieces_of: Partitions of which these rows are a piece whose token comes with a later one.
         position: "Resume after this", as the source gave it.
         nbytes: Approximate size in memory.
     """
 
-    __slots__ = ("_nbytes", "partial", "position", "rows", "tokens")
+    __slots__ = ("_nbytes", "pieces_of", "position", "rows", "tokens")
 
     def __init__(
         self,
@@ -77,14 +78,19 @@ class Batch(Generic[T_co]):
         *,
         position: Position | None = None,
         tokens: tuple[Token, ...] = (),
-        partial: bool = False,
+        pieces_of: tuple[str, ...] = (),
         nbytes: int | None = None,
     ) -> None:
         self.rows = rows
         self.position = position
         self.tokens = tokens
-        self.partial = partial
+        self.pieces_of = pieces_of
         self._nbytes = nbytes
+
+    @property
+    def partial(self) -> bool:
+        """Whether a later piece carries the token of these rows."""
+        return bool(self.pieces_of)
 
     @property
     def nbytes(self) -> int:
@@ -98,31 +104,56 @@ class Batch(Generic[T_co]):
         # Rows that did not change need not be weighed again at each hand-over.
         known = self._nbytes if rows is self.rows else None
         return Batch(
-            rows, position=self.position, tokens=self.tokens, partial=self.partial, nbytes=known
+            rows,
+            position=self.position,
+            tokens=self.tokens,
+            pieces_of=self.pieces_of,
+            nbytes=known,
         )
 
     @staticmethod
     def merge(batches: Iterable[Batch[Any]], rows: Sequence[U]) -> Batch[U]:
         """One batch in place of several: all their tokens, in order, with other rows."""
         batches = list(batches)
-        tokens = tuple(token for batch in batches for token in batch.tokens)
-        last = batches[-1] if batches else None
+        open_pieces = OpenPieces()
+        for batch in batches:
+            open_pieces.add(batch)
         return Batch(
             rows,
-            position=last.position if last else None,
-            tokens=tokens,
-            partial=last.partial if last else False,
+            position=batches[-1].position if batches else None,
+            tokens=tuple(token for batch in batches for token in batch.tokens),
+            pieces_of=tuple(open_pieces.partitions),
         )
 
     def split(self, pieces: Sequence[Sequence[U]]) -> list[Batch[U]]:
         """Several batches in place of one: the last carries the tokens, the others are partial."""
         if not pieces:
             return [self.derive([])]
-        heads = [Batch(piece, position=self.position, partial=True) for piece in pieces[:-1]]
+        owners = dict.fromkeys([token.partition for token in self.tokens])
+        pieces_of = tuple(owners | dict.fromkeys(self.pieces_of))
+        heads = [
+            Batch(piece, position=self.position, pieces_of=pieces_of) for piece in pieces[:-1]
+        ]
         return [*heads, self.derive(pieces[-1])]
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self.rows)} rows, {len(self.tokens)} tokens>"
+
+
+class OpenPieces:
+    """The partitions with a piece whose token has not come yet.
+
+    Pieces of several partitions may come in turns (a merge), so each is closed by its own token.
+    """
+
+    def __init__(self) -> None:
+        self.partitions: dict[str, None] = {}
+
+    def add(self, batch: Batch[Any]) -> None:
+        """One more batch, in order."""
+        for token in batch.tokens:
+            self.partitions.pop(token.partition, None)
+        self.partitions.update(dict.fromkeys(batch.pieces_of))
 
 
 _SAMPLE = 16
@@ -150,7 +181,8 @@ def _size(row: Any) -> int:
         return size + own
     values: Iterable[Any]
     if isinstance(row, Mapping):
-        values = cast("Mapping[Any, Any]", row).values()
+        mapping: Mapping[Any, Any] = row
+        values = mapping.values()
     elif isinstance(row, tuple | list):
         values = cast("Sequence[Any]", row)
     elif is_dataclass(row):

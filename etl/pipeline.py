@@ -141,10 +141,13 @@ async def gather(
     if len(set(names)) < len(names):
         raise ConfigError("gather(): two pipelines have the same name")
     runs: list[Run] = []
+    failed = asyncio.Event()
 
     async def one(pipeline: Pipeline) -> Report:
         run = await pipeline.start()
         runs.append(run)
+        if on_failure == "drain" and failed.is_set():
+            run.request_drain("another pipeline failed")  # while this one was starting
         return await run.wait()
 
     tasks = [asyncio.create_task(one(pipeline), name=pipeline.name) for pipeline in pipelines]
@@ -153,6 +156,7 @@ async def gather(
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if any(task.cancelled() or task.exception() is not None for task in done):
+                failed.set()
                 if on_failure == "abort":
                     for task in pending:
                         task.cancel()
@@ -164,6 +168,9 @@ async def gather(
             task.cancel()
         if pending:
             await finish(asyncio.wait(pending))
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # retrieved, or the loop would report it
         raise
     errors = [
         error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from itertools import chain
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
-from etl.batch import Batch, Token
+from etl.batch import Batch, OpenPieces, Token
 from etl.errors import ConfigError, ConservationError, DataError, EtlError, StageError
 from etl.flow import Filter, FlatMap, Map, Stage, name_of
 from etl.rows import Row
@@ -68,41 +67,65 @@ def fuse(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """
     if not steps:
         return lambda rows: rows
+    loop = _loop(steps)
 
     def run(rows: Sequence[Any]) -> Sequence[Any]:
-        found: Iterable[Any] = rows
-        for step in steps:
-            match step:
-                case Map(function):
-                    found = map(function, found)
-                case Filter(predicate):
-                    found = filter(predicate, found)
-                case FlatMap(function):
-                    found = chain.from_iterable(map(function, found))
         try:
-            return list(found)
+            return loop(rows)
         except Exception as error:
-            raise _located(rows, steps) or error from error
+            raise _located(rows, steps, error) from error
 
     return run
 
 
-def _located(rows: Sequence[Any], steps: Sequence[RowStep]) -> EtlError | None:
+def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
+    """The steps as one list comprehension: ``[v1 for v0 in rows if f0(v0) for v1 in (f1(v0),)]``.
+
+    Not as nested ``map()`` and ``filter()``: to those a function that raises ``StopIteration`` (a
+    ``next()`` that found nothing) looks like the end of the rows, and the rest would be lost
+    without a word. The comprehension is not slower.
+    """
+    names: dict[str, Any] = {f"f{number}": _function(step) for number, step in enumerate(steps)}
+    value = "v0"
+    clauses = ["for v0 in rows"]
+    for number, step in enumerate(steps):
+        call = f"f{number}({value})"
+        if isinstance(step, Filter):
+            clauses.append(f"if {call}")
+            continue
+        value = f"v{number + 1}"
+        clauses.append(f"for {value} in " + (f"({call},)" if isinstance(step, Map) else call))
+    exec(f"def loop(rows): return [{value} {' '.join(clauses)}]", names)
+    loop: Callable[[Sequence[Any]], list[Any]] = names["loop"]
+    return loop
+
+
+def _function(step: RowStep) -> Callable[[Any], Any]:
+    return step.predicate if isinstance(step, Filter) else step.function
+
+
+def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) -> EtlError:
     """Which function failed on which row: the slow loop, run only after the fast one failed."""
     for number, row in enumerate(rows):
         values: list[Any] = [row]
         for step in steps:
+            function = _function(step)
             try:
                 match step:
-                    case Map(function):
+                    case Map():
                         values = [function(value) for value in values]
-                    case Filter(function):
+                    case Filter():
                         values = [value for value in values if function(value)]
-                    case FlatMap(function):
+                    case FlatMap():
                         values = [one for value in values for one in function(value)]
             except Exception as error:  # noqa: BLE001  whatever a user's function raises
                 return _blame(function, number, row, error)
-    return None
+    names = ", ".join(name_of(_function(step)) for step in steps)
+    return StageError(
+        f"one of the row functions {names} failed ({type(first).__name__}: {str(first)[:500]}), and"
+        " did not when the batch was tried row by row: row functions must be pure. The batch was"
+        " not written and the checkpoint did not move"
+    )
 
 
 def _blame(function: Callable[..., Any], number: int, row: Any, error: Exception) -> EtlError:
@@ -124,18 +147,33 @@ class TokenLedger:
     def __init__(self, name: str) -> None:
         self._name = name
         self._owed: dict[Token, None] = {}
+        self._open_pieces = OpenPieces()
 
     def takes(self, batch: Batch[Any]) -> None:
         """Note the tokens of a batch that enters."""
         for token in batch.tokens:
             self._owed[token] = None
+        self._open_pieces.add(batch)
 
     def gives(self, batch: Batch[Any]) -> None:
         """Settle the tokens of a batch that leaves.
 
         Raises:
-            ConservationError: A token that is not owed, or not the next of its partition.
+            ConservationError: A token that is not owed, or not the next of its partition; rows
+                that no token covers.
         """
+        if batch.rows and not batch.tokens and not batch.pieces_of:
+            raise ConservationError(
+                f"stage {self._name!r} sent on {len(batch.rows)} rows without a token: it made a"
+                " batch of its own. Make each batch from one that came in, with derive, merge or"
+                " split. Nothing of it was written"
+            )
+        if batch.partial and not self._covered.issuperset(batch.pieces_of):
+            raise ConservationError(
+                f"stage {self._name!r} sent on a piece of a batch after the batch's last piece,"
+                " which carries the token. Send the pieces in the order in which split made them."
+                " Nothing of it was written"
+            )
         for token in batch.tokens:
             if token not in self._owed:
                 raise ConservationError(
@@ -153,6 +191,11 @@ class TokenLedger:
                     break
             del self._owed[token]
 
+    @property
+    def _covered(self) -> set[str]:
+        """Partitions of which a token is still to come."""
+        return {token.partition for token in self._owed} | self._open_pieces.partitions.keys()
+
     def ends(self) -> None:
         """The stage has ended cleanly.
 
@@ -168,9 +211,9 @@ class TokenLedger:
 
 
 async def through_stage(
-    one: Stage[Any, Any], batches: AsyncIterator[Batch[Any]]
+    one: Stage[Any, Any], batches: AsyncGenerator[Batch[Any], None]
 ) -> AsyncGenerator[Batch[Any], None]:
-    """A stage's output, checked for conservation."""
+    """A stage's output, checked for conservation. Closes ``batches``."""
     ledger = TokenLedger(one.name)
 
     async def noted() -> AsyncGenerator[Batch[Any], None]:
@@ -179,7 +222,7 @@ async def through_stage(
             yield batch
 
     source = noted()
-    async with aclosing(source), aclosing(one.apply(source)) as results:
+    async with aclosing(batches), aclosing(source), aclosing(one.apply(source)) as results:
         async for batch in results:
             if not isinstance(batch, Batch):
                 raise StageError(
@@ -188,6 +231,11 @@ async def through_stage(
                 )
             ledger.gives(batch)
             yield batch
-        async for _ in source:  # the stage returned early: what it left unread is owed as well
-            break
+        # Not from ``source``: a stage that returns early may have closed it, as it should.
+        async for _ in batches:
+            raise ConservationError(
+                f"stage {one.name!r} returned before its input had ended, and the rest would be"
+                " lost. Go on to the end and send on what is not wanted as batch.derive([]). What"
+                " it had sent on before may be written; the checkpoint did not move past it"
+            )
         ledger.ends()

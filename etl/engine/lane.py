@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from etl.batch import Batch, Position
+from etl.batch import Batch, OpenPieces, Position
 from etl.connector import Advance, Checkpoint, CheckpointKey, Session
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
@@ -39,12 +39,13 @@ class Group:
         self.nbytes = 0
         self.moves: dict[str, Position] = {}  # partition -> position after the group
         self.rows_of: dict[str, int] = {}
+        self._open_pieces = OpenPieces()
         self.since = monotonic()
 
     @property
     def is_whole(self) -> bool:
         """No piece waits for the token that covers it."""
-        return not self.batches or not self.batches[-1].partial
+        return not self._open_pieces.partitions
 
     def add(self, batch: Batch[Any]) -> None:
         """Take one more batch."""
@@ -54,19 +55,10 @@ class Group:
         for token in batch.tokens:
             if token.new is not None:
                 self.moves[token.partition] = token.new
-        if batch.tokens:
-            partition = batch.tokens[-1].partition
-            pieces = sum(len(one.rows) for one in self._open_pieces())
-            self.rows_of[partition] = self.rows_of.get(partition, 0) + pieces
-
-    def _open_pieces(self) -> list[Batch[Any]]:
-        """The last batch and the partial ones before it."""
-        found = [self.batches[-1]]
-        for batch in reversed(self.batches[:-1]):
-            if not batch.partial:
-                break
-            found.append(batch)
-        return found
+        if batch.rows:
+            partition = batch.tokens[-1].partition if batch.tokens else batch.pieces_of[0]
+            self.rows_of[partition] = self.rows_of.get(partition, 0) + len(batch.rows)
+        self._open_pieces.add(batch)
 
 
 class Lane:
@@ -103,6 +95,7 @@ class Lane:
         self.rows_written = 0
         self.transactions = 0
         self.committed = {key: found.position for key, found in checkpoints.items()}
+        self._rows = {key: found.rows for key, found in checkpoints.items()}
         self._epochs = {key: found.epoch for key, found in checkpoints.items()}
         self._flow = flow
         self._sinks = sinks
@@ -193,6 +186,7 @@ class Lane:
                 await self._pause("writing", attempts, error)
         for step in steps:
             self.committed[step.key] = step.new
+            self._rows[step.key] += step.rows
         if batches:
             self.rows_written += written
             self.transactions += 1
@@ -263,7 +257,7 @@ class Lane:
             now = found.get(step.key)
             if now is None or now.epoch != step.epoch:
                 raise self._fenced() from doubt
-            at_new += now.position == step.new and now.complete == step.complete
+            at_new += self._is_after(step, now)
             at_old += now.position == step.old
         if at_new == len(steps):
             return True
@@ -271,7 +265,17 @@ class Lane:
             return False
         raise self._fenced() from doubt
 
+    def _is_after(self, step: Advance, now: Checkpoint) -> bool:
+        if now.position != step.new or now.complete != step.complete:
+            return False
+        # A read of everything may end where the last one ended: then the position says nothing.
+        return step.old != step.new or now.rows == self._rows[step.key] + step.rows
+
     async def _pause(self, what: str, attempts: Attempts, error: BaseException) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # It came while something that is not cut went on, which then failed: it stands.
+            raise asyncio.CancelledError from error
         wait_s = attempts.next_wait_s()
         if wait_s is None:
             raise error

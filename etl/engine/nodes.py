@@ -9,7 +9,7 @@ from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
-from etl.batch import Batch, Position, Token
+from etl.batch import Batch, Position, Token, encode_position
 from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
@@ -141,10 +141,19 @@ class Pump:
 
     async def _emit(self, batch: Batch[Any]) -> None:
         self._reading = False
+        if batch.rows or batch.position is not None:  # else there is nothing to hand on
+            await self._hand_on(batch)
+        await self._breather.breathe()
+        if self._draining and not self._unsettled:
+            raise _Drained
+        self._reading = not self._draining  # draining: go on to the next position
+
+    async def _hand_on(self, batch: Batch[Any]) -> None:
         if batch.position is None:
-            batch = Batch(batch.rows, partial=True)
-            self._unsettled = bool(batch.rows) or self._unsettled
+            batch = Batch(batch.rows, pieces_of=(self._partition,))
+            self._unsettled = True
         else:
+            self._check_position(batch)
             token = Token(self._partition, self._seq, self._last, batch.position)
             self._seq += 1
             batch = Batch(
@@ -162,10 +171,23 @@ class Pump:
         if batch.position is not None:
             self._last = batch.position
             self._attempts.succeeded()
-        await self._breather.breathe()
-        if self._draining and not self._unsettled:
-            raise _Drained
-        self._reading = not self._draining  # draining: go on to the next position
+
+    def _check_position(self, batch: Batch[Any]) -> None:
+        where = f"source of flow {self._flow!r}"
+        try:
+            encode_position(batch.position)
+            if type(batch.position) is not tuple:
+                raise TypeError(f"it is a {type(batch.position).__name__}")
+        except (TypeError, ValueError) as error:
+            raise StageError(
+                f"{where} gave a position that cannot be kept: {error}. A position is a tuple of"
+                " texts, numbers and None. Its batch was not written"
+            ) from error
+        if batch.rows and batch.position == self._last:
+            raise ConservationError(
+                f"{where} gave rows without moving its position, so a restart would skip them."
+                " Give each batch the position after its last row. They were not written"
+            )
 
 
 def inline_chain(

@@ -162,7 +162,7 @@ def make_plan(name: str, flows: Sequence[Flow], limits: Limits) -> Plan:
 
 def _check_names(name: str, flows: Sequence[Flow]) -> None:
     seen: set[str] = set()
-    tables: set[tuple[Target, str]] = set()
+    modes: dict[tuple[Target, str], str] = {}
     for flow in flows:
         if flow.name in seen:
             raise ConfigError(
@@ -170,15 +170,16 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
                 " .named(...), because positions are kept by it"
             )
         seen.add(flow.name)
-        for sink in flow.sinks:
-            if (sink.target, sink.table) in tables and sink.mode == "replace":
-                raise ConfigError(
-                    f"pipeline {name!r}: two sinks load {sink.table!r}, one of them as replace"
-                )
-            tables.add((sink.target, sink.table))
         own = [(sink.target, sink.table) for sink in flow.sinks]
         if len(set(own)) < len(own):
             raise ConfigError(f"flow {flow.name!r} writes into one table twice")
+        for sink in flow.sinks:
+            table = (sink.target, sink.table)
+            if table in modes and "replace" in {modes[table], sink.mode}:
+                raise ConfigError(
+                    f"pipeline {name!r}: two sinks load {sink.table!r}, one of them as replace"
+                )
+            modes[table] = sink.mode
 
 
 def _plan_flow(flow: Flow) -> FlowPlan:
@@ -268,7 +269,7 @@ def _labels(steps: Inline) -> str:
 
 
 def _sink_line(sink: Sink[Any]) -> str:
-    how = sink.mode
+    how: str = sink.mode
     if sink.key:
         how += f" by ({', '.join(sink.key)})"
     if sink.add:

@@ -21,7 +21,7 @@ from etl.engine import failpoints
 from etl.engine.assemble import Assembly
 from etl.engine.plan import Plan
 from etl.engine.retry import Attempts
-from etl.engine.supervise import finish, supervise, wait_for_root
+from etl.engine.supervise import finish, guard, supervise, wait_for_root
 from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError, TransientError
 from etl.events import (
     Event,
@@ -59,8 +59,10 @@ class Run:
         self._observers = tuple(observers)
         self._began = monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._started = asyncio.Event()
+        self._started = asyncio.Event()  # set when it is open, or has ended before that
+        self._is_open = False
         self._abort_reason: str | None = None
+        self._report: Report | None = None
         self._deadline: asyncio.TimerHandle | None = None
         info = RunInfo(
             pipeline=plan.pipeline,
@@ -75,26 +77,36 @@ class Run:
 
     async def started(self) -> None:
         """Wait until every database is open and checked, or the run has failed before."""
-        opened = asyncio.ensure_future(self._started.wait())
         try:
-            await asyncio.wait({opened, self._root}, return_when=asyncio.FIRST_COMPLETED)
+            await self._started.wait()
         except asyncio.CancelledError:
             self._root.cancel()
-            await finish(asyncio.wait({self._root}))
+            await self._ended()
             raise
-        finally:
-            opened.cancel()
-        if self._root.done() and not self._started.is_set():
-            self._root.result()
+        if not self._is_open:
+            await self.wait()
 
     async def wait(self) -> Report:
         """Wait for the end. Cancelling this aborts the run and waits for its roll-back.
 
         Raises:
             PipelineFailedError: A flow failed; ``errors`` has the causes.
-            RunAbortedError: It was aborted.
+            RunAbortedError: It was aborted; also where another task that waited was cancelled.
         """
-        return await wait_for_root(self._root)
+        try:
+            return await wait_for_root(self._root)
+        except asyncio.CancelledError as cancel:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled this waiter, so it must not see a cancellation.
+            raise self._aborted("another task that waited for it was cancelled") from cancel
+
+    async def _ended(self) -> None:
+        """Wait for the end, whatever it is; for a caller that has no use for the error."""
+        await finish(asyncio.wait({self._root}))
+        if not self._root.cancelled():
+            self._root.exception()  # retrieved, or the loop would report it
 
     def request_drain(self, reason: str = "asked to", deadline_s: float | None = None) -> None:
         """Stop reading, commit what was read, end. Returns at once.
@@ -132,7 +144,7 @@ class Run:
     async def abort(self) -> None:
         """Abort and wait for the end; no error if the run ended by itself."""
         self.request_abort()
-        await finish(asyncio.wait({self._root}))
+        await self._ended()
 
     def stats(self) -> RunStats:
         """Figures for now: rows, bytes, how full each channel is."""
@@ -154,31 +166,26 @@ class Run:
 
     async def _run(self) -> Report:
         try:
-            report = await self._run_to_end()
+            report = await guard(f"pipeline {self._plan.pipeline!r}", self._run_to_end())
         except asyncio.CancelledError as cancel:
             if self._abort_reason is None:
-                self._end("aborted", "cancelled")
+                self._report = self._end("aborted", "cancelled")
                 raise
-            message = (
-                f"run of pipeline {self._plan.pipeline!r} was aborted ({self._abort_reason}). Open"
-                " transactions were rolled back; what was committed stays, and the next run goes"
-                " on from there"
-            )
-            raise RunAbortedError(message, self._end("aborted", message)) from cancel
+            aborted = self._aborted(self._abort_reason)
+            aborted.report = self._end("aborted", str(aborted))
+            raise aborted from cancel
         except EtlError as error:
             # Told before anything ran, an error of the set-up needs no wrapping.
             report = self._end("failed", str(error))
-            if not self._started.is_set():
+            if not self._is_open:
                 raise
             raise PipelineFailedError(self._failure([error]), [error], report) from error
         except BaseExceptionGroup as group:
             errors = list(group.exceptions)
             report = self._end("failed", str(errors[0]))
             raise PipelineFailedError(self._failure(errors), errors, report) from group
-        except Exception as error:
-            report = self._end("failed", f"{type(error).__name__}: {error}")
-            raise PipelineFailedError(self._failure([error]), [error], report) from error
         finally:
+            self._started.set()
             if self._deadline is not None:
                 self._deadline.cancel()
         return report
@@ -198,6 +205,7 @@ class Run:
             self._tell(
                 RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names)
             )
+            self._is_open = True
             self._started.set()
             await supervise(assembly.units, lambda: [*assembly.channels])
             done = all(flow.exhausted for flow in assembly.flows)
@@ -225,6 +233,8 @@ class Run:
                     failpoints.hit("run.after_publish")
                     break
                 except TransientError as error:
+                    if self._root.cancelling():
+                        raise asyncio.CancelledError from error  # held up while it went on
                     wait_s = attempts.next_wait_s()
                     if wait_s is None:
                         raise
@@ -238,6 +248,13 @@ class Run:
                         )
                     )
                     await asyncio.sleep(wait_s)
+
+    def _aborted(self, reason: str) -> RunAbortedError:
+        return RunAbortedError(
+            f"run of pipeline {self._plan.pipeline!r} was aborted ({reason}). Open transactions"
+            " were rolled back; what was committed stays, and the next run goes on from there",
+            self._report,
+        )
 
     def _failure(self, errors: Sequence[BaseException]) -> str:
         first = errors[0]
@@ -291,7 +308,7 @@ async def start(
     if asyncio.get_running_loop().is_closed():
         raise ConfigError("the event loop is closed")
     run = Run(plan, retry=retry, observers=observers, full=full, accept_change=accept_change)
-    root = run._root  # noqa: SLF001  this module's own class
+    root = run._root  # pyright: ignore[reportPrivateUsage]  this module's own class
     _running.add(root)
     root.add_done_callback(_running.discard)
     await run.started()

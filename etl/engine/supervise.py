@@ -12,7 +12,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
-from etl.errors import ChannelBrokenError, EtlError, StageCancelledError, StageError
+from etl.errors import (
+    ChannelBrokenError,
+    EtlError,
+    RunAbortedError,
+    StageCancelledError,
+    StageError,
+)
 
 T = TypeVar("T")
 
@@ -146,8 +152,11 @@ async def wait_for_root(root: asyncio.Task[T]) -> T:
                 root.cancel()
         except BaseException:
             break
-    if received is not None and (root.cancelled() or root.exception() is None):
-        raise received
+    if received is not None:
+        # An error is worth more than the cancellation, but not one that only says "aborted".
+        error = None if root.cancelled() else root.exception()
+        if error is None or isinstance(error, RunAbortedError):
+            raise received
     return root.result()
 
 

@@ -362,6 +362,22 @@ async def test_a_migration_that_another_session_blocks_can_be_tried_again(
     await upgrade(parse_url(postgres_url))
 
 
+async def test_a_connection_that_is_lost_midway_can_be_tried_again(postgres_url: str) -> None:
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'etl/migrate'"
+        " AND datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with connected(postgres_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", migrate.ADVISORY_LOCK)
+        task = asyncio.create_task(upgrade(parse_url(postgres_url)))
+        while (pid := await other.fetchval(waiting)) is None:
+            await asyncio.sleep(0.01)
+        await other.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(TargetUnavailableError, match="connection was lost"):
+            await task
+    await upgrade(parse_url(postgres_url))
+
+
 async def test_files_that_cannot_hold_a_database_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="directory"):
         await upgrade(parse_url(f"sqlite:///{tmp_path / 'no' / 'such' / 'file.db'}"))

@@ -24,7 +24,13 @@ def test_no_short_count_is_longer(number: float) -> None:
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 * 1024, "1.5 MiB"), (2**50, "1024 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 * 1024, "1.5 MiB"),
+        (2**50, "1024 TiB"),
+    ],
 )
 def test_sizes(nbytes: int, text: str) -> None:
     assert size(nbytes) == text

@@ -227,9 +227,7 @@ async def relations_of(connection: Connection, rows: Sequence[Mapping[str, Any]]
     return await _described(connection, rows)
 
 
-async def _described(
-    connection: Connection, found: Sequence[Mapping[str, Any]]
-) -> list[Relation]:
+async def _described(connection: Connection, found: Sequence[Mapping[str, Any]]) -> list[Relation]:
     oids = [row["oid"] for row in found]
     columns = await connection.fetch(_COLUMNS, oids)
     indexes = await connection.fetch(_INDEXES, oids)

@@ -100,9 +100,7 @@ async def find_horizon(
     return await _noted_horizon(connection, selection, after, settle or timedelta(0))
 
 
-async def _time_horizon(
-    connection: Connection, selection: Selection, settle: timedelta
-) -> Horizon:
+async def _time_horizon(connection: Connection, selection: Selection, settle: timedelta) -> Horizon:
     upper: str = await connection.fetchval(
         f"""
         SELECT (least(

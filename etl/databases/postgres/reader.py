@@ -97,9 +97,7 @@ class PostgresReader:
     def notes(self) -> Sequence[str]:
         return tuple(self._notes)
 
-    async def pump(
-        self, after: Position | None, until: Position | None, emit: Emit[Any]
-    ) -> None:
+    async def pump(self, after: Position | None, until: Position | None, emit: Emit[Any]) -> None:
         """See :meth:`etl.connector.Reader.pump`.
 
         Raises:

@@ -52,9 +52,7 @@ class Selection:
     @property
     def shape(self) -> Shape:
         names = {column.name for column in self.columns}
-        return Shape(
-            columns=self.columns, key=self.key if names.issuperset(self.key) else ()
-        )
+        return Shape(columns=self.columns, key=self.key if names.issuperset(self.key) else ())
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -102,9 +100,7 @@ class Selection:
         return f"({quote_all(self.order)})"
 
     def _bound(self, name: str) -> str:
-        parts = (
-            f"current_setting('etl.{name}_{i}')::{cast}" for i, cast in enumerate(self.casts)
-        )
+        parts = (f"current_setting('etl.{name}_{i}')::{cast}" for i, cast in enumerate(self.casts))
         return f"({', '.join(parts)})"
 
     def check(self, position: Position | None) -> None:
@@ -185,8 +181,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
     order, key, proven = _order(spec, relation, columns, label)
     # What orders the rows is never null: the catalogue says so, or the stream is watched.
     columns = [
-        Column(name=c.name, type=c.type, nullable=False) if c.name in order else c
-        for c in columns
+        Column(name=c.name, type=c.type, nullable=False) if c.name in order else c for c in columns
     ]
     if spec.row is not None:
         columns = _for_dataclass(spec.row, columns, relation, label)
@@ -201,7 +196,9 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
         hidden=tuple(name for name in order if name not in names),
         proven=proven,
-        key=key,
+        # An incremental read brings a row again when it was changed: what identifies a row of
+        # the stream is then the cursor with the key.
+        key=order if spec.cursor and set(order) != set(key) else key,
         notes=tuple(_notes(spec, relation, order, label)),
     )
 

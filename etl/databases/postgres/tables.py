@@ -193,8 +193,7 @@ def missing_table(name: str, row: Any, key: Sequence[str], label: str) -> Schema
     """The refusal to guess a table from dicts or tuples, with the statement to start from."""
     values: Mapping[str, Any] = row if isinstance(row, Mapping) else row._asdict()
     columns = [
-        f"{quote(column)} {_SUGGESTED.get(type(value), 'text')}"
-        for column, value in values.items()
+        f"{quote(column)} {_SUGGESTED.get(type(value), 'text')}" for column, value in values.items()
     ]
     statement = _create(qualify(*split_name(name)), columns, key)
     return SchemaMismatchError(

@@ -118,9 +118,7 @@ def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> D
     column = column or (line[2] if line else None)
     at = f", at row {row + 1} of the group that was being written" if row is not None else ""
     named = f" (column {column!r})" if column else ""
-    return DataError(
-        f"{where}: {safe_message(error)}{named}{at}{tail}", column=column, row=row
-    )
+    return DataError(f"{where}: {safe_message(error)}{named}{at}{tail}", column=column, row=row)
 
 
 _QUOTED_VALUE = re.compile(r'^(?:value )?".*?"(?= is out of range)', re.DOTALL)

@@ -1,0 +1,23 @@
+"""SIGTERM where no run handles it: it ends the command as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import NoReturn
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Like Ctrl-C, it passes through ``except Exception`` and cleans up."""
+
+
+def handle_sigterm() -> None:
+    """Raise :class:`Terminated` at SIGTERM, in the main thread.
+
+    Process 1 of a container has no default action for it, and would go on.
+    """
+    signal.signal(signal.SIGTERM, _raise)
+
+
+def _raise(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated

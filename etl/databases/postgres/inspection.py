@@ -1,0 +1,156 @@
+"""What ``etl copy`` and ``etl check`` ask of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etl.databases import migrate
+from etl.databases.database import Finding, TableInfo
+from etl.databases.postgres.catalogue import relations_of
+from etl.databases.postgres.connect import Connection, connected
+from etl.databases.postgres.target import versions
+from etl.databases.url import Url
+from etl.errors import ConfigError, EtlError
+
+_TABLES = """
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
+    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+    AND n.nspname = ANY(current_schemas(false)) AND c.relname NOT LIKE 'etl\\_%'
+    AND c.relname NOT LIKE '%\\_\\_etl\\_new%'
+    -- What an extension made for itself is not the user's.
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+    )
+ORDER BY n.nspname, c.relname
+"""
+
+_OLDEST = 130000
+
+
+async def list_tables(url: Url) -> Sequence[TableInfo]:
+    """The user's tables in the schemas of the search_path, with their shapes."""
+    async with connected(url, "source", "etl/list") as connection:
+        relations = await relations_of(connection, await connection.fetch(_TABLES))
+    return [TableInfo(name=r.name, schema=r.schema, shape=r.shape) for r in relations]
+
+
+async def check(url: Url) -> Sequence[Finding]:
+    """Look at a database as a source and as a target; changes nothing."""
+    try:
+        async with connected(url, "source", "etl/check") as connection:
+            return [
+                await _version(connection),
+                await _encoding(connection),
+                await _tls(connection, url),
+                *await _as_source(connection),
+                *await _as_target(connection),
+            ]
+    except EtlError as error:
+        return [Finding(subject="connection", state="error", message=str(error))]
+
+
+async def _version(connection: Connection) -> Finding:
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    text = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
+    if number < _OLDEST:
+        return Finding(subject="version", state="error", message=f"{text}; 13 is the oldest known")
+    return Finding(subject="version", state="ok", message=text)
+
+
+async def _encoding(connection: Connection) -> Finding:
+    name: str = await connection.fetchval("SHOW server_encoding")
+    if name == "UTF8":
+        return Finding(subject="encoding", state="ok", message=name)
+    if name == "SQL_ASCII":
+        message = "SQL_ASCII: the server does not check texts; bytes are copied as they are"
+    else:
+        message = f"{name}: texts with other characters are refused when they are written"
+    return Finding(subject="encoding", state="warning", message=message)
+
+
+async def _tls(connection: Connection, url: Url) -> Finding:
+    # A connection through a pooler has no row of its own here.
+    on: bool | None = await connection.fetchval(
+        "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
+    )
+    options = dict(url.options)
+    host = url.host or options.get("host", "")
+    local = host in {"", "localhost", "127.0.0.1", "::1"} or host.startswith("/")
+    if on:
+        checked = options.get("sslmode") in {"verify-full", "verify-ca"}
+        if checked or local:
+            return Finding(subject="TLS", state="ok", message="on")
+        message = "on, but the server's certificate is not checked; add sslmode=verify-full"
+        return Finding(subject="TLS", state="warning", message=message)
+    if local:
+        return Finding(subject="TLS", state="ok", message="off, on this machine")
+    return Finding(subject="TLS", state="warning", message="off: data and password travel readable")
+
+
+async def _as_source(connection: Connection) -> list[Finding]:
+    row = await connection.fetchrow(
+        f"""
+        SELECT pg_catalog.pg_is_in_recovery() AS standby,
+            pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees,
+            (SELECT count(*) FROM ({_TABLES}) AS t) AS tables,
+            (SELECT count(*) FROM ({_TABLES}) AS t
+                WHERE pg_catalog.has_table_privilege(t.oid::oid, 'SELECT')) AS readable
+        """  # noqa: S608
+    )
+    assert row is not None
+    findings = [
+        Finding(
+            subject="read tables",
+            state="ok" if row["tables"] == row["readable"] else "warning",
+            message=f"{row['readable']} of {row['tables']} tables in the search_path",
+        )
+    ]
+    if row["standby"]:
+        message = "a standby: incremental reads need settle=, and nothing can be written"
+        findings.append(Finding(subject="incremental reads", state="warning", message=message))
+    elif not row["sees"]:
+        message = "other users' transactions are not visible, so incremental reads need settle=;"
+        message += " GRANT pg_read_all_stats to this user makes them exact without it"
+        findings.append(Finding(subject="incremental reads", state="warning", message=message))
+    else:
+        message = "exact: open transactions are visible"
+        findings.append(Finding(subject="incremental reads", state="ok", message=message))
+    return findings
+
+
+async def _as_target(connection: Connection) -> list[Finding]:
+    row = await connection.fetchrow(
+        """
+        SELECT current_schema() AS schema,
+            pg_catalog.has_schema_privilege(current_schema(), 'CREATE') AS creates,
+            pg_catalog.has_database_privilege(current_database(), 'TEMPORARY') AS temporary
+        """
+    )
+    assert row is not None
+    schema = row["schema"]
+    if schema is None:
+        message = "no schema of the search_path exists: etl has no place for its tables"
+        return [Finding(subject="write", state="error", message=message)]
+    findings: list[Finding] = []
+    if row["creates"]:
+        message = f"may make tables in schema {schema!r}"
+        findings.append(Finding(subject="make tables", state="ok", message=message))
+    else:
+        message = f"may not make tables in schema {schema!r}; see etl migrate URL --sql"
+        findings.append(Finding(subject="make tables", state="warning", message=message))
+    if not row["temporary"]:
+        message = "may not make temporary tables, which upsert needs; GRANT TEMPORARY"
+        findings.append(Finding(subject="upsert", state="warning", message=message))
+    try:
+        found = await versions(connection, schema)
+        old = migrate.needs_upgrade(found)
+        message = "made at the first run" if found is None else f"version {found[0]}"
+        message += ", to be upgraded" if old and found is not None else ""
+        findings.append(Finding(subject="etl's tables", state="ok", message=message))
+    except ConfigError as error:
+        findings.append(Finding(subject="etl's tables", state="error", message=str(error)))
+    return findings

@@ -1,0 +1,466 @@
+"""How one sink gets its rows into its table: append, upsert, or through a staging table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from etl.batch import Batch
+from etl.connector import Sink
+from etl.databases.postgres import staging
+from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
+from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.lines import Encoder, columns_of, names_of, payload
+from etl.databases.postgres.tables import (
+    DDL_LOCK,
+    check_columns,
+    check_target,
+    check_types,
+    create_table,
+    missing_table,
+)
+from etl.databases.sql import qualify, quote, quote_all, split_name
+from etl.errors import DataError, SchemaMismatchError
+from etl.rows import Kind, Shape, shape_of
+
+_ADDABLE: frozenset[Kind] = frozenset(
+    {"int16", "int32", "int64", "float32", "float64", "numeric", "interval"}
+)
+
+
+class Load:
+    """One sink of a session.
+
+    Invariant: what is remembered of the database here was committed, or belongs to the
+    transaction that is open; :meth:`forget` drops it after a rollback.
+
+    Attributes:
+        staged: Rows go into a staging table, which is published at the end of the run.
+    """
+
+    def __init__(self, sink: Sink[Any], pipeline: str, flow: str, default_schema: str) -> None:
+        self.sink = sink
+        self.flow = flow
+        self.label = f"sink {sink.table!r}"
+        self.staged = sink.mode == "replace"
+        schema, self._name = split_name(sink.table)
+        self._schema = schema or default_schema
+        self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
+        self._shape: Shape | None = None
+        self._into: Relation | None = None
+        self._fingerprint: str | None = None
+        self._encoder: Encoder | None = None
+        self._names: tuple[str, ...] = ()
+        self._is_checked = False
+        self._temporary: str | None = None
+        self._has_triggers = False
+        self._used_temporary = False
+        self._is_staged_for_good = False
+
+    # --- before the first row ---
+
+    async def prepare(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Sequence[str]:
+        """Check the table, or make it where that is allowed and its columns are known."""
+        sink = self.sink
+        self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        self._shape = shape or (shape_of(sink.row) if sink.row is not None else None)
+        final = await self._final(connection)
+        if final is None:
+            if not sink.create:
+                raise SchemaMismatchError(
+                    f"{self.label}: the table does not exist, and create=False forbids to make it."
+                    " Nothing was written"
+                )
+            if sink.mode == "replace" or self._shape is None:
+                return []
+            final = await self._create_final(connection, self._shape)
+        self._check(final)
+        if sink.mode == "replace" and sink.swap == "rename":
+            await staging.check_rename(connection, final, self._staging, self.label)
+        if not self.staged:
+            self._into = final
+        return self._notes(final)
+
+    def _check(self, final: Relation) -> None:
+        check_target(final, self.label)
+        if self._shape is not None:
+            check_columns(final, self._shape.names, self.label)
+            check_types(final, self._shape.columns, self.label)
+        if self.sink.mode == "upsert":
+            self._check_upsert(final)
+
+    def _check_upsert(self, final: Relation) -> None:
+        key, add = self.sink.key, self.sink.add
+        have = final.by_name
+        for name in (*key, *add):
+            if name not in have:
+                raise SchemaMismatchError(
+                    f"{self.label}: the table {final.label!r} has no column {name!r}, which"
+                    f" upsert(key=, add=) names; it has {', '.join(have)}. Nothing was written"
+                )
+            if self._shape is not None and name not in self._shape.names:
+                raise SchemaMismatchError(
+                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
+                    " names. Nothing was written"
+                )
+        if not final.is_unique(key):
+            raise SchemaMismatchError(
+                f"{self.label}: no unique index is on exactly the key ({', '.join(key)}) of"
+                f" {final.label!r}; one with WHERE, over expressions or deferrable does not count."
+                " Nothing was written; for example: CREATE UNIQUE INDEX ON"
+                f" {final.qualified} ({quote_all(key)})"
+            )
+        for name in add:
+            if have[name].column.type.kind not in _ADDABLE:
+                raise SchemaMismatchError(
+                    f"{self.label}: column {name!r} is {have[name].column.type.name}, which cannot"
+                    " be added up. Nothing was written"
+                )
+
+    def _notes(self, final: Relation) -> list[str]:
+        if self.sink.mode == "upsert":
+            return [
+                f"{self.label}: rows that were deleted in the source stay in {final.label!r}, and a"
+                " row whose key changed leaves its old version"
+            ]
+        if self.staged and self.sink.mode == "append":
+            return [
+                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
+                f" {self._staging!r} and appended when the run has ended"
+            ]
+        return []
+
+    async def _final(self, connection: Connection) -> Relation | None:
+        found = await find_relation(connection, self.sink.table)
+        if found is not None:
+            # A bare name may be found anywhere in the search_path; staging goes beside it.
+            self._schema = found.schema
+        return found
+
+    async def _create_final(self, connection: Connection, shape: Shape) -> Relation:
+        # Two flows may want the same table: the second finds it made.
+        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", DDL_LOCK)
+        final = await self._final(connection)
+        if final is None:
+            key = self.sink.key or shape.key
+            await create_table(connection, self._schema, self._name, shape, key, self.label)
+            final = await find_relation(connection, qualify(self._schema, self._name))
+            assert final is not None
+        return final
+
+    # --- staging ---
+
+    @property
+    def staging_table(self) -> str:
+        """The quoted, qualified name of the staging table."""
+        return qualify(self._schema, self._staging)
+
+    async def has_staging(self, connection: Connection) -> bool:
+        """Whether the staging table exists; from then on it must."""
+        await self._final(connection)
+        found = await find_relation(connection, self.staging_table) is not None
+        self._is_staged_for_good = found
+        return found
+
+    async def restage(self, connection: Connection) -> None:
+        """Drop the staging table and make it anew, where its columns are known already."""
+        await self._final(connection)
+        await connection.execute(f"DROP TABLE IF EXISTS {self.staging_table}")
+        self._into = None
+        self._is_staged_for_good = False
+        if self._shape is not None or (self.sink.mode == "replace" and self.sink.swap == "rename"):
+            await self._make_staging(connection, self._shape)
+
+    async def _make_staging(self, connection: Connection, shape: Shape | None) -> bool:
+        """Make the staging table; False where its columns are not known yet."""
+        final = await self._final(connection)
+        if final is not None and self.sink.mode == "replace" and self.sink.swap == "rename":
+            await staging.make_like(connection, final, self._staging)
+        elif shape is None:
+            return False
+        elif final is not None:
+            check_columns(final, shape.names, self.label)
+            have = final.by_name
+            names = [name for name in shape.names if not have[name].generated]
+            await staging.make_bare(connection, final, self._staging, names)
+        else:
+            key = shape.key
+            await create_table(connection, self._schema, self._staging, shape, key, self.label)
+        return True
+
+    async def publish(self, connection: Connection) -> None:
+        """Put the staging table in place, in the transaction that is open."""
+        found = await find_relation(connection, self.staging_table)
+        final = await self._final(connection)
+        if self.sink.mode == "append":
+            if final is None:
+                if found is not None:
+                    await staging.put_in_place(connection, found, self._name)
+            elif found is not None:
+                await staging.pour(connection, found, final, empty_first=False)
+        elif final is not None and self.sink.swap == "rewrite":
+            await staging.pour(connection, found, final, empty_first=True)
+        elif found is not None:
+            await staging.put_in_place(connection, found, self._name)
+
+    # --- rows ---
+
+    def begin(self) -> None:
+        """A transaction begins: the table is to be looked at again."""
+        self._is_checked = False
+        self._used_temporary = False
+
+    def committed(self) -> None:
+        """The transaction is in."""
+        if self.staged and self._into is not None:
+            self._is_staged_for_good = True
+
+    def forget(self) -> None:
+        """The transaction was rolled back: what it made is gone."""
+        self._into = None
+        self._fingerprint = None
+        self._encoder = None
+        self._temporary = None
+
+    async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
+        """Write a group of batches; return how many rows they had.
+
+        Raises:
+            DataError: A value is refused, or a trigger of the table dropped rows.
+            SchemaMismatchError: The rows do not fit the table, or the table was changed.
+        """
+        groups = [batch.rows for batch in batches if len(batch.rows)]
+        if not groups:
+            return 0
+        names = names_of(groups[0], self.label)
+        into = await self._table_for(connection, groups[0], names)
+        encoder = self._encoder_for(into, names)
+        chunks: list[bytes] = []
+        count = 0
+        for rows in groups:
+            if names_of(rows, self.label) != names:
+                self._check_same(names_of(rows, self.label), names)
+            chunks.append(payload(encoder.lines(rows), self.label))
+            count += len(rows)
+            await asyncio.sleep(0)  # let the other tasks of the program run
+        if self.sink.mode == "upsert":
+            await self._merge(connection, into, chunks, count)
+        else:
+            kept = await copy_in(connection, into.schema, into.name, self._names, chunks)
+            self._check_kept(kept, count)
+        return count
+
+    async def _table_for(
+        self, connection: Connection, rows: Sequence[Any], names: Sequence[str]
+    ) -> Relation:
+        """The table that rows are copied into, locked and as it was when it was checked."""
+        if self._into is None:
+            wanted = self.staging_table if self.staged else self.sink.table
+            found = await find_relation(connection, wanted)
+            if found is None:
+                found = await self._make(connection, rows)
+            if not self.staged:
+                self._check(found)
+            check_columns(found, names, self.label)
+            self._into = found
+            self._encoder = None
+            self._fingerprint = None
+        into = self._into
+        if not self._is_checked:
+            await connection.execute(f"LOCK TABLE {into.qualified} IN ROW EXCLUSIVE MODE")
+            now = await fingerprint(connection, into.qualified)
+            if self._fingerprint is None and now is not None and now.split(" ")[0] == str(into.oid):
+                self._fingerprint = now
+                self._has_triggers = await _row_triggers(connection, into)
+            if now != self._fingerprint or now is None:
+                raise SchemaMismatchError(
+                    f"{self.label}: the table {into.label!r} was changed (ALTER, or dropped and"
+                    " made again) while the run wrote into it. The rows before are in and this"
+                    " group was rolled back; run again"
+                )
+            self._is_checked = True
+        return into
+
+    async def _make(self, connection: Connection, rows: Sequence[Any]) -> Relation:
+        """Make a table for rows that tell their columns only now."""
+        if self.staged and self._is_staged_for_good:
+            raise SchemaMismatchError(
+                f"{self.label}: its staging table {self._staging!r} was dropped during the run."
+                " This group was rolled back; run again, and the load starts from the beginning"
+            )
+        shape = self._shape or self._shape_of_rows(rows)
+        if self.staged:
+            made = await self._make_staging(connection, shape)
+            found = await find_relation(connection, self.staging_table) if made else None
+        elif not self.sink.create:
+            found = None
+        else:
+            found = await self._create_final(connection, shape)
+        if found is None:
+            raise SchemaMismatchError(
+                f"{self.label}: its table is gone. This group was rolled back; run again"
+            )
+        return found
+
+    def _shape_of_rows(self, rows: Sequence[Any]) -> Shape:
+        columns = columns_of(rows)
+        if columns is not None:
+            return Shape(columns=columns)
+        kind = type(rows[0])
+        if is_dataclass(kind):
+            return shape_of(kind)
+        if not isinstance(rows[0], Mapping) and not hasattr(rows[0], "_asdict"):
+            names_of(rows, self.label)  # refuses them
+        raise missing_table(self.sink.table, rows[0], self.sink.key, self.label)
+
+    def _encoder_for(self, into: Relation, names: Sequence[str]) -> Encoder:
+        if self._encoder is None:
+            have = into.by_name
+            check_columns(into, names, self.label)
+            columns = [have[name].column for name in names if not have[name].generated]
+            if self.sink.mode == "upsert":
+                for name in (*self.sink.key, *self.sink.add):
+                    if name not in names:
+                        raise SchemaMismatchError(
+                            f"{self.label}: the rows have no column {name!r}, which"
+                            " upsert(key=, add=) names. Nothing of this group was written"
+                        )
+            self._names = tuple(column.name for column in columns)
+            self._encoder = Encoder(self.label, columns)
+        else:
+            self._check_same(names, self._names, into)
+        return self._encoder
+
+    def _check_same(
+        self, names: Sequence[str], expected: Sequence[str], into: Relation | None = None
+    ) -> None:
+        found = set(names)
+        if into is not None:
+            found -= {a.name for a in into.attributes if a.generated}
+        odd = found ^ set(expected)
+        if odd:
+            raise SchemaMismatchError(
+                f"{self.label} got rows with different columns:"
+                f" {', '.join(map(repr, sorted(odd)))} are in some and not in others. This group"
+                " was rolled back; give all rows of a flow the same columns"
+            )
+
+    def _check_kept(self, kept: int, count: int) -> None:
+        if kept != count:
+            raise DataError(
+                f"{self.label}: the table took {kept} of {count} rows; a trigger or rule of it drops"
+                " rows. This group was rolled back; remove the trigger, or filter the rows in the"
+                " pipeline"
+            )
+
+    # --- upsert ---
+
+    async def _merge(
+        self, connection: Connection, into: Relation, chunks: Sequence[bytes], count: int
+    ) -> None:
+        temporary = await self._temporary_table(connection, into)
+        if self._used_temporary:
+            await connection.execute(f"TRUNCATE {qualify('pg_temp', temporary)}")
+        self._used_temporary = True
+        kept = await copy_in(connection, "pg_temp", temporary, self._names, chunks)
+        self._check_kept(kept, count)
+        key = self.sink.key
+        nulls = " OR ".join(f"{quote(name)} IS NULL" for name in key)
+        if await connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {qualify('pg_temp', temporary)} WHERE {nulls})",  # noqa: S608
+            timeout=LONG_S,
+        ):
+            raise DataError(
+                f"{self.label}: a row has NULL in its key ({', '.join(key)}), so it could never be"
+                " found again. This group was rolled back; filter such rows out"
+            )
+        status = await connection.execute(self._merge_sql(into, temporary), timeout=LONG_S)
+        if self._has_triggers:
+            distinct: int = await connection.fetchval(
+                f"SELECT count(*) FROM (SELECT DISTINCT {quote_all(key)}"  # noqa: S608
+                f" FROM {qualify('pg_temp', temporary)}) AS k",
+                timeout=LONG_S,
+            )
+            if set(self._names) != set(key):
+                self._check_kept(int(status.rpartition(" ")[2]), distinct)
+
+    async def _temporary_table(self, connection: Connection, into: Relation) -> str:
+        """The session's table for incoming rows, with their order in a column of its own."""
+        if self._temporary is None:
+            self._temporary = f"etl_in_{into.oid}"
+            await connection.execute(f"DROP TABLE IF EXISTS {qualify('pg_temp', self._temporary)}")
+            await connection.execute(
+                f"CREATE TEMPORARY TABLE {quote(self._temporary)} ON COMMIT DELETE ROWS AS"  # noqa: S608
+                f" SELECT {quote_all(self._names)} FROM {into.qualified} WITH NO DATA"
+            )
+            await connection.execute(
+                f"ALTER TABLE {qualify('pg_temp', self._temporary)}"
+                f" ADD COLUMN {quote(self._ordinal)} bigint GENERATED ALWAYS AS IDENTITY"
+            )
+        return self._temporary
+
+    @property
+    def _ordinal(self) -> str:
+        name = "etl_ordinal"
+        while name in self._names:
+            name += "_"
+        return name
+
+    def _merge_sql(self, into: Relation, temporary: str) -> str:
+        """Insert the last row of each key, in key order; where the key is there, update it.
+
+        Added columns are summed over the rows of a key, then added to what is there. NULL adds
+        nothing: NULL and a number make the number, NULL and NULL stay NULL.
+        """
+        key, add = self.sink.key, self.sink.add
+        names, have = self._names, into.by_name
+        keys, order = quote_all(key), quote(self._ordinal)
+        rows = qualify("pg_temp", temporary)
+        if add:
+            wanted = ", ".join(
+                f"(sum({quote(n)}) OVER (PARTITION BY {keys}))::{have[n].cast} AS {quote(n)}"
+                if n in add
+                else quote(n)
+                for n in names
+            )
+            select = (
+                f"SELECT {quote_all(names)} FROM (SELECT {wanted}, row_number() OVER"  # noqa: S608
+                f" (PARTITION BY {keys} ORDER BY {order} DESC) AS etl_nth FROM {rows}) AS etl_rows"
+                f" WHERE etl_nth = 1 ORDER BY {keys}"
+            )
+        else:
+            select = (
+                f"SELECT {quote_all(names)} FROM (SELECT DISTINCT ON ({keys})"  # noqa: S608
+                f" {quote_all(names)} FROM {rows} ORDER BY {keys}, {order} DESC) AS etl_rows"
+                f" ORDER BY {keys}"
+            )
+        sets: list[str] = []
+        for n in names:
+            q = quote(n)
+            if n in add:
+                sets.append(f"{q} = coalesce(etl_t.{q} + excluded.{q}, etl_t.{q}, excluded.{q})")
+            elif n not in key:
+                sets.append(f"{q} = excluded.{q}")
+        action = f"UPDATE SET {', '.join(sets)}" if sets else "NOTHING"
+        over = (
+            " OVERRIDING SYSTEM VALUE" if any(have[n].identity == "always" for n in names) else ""
+        )
+        return (
+            f"INSERT INTO {into.qualified} AS etl_t ({quote_all(names)}){over} {select}"
+            f" ON CONFLICT ({keys}) DO {action}"
+        )
+
+
+async def _row_triggers(connection: Connection, table: Relation) -> bool:
+    """Whether triggers of the user's may drop rows."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1"
+        " AND NOT tgisinternal AND (tgtype & 3) = 3)",  # FOR EACH ROW, BEFORE
+        table.oid,
+    )
+    return found

@@ -1,0 +1,297 @@
+"""A lane's session: one connection to the target, one transaction at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+
+from etl.batch import Batch
+from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
+from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
+from etl.databases.postgres.connect import Connection, close, connect
+from etl.databases.postgres.load import Load
+from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import CommitInDoubtError, EtlError, TargetUnavailableError, classify
+from etl.rows import Shape
+
+COMMIT_S = 60.0
+"""How long the answer to COMMIT is waited for before it is in doubt."""
+ROLLBACK_S = 5.0
+
+ROLLED_BACK = "the group was rolled back and the checkpoint did not move"
+
+
+class PostgresSession:
+    """See :class:`etl.connector.Session`.
+
+    Invariant: the saved position is never ahead of the rows in the tables, nor behind them.
+    """
+
+    uncancellable = False
+
+    def __init__(
+        self,
+        url: Url,
+        application: str,
+        checkpoints: Checkpoints,
+        sinks: Sequence[Sink[Any]],
+        *,
+        pipeline: str,
+        flow: str,
+        schema: str,
+    ) -> None:
+        self._url = url
+        self._application = application
+        self._checkpoints = checkpoints
+        self.loads = [Load(sink, pipeline, flow, schema) for sink in sinks]
+        self._connection: Connection | None = None
+        self._is_open = False  # a transaction
+        self._is_cut = False  # a statement was cut short: its late cancel may hit the next one
+        self._is_working = False
+
+    async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
+        """See :meth:`etl.connector.Session.prepare`. Tables are made in one transaction."""
+        notes: list[str] = []
+        await self.begin()
+        try:
+            for load, shape in zip(self.loads, shapes, strict=True):
+                with self._working(load.label, "nothing was written"):
+                    notes += await load.prepare(
+                        await self._get(), shape, resumable=resumable
+                    )
+            await self.commit()
+        except BaseException:
+            await finish(self.rollback())
+            raise
+        return notes
+
+    async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """See :meth:`etl.connector.Session.load`."""
+        with self._working("reading the checkpoints", "nothing was written"):
+            return await self._checkpoints.load(await self._get(), keys)
+
+    async def take_over(
+        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+    ) -> Mapping[CheckpointKey, Checkpoint]:
+        """See :meth:`etl.connector.Session.take_over`."""
+        await self.begin()
+        try:
+            with self._working("taking over the checkpoints", "nothing was written"):
+                found = await self._take_over(dict(zip(keys, fingerprints, strict=True)), fresh)
+            await self.commit()
+            return found
+        except BaseException:
+            await finish(self.rollback())
+            raise
+
+    async def _take_over(
+        self, fingerprints: Mapping[CheckpointKey, str], fresh: bool
+    ) -> dict[CheckpointKey, Checkpoint]:
+        connection = await self._get()
+        found: dict[CheckpointKey, Checkpoint] = {}
+        for key in sorted(fingerprints, key=parts):
+            found[key] = await self._checkpoints.raise_epoch(connection, key, fingerprints[key])
+        for load in self.loads:
+            if not load.staged:
+                continue
+            own = [key for key in found if key.sink == load.sink.table]
+            if (
+                fresh
+                or any(found[key].complete for key in own)
+                or not await load.has_staging(connection)
+            ):
+                await load.restage(connection)
+                for key in own:
+                    found[key] = await self._checkpoints.start_anew(connection, key)
+        return found
+
+    async def begin(self) -> None:
+        """Begin a transaction, on a new connection where the last one was lost."""
+        with self._working("beginning a transaction", "nothing was written"):
+            connection = await self._get()
+            self._is_open = True
+            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        for load in self.loads:
+            load.begin()
+
+    async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
+        """See :meth:`etl.connector.Session.write`. Rows are encoded before the COPY begins."""
+        load = self.loads[sink]
+        with self._working(load.label, ROLLED_BACK):
+            return await load.write(await self._get(), batches)
+
+    async def advance(self, steps: Sequence[Advance]) -> None:
+        """See :meth:`etl.connector.Session.advance`."""
+        with self._working("moving the checkpoints", ROLLED_BACK):
+            connection = await self._get()
+            for step in sorted(steps, key=lambda step: parts(step.key)):
+                if not await self._checkpoints.advance(connection, step):
+                    raise fenced(step.key)
+
+    async def commit(self) -> None:
+        """See :meth:`etl.connector.Session.commit`."""
+        connection = await self._get()
+        await commit(connection, self._url)
+        self._is_open = False
+        for load in self.loads:
+            load.committed()
+
+    async def rollback(self) -> None:
+        """Leave the transaction; a connection that cannot be trusted any more is closed."""
+        for load in self.loads:
+            load.forget()
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if not self._is_cut and not connection.is_closed():
+                await connection.execute("ROLLBACK", timeout=ROLLBACK_S)
+                self._is_open = False
+        except DRIVER_ERRORS:
+            pass  # the connection is closed below, and so the server rolls back
+        finally:
+            if self._is_open or connection.is_closed():
+                await self.aclose()
+
+    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """See :meth:`etl.connector.Session.settle`."""
+        await self.aclose()
+        for load in self.loads:
+            load.forget()
+        with translating("target", "asking for the outcome of a commit"):
+            connection = await self._get()
+            await connection.execute("BEGIN")
+            try:
+                return await self._checkpoints.load(connection, keys, lock=True)
+            finally:
+                await finish(self.rollback())
+
+    def interrupt(self) -> None:
+        """Cut the connection under a running write; the server rolls back."""
+        if self._is_working and self._connection is not None:
+            self._connection.terminate()
+
+    async def aclose(self) -> None:
+        """Close the connection, in bounded time."""
+        connection, self._connection = self._connection, None
+        self._is_open = self._is_cut = False
+        if connection is not None:
+            await finish(close(connection))
+
+    async def _get(self) -> Connection:
+        connection = self._connection
+        if connection is not None and not connection.is_closed():
+            return connection
+        if self._is_open:
+            raise TargetUnavailableError(
+                f"the connection to {self._url.name} was lost in a transaction; {ROLLED_BACK}"
+            )
+        self._connection = await connect(self._url, "target", self._application)
+        return self._connection
+
+    @contextmanager
+    def _working(self, where: str, state: str) -> Generator[None]:
+        self._is_working = True
+        try:
+            with translating("target", where, state):
+                yield
+        except EtlError:
+            raise
+        except BaseException:
+            self._is_cut = True
+            raise
+        finally:
+            self._is_working = False
+
+
+async def commit(self) -> None:
+        """See :meth:`etl.connector.Session.commit`."""
+        connection = await self._get()
+        await commit(connection, self._url)
+        self._is_open = False
+        for load in self.loads:
+            load.committed()
+
+    async def rollback(self) -> None:
+        """Leave the transaction; a connection that cannot be trusted any more is closed."""
+        for load in self.loads:
+            load.forget()
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if not self._is_cut and not connection.is_closed():
+                await connection.execute("ROLLBACK", timeout=ROLLBACK_S)
+                self._is_open = False
+        except DRIVER_ERRORS:
+            pass  # the connection is closed below, and so the server rolls back
+        finally:
+            if self._is_open or connection.is_closed():
+                await self.aclose()
+
+    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """See :meth:`etl.connector.Session.settle`."""
+        await self.aclose()
+        for load in self.loads:
+            load.forget()
+        with translating("target", "asking for the outcome of a commit"):
+            connection = await self._get()
+            await connection.execute("BEGIN")
+            try:
+                return await self._checkpoints.load(connection, keys, lock=True)
+            finally:
+                await finish(self.rollback())
+
+    def interrupt(self) -> None:
+        """Cut the connection under a running write; the server rolls back."""
+        if self._is_working and self._connection is not None:
+            self._connection.terminate()
+
+    async def aclose(self) -> None:
+        """Close the connection, in bounded time."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await finish(close(connection))
+
+    async def _get(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            if not self._is_clean and self._connection is not None:
+                raise TargetUnavailableError(
+                    f"the connection to {self._url.name} was lost in a transaction, which was"
+                    " rolled back"
+                )
+            self._connection = await connect(self._url, "target", self._application)
+            self._is_clean = True
+        return self._connection
+
+
+async def commit(connection: Connection, url: Url) -> None:
+    """Commit, and know how it ended.
+
+    Raises:
+        CommitInDoubtError: No answer came.
+        EtlError: The server refused; the transaction was rolled back for certain.
+    """
+    try:
+        status = await connection.execute("COMMIT", timeout=COMMIT_S)
+    except DRIVER_ERRORS as error:
+        # Only an answer of the server itself, on a connection that lives, is certain.
+        refused = isinstance(error, asyncpg.PostgresError) and classify(error) not in {
+            "lost",
+            "not_ready",
+        }
+        if refused and not connection.is_closed():
+            raise translated(error, "target", "COMMIT was refused", ROLLED_BACK) from error
+        raise CommitInDoubtError(
+            f"the connection to {url.name} was lost after COMMIT was sent, so it is not known"
+            " whether the last group is in; its checkpoint tells"
+        ) from error
+    if status != "COMMIT":
+        raise TargetUnavailableError(
+            f"{url.name} ended a transaction with {status} instead of COMMIT; {ROLLED_BACK}"
+        )

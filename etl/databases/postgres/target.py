@@ -1,0 +1,139 @@
+"""A target that is open for one run: its sessions, and the publication of staging tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from etl.connector import Advance, CheckpointKey, RunInfo, Sink
+from etl.databases import migrate
+from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
+from etl.databases.postgres.connect import Connection, close, connect, connected
+from etl.databases.postgres.load import Load
+from etl.databases.postgres.session import PostgresSession, commit
+from etl.databases.postgres.translate import translating
+from etl.databases.sql import qualify
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import ConfigError
+
+
+@asynccontextmanager
+async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerator[PostgresTarget]:
+    """See :meth:`etl.connector.Target.open`. Each session opens its own connection when used."""
+    application = f"etl/{info.pipeline}/{info.run_id}"
+    async with connected(url, "target", application) as connection:
+        schema = await home_schema(connection, url)
+        found = await versions(connection, schema)
+    if migrate.needs_upgrade(found):
+        await migrate.upgrade(url)
+    target = PostgresTarget(url, info, schema, application)
+    try:
+        yield target
+    finally:
+        await finish(target.aclose())
+
+
+async def home_schema(connection: Connection, url: Url) -> str:
+    """The schema of etl's tables, and of new tables without one.
+
+    Raises:
+        ConfigError: The user's search_path names no schema that exists.
+    """
+    schema: str | None = await connection.fetchval("SELECT pg_catalog.current_schema()")
+    if schema is None:
+        raise ConfigError(
+            f"{url.name}: no schema of the user's search_path exists, so etl has no place for its"
+            " tables. Nothing was moved; see ALTER ROLE ... SET search_path"
+        )
+    return schema
+
+
+async def versions(connection: Connection, schema: str) -> list[str] | None:
+    """The rows of the version table; None where there is none."""
+    table = qualify(schema, migrate.VERSION_TABLE)
+    if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", table):
+        return None
+    rows = await connection.fetch(f"SELECT version_num FROM {table}")  # noqa: S608
+    return [row["version_num"] for row in rows]
+
+
+class PostgresTarget:
+    """See :class:`etl.connector.OpenTarget`."""
+
+    def __init__(self, url: Url, info: RunInfo, schema: str, application: str) -> None:
+        self._url = url
+        self._info = info
+        self._schema = schema
+        self._application = application
+        self._checkpoints = Checkpoints(schema, info.run_id)
+        self._sessions: list[PostgresSession] = []
+
+    async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> PostgresSession:
+        """See :meth:`etl.connector.OpenTarget.session`."""
+        session = PostgresSession(
+            self._url,
+            self._application,
+            self._checkpoints,
+            sinks,
+            pipeline=self._info.pipeline,
+            flow=flow,
+            schema=self._schema,
+        )
+        self._sessions.append(session)
+        return session
+
+    async def publish(self, steps: Sequence[Advance]) -> None:
+        """See :meth:`etl.connector.OpenTarget.publish`.
+
+        One transaction: checkpoints first, so that an older run that still lives is fenced
+        before a table changes.
+        """
+        connection = await connect(self._url, "target", self._application)
+        try:
+            with translating("target", "publishing", "the old tables are in place"):
+                await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                moved = [
+                    step.key
+                    for step in sorted(steps, key=lambda step: parts(step.key))
+                    if await self._complete(connection, step)
+                ]
+                for load in self._loads_of(moved):
+                    with translating("target", load.label, "the old tables are in place"):
+                        await load.publish(connection)
+            await commit(connection, self._url)
+        finally:
+            await finish(close(connection))
+
+    async def _complete(self, connection: Connection, step: Advance) -> bool:
+        """Complete a checkpoint; False where an earlier attempt has done so."""
+        if await self._is_published(connection, step):
+            return False
+        if not await self._checkpoints.advance(connection, step):
+            raise fenced(step.key)
+        return True
+
+    async def _is_published(self, connection: Connection, step: Advance) -> bool:
+        found = (await self._checkpoints.load(connection, [step.key], lock=True)).get(step.key)
+        return (
+            found is not None
+            and found.complete
+            and found.epoch == step.epoch
+            and found.position == step.new
+        )
+
+    def _loads_of(self, keys: Sequence[CheckpointKey]) -> list[Load]:
+        wanted = {(key.flow, key.sink) for key in keys}
+        loads = [
+            load
+            for session in self._sessions
+            for load in session.loads
+            if load.staged and (load.flow, load.sink.table) in wanted
+        ]
+        return sorted(loads, key=lambda load: load.sink.table)
+
+    async def aclose(self) -> None:
+        """Close every session's connection."""
+        for session in self._sessions:
+            await session.aclose()
