@@ -41,8 +41,7 @@ def decode_position(text: str | None) -> Position | None:
     values = json.loads(text)
     if not isinstance(values, list):
         raise ValueError("a position is a JSON array")
-    items: list[Any] = values
-    return tuple(items)
+    return tuple(cast("list[object]", values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +180,7 @@ def _size(row: Any) -> int:
         return size + own
     values: Iterable[Any]
     if isinstance(row, Mapping):
-        mapping: Mapping[Any, Any] = row
-        values = mapping.values()
+        values = cast("Mapping[object, object]", row).values()
     elif isinstance(row, tuple | list):
         values = cast("Sequence[Any]", row)
     elif is_dataclass(row):

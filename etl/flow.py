@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias, TypeVar, get_type_hints, overload
+from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
@@ -234,9 +234,9 @@ class Stream(Generic[T_co]):
     def __or__(self, other: Any) -> Any:
         """``stream | stage`` is ``through``, ``stream | sink`` is ``into``."""
         if isinstance(other, Stage):
-            return self.through(other)
+            return self.through(cast("Stage[T_co, object]", other))
         if isinstance(other, Sink):
-            return self.into(other)
+            return self.into(cast("Sink[T_co]", other))
         return NotImplemented
 
     def _then(self, step: Step) -> Stream[Any]:

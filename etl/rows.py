@@ -259,6 +259,7 @@ def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:
         hint, nullable = strip_optional(hints[one.name])
         plain = get_origin(hint) or hint
         kind = _KINDS.get(plain)
+        name = getattr(plain, "__name__", str(plain))
         if kind is None and isinstance(plain, type) and issubclass(plain, Enum):
             kind = "text"
         if kind is None:
@@ -266,7 +267,6 @@ def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:
                 f"{row.__name__}.{one.name}: no column type for {hint!r}; use one of "
                 + ", ".join(k.__name__ for k in _KINDS)
             )
-        name = getattr(plain, "__name__", str(plain))
         columns.append(
             Column(
                 name=one.name, type=Type(kind=kind, name=name, dialect="python"), nullable=nullable

@@ -22,8 +22,10 @@ The data are real, and so is their dirt. The rules:
 - **Clocks without date or zone.** A departure is the scheduled instant plus the delay. An arrival
   is the first instant after it at which the clocks there show the time of arrival, so a red-eye
   arrives on the next day, and the days on which clocks change are right. ``2400`` (29 departures,
-  150 arrivals) is midnight. Two checks hold to the minute for every flight: the departure shows
-  the clock time that was noted, and the arrival is the scheduled one plus the delay.
+  150 arrivals) is midnight. One flight lands at 2:03 in the night in which 2:00 became 3:00: its
+  clock was not put forward yet. Two checks then hold to the minute for every flight: the
+  departure shows the clock time that was noted, and the arrival is the scheduled one plus the
+  delay.
 - **An hour twice.** On 3 November each airport has two rows of weather for 1 o'clock. The weather
   is looked up by the instant of the hour, and an instant comes only once.
 - **Hours without weather.** 1,556 flights were due in an hour that nobody observed: NULL.
@@ -184,7 +186,8 @@ def next_time(after: datetime, clock: int, zone: ZoneInfo) -> datetime:
 
     Args:
         after: The departure. No flight takes 24 hours, so it settles the day.
-        clock: 517 is 5:17; 2400 is midnight, as 0 is.
+        clock: 517 is 5:17; 2400 is midnight, as 0 is. A time that the clocks skip, because they
+            are put forward, is meant by a clock that was not put forward yet.
         zone: The zone of the airport of arrival.
 
     Returns:

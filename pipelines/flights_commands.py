@@ -65,10 +65,10 @@ def report(url: str, console: Console) -> None:
         sqlite3.OperationalError: The warehouse, a SQLite file, is not loaded.
         asyncpg.UndefinedTableError: The warehouse, in PostgreSQL, is not loaded.
     """
-    table = Table(title="The five worst airports by mean arrival delay")
+    table = Table(title="The five worst airports by mean arrival delay in minutes")
     table.add_column("airport")
-    table.add_column("name")
-    for column in ("flights", "cancelled", "arrived", "mean delay (min)"):
+    table.add_column("name", no_wrap=True)
+    for column in ("flights", "cancelled", "arrived", "mean delay"):
         table.add_column(column, justify="right")
     for airport, name, *counts, delay in fetch(url, _WORST_AIRPORTS):
         table.add_row(airport, name, *(f"{number:,}" for number in counts), f"{delay:.1f}")

@@ -103,7 +103,10 @@ CREATE TABLE flights (
     minute integer NOT NULL,
     time_hour {instant} NOT NULL,
     UNIQUE (year, month, day, carrier, flight, origin)
-)"""
+);
+CREATE INDEX airlines_updated ON airlines (updated_at, carrier);
+CREATE INDEX airports_updated ON airports (updated_at, faa);
+CREATE INDEX planes_updated ON planes (updated_at, tailnum)"""
 
 # An update moves a row behind the cursor of those who read by updated_at, so that they see it.
 _TOUCHED: Final = ("airlines", "airports", "planes")

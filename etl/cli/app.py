@@ -16,6 +16,7 @@ from etl.batch import MAIN_PARTITION
 from etl.cli.options import Common, Json, Traceback, Verbose, command
 from etl.cli.screen import Screen
 from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, EtlError
+from etl.observe.figures import plural
 
 app = typer.Typer(
     name="etl",
@@ -252,8 +253,9 @@ def state_show(
 
     database = Database(url)
     states = asyncio.run(read_states(database, pipeline))
-    show_states(screen, states)
-    if not states:
+    if states:
+        show_states(screen, states)
+    else:
         whose = f"of pipeline {pipeline!r} " if pipeline is not None else ""
         screen.say(f"{database.name} keeps no positions {whose}yet")
     return EXIT_DONE
@@ -310,12 +312,16 @@ def state_reset(
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
-                f"{len(states)} positions of {whose} would be forgotten; say --yes to do it"
+                f"{plural(len(states), 'position')} of {whose} would be forgotten;"
+                " say --yes to do it"
             )
         show_states(screen, states)
         typer.confirm("Forget these positions?", abort=True, err=True)
     asyncio.run(reset_states(database, [state.key for state in states]))
-    screen.say(f"forgotten: {len(states)} of {whose}; the next run reads from the beginning")
+    screen.say(
+        f"forgotten: {plural(len(states), 'position')} of {whose};"
+        " the next run reads from the beginning"
+    )
     return EXIT_DONE
 
 

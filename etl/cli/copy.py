@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from etl.connector import Mode, Sink
-from etl.databases.database import Database, TableInfo, driver_of
+from etl.connector import Mode, RunInfo, Sink
+from etl.databases.database import Database, ReadSpec, TableInfo, driver_of
 from etl.databases.sql import split_name
 from etl.databases.url import Url
 from etl.errors import ConfigError
@@ -53,7 +53,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         for table in await driver_of(source.url).list_tables(source.url)
         if table.name not in _OWN_TABLES
     ]
-    chosen = [find_table(tables, name, source) for name in options.tables] or tables
+    chosen = [await _chosen(tables, name, source) for name in options.tables] or tables
     chosen = list({(table.schema, table.name): table for table in chosen}.values())
     if not chosen:
         raise ConfigError(f"{source.name} has no tables to copy")
@@ -81,6 +81,20 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
     return Pipeline(name, *flows)
 
 
+async def _chosen(tables: Sequence[TableInfo], name: str, source: Database) -> TableInfo:
+    """The table of a name; also one whose schema the listing does not cover."""
+    schema, bare = _split(name)
+    if schema is None or any(schema == t.schema or t.name == name for t in tables):
+        return find_table(tables, name, source)
+    info = RunInfo(pipeline="copy", run_id="copy", batch_rows=1, batch_bytes=1)
+    url = source.url
+    async with driver_of(url).open_reader(url, ReadSpec(table=name), info) as reader:
+        shape = reader.shape
+    if shape is None:  # a driver that learns columns only by reading
+        raise ConfigError(f"the columns of table {name!r} in {source.name} are not known")
+    return TableInfo(name=bare, schema=schema, shape=shape)
+
+
 def find_table(tables: Sequence[TableInfo], name: str, source: Database) -> TableInfo:
     """The table that a person means: by its bare name, or as ``schema.table``.
 
@@ -101,8 +115,8 @@ def find_table(tables: Sequence[TableInfo], name: str, source: Database) -> Tabl
             f"{source.name} has several tables {name!r}: {_names(found)}; name one with its schema"
         )
     raise ConfigError(
-        f"{source.name} has no table {name!r}{_near(tables, name)}. A view cannot be copied:"
-        " read it in a pipeline file with Database.query()"
+        f"{source.name} has no table {name!r}; {_near(tables, name)}"
+        " (a view cannot be copied: read it in a pipeline file with Database.query())"
     )
 
 
@@ -235,10 +249,10 @@ def _names(tables: Sequence[TableInfo]) -> str:
 
 def _near(tables: Sequence[TableInfo], name: str) -> str:
     if not tables:
-        return "; it has no tables at all"
+        return "it has no tables at all"
     bare = _split(name)[1]
     by_lower = {table.name.lower(): table for table in tables}
     near = difflib.get_close_matches(bare.lower(), by_lower, n=3)
     if near:
-        return f"; did you mean {_names([by_lower[one] for one in near])}?"
-    return f"; it has {_names(tables)}"
+        return f"did you mean {_names([by_lower[one] for one in near])}?"
+    return f"it has {_names(tables)}"

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-# Greedy up to the last @: a password may hold an unescaped one.
-_IN_URL = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s:/@'\"]*:)[^\s'\"]+(?=@)")
+# Greedy up to the last @: a password may hold an unescaped one. The word itself stands in help.
+_IN_URL = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s:/@'\"]*:)(?!password@)[^\s'\"]+(?=@)")
 _IN_OPTION = re.compile(r"(?i)(\b(?:password|passwd|pwd|sslpassword)\s*=\s*)[^\s&'\",;)]+")
 _URL_PASSWORD = re.compile(r"\b[A-Za-z][\w+.-]*://[^\s:/@'\"]*:([^\s'\"]+)@")
 _SHORTEST = 6

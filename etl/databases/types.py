@@ -482,8 +482,7 @@ def _write_bool(values: Sequence[Any], column: Column) -> list[str]:
 
 def _write_int(values: Sequence[Any], column: Column) -> list[str]:
     found = _only(
-        values, column, int, Decimal, hint=("; round it or convert it in a function, for example")
-        + " with int()",
+        values, column, int, Decimal, hint="; round it or convert it, for example with int()"
     )  # fmt: skip
     if found != {int}:
         values = [_whole(value, i, column) for i, value in enumerate(values)]
@@ -521,7 +520,7 @@ def _as_float(value: Any, row: int, column: Column) -> float:
         result = float(value)
     except OverflowError:
         _refuse(column, "it is out of range", row)
-    # A fraction is kept when its shortest text is: Decimal("0.1") is 0.1, not 0.1000000000000000055.
+    # A fraction is kept when its shortest text is: Decimal("0.1") is 0.1, not 0.1000000000000000055
     same = result == value if isinstance(value, int) else _decimal_is(value, result)
     if not same:
         _refuse(column, "it has more digits than a floating-point number; use float()", row)
@@ -541,7 +540,10 @@ def _write_numeric(values: Sequence[Any], column: Column) -> list[str]:
     joined = "\n".join(texts)
     if "s" in joined or "N" in joined:
         # sNaN and NaN with a sign or a payload are all the server's one NaN.
-        texts = ["NaN" if isinstance(v, Decimal) and v.is_nan() else t for v, t in zip(values, texts, strict=True)]  # fmt: skip
+        texts = [
+            "NaN" if isinstance(value, Decimal) and value.is_nan() else text
+            for value, text in zip(values, texts, strict=True)
+        ]
     scale = column.type.scale
     if scale is not None and (
         "E" in joined or "e" in joined or scale < 0 or _too_fine(scale).search(joined)
@@ -711,7 +713,7 @@ def _json_slowly(value: Any) -> str:
             raise ValueError("not finite")
         return str(value)
     if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value).items()
+        items = value.items()
         if not all(isinstance(key, str) for key, _ in items):
             raise TypeError("a key that is not text")
         return "{" + ", ".join(f"{_json(k)}: {_json_slowly(v)}" for k, v in items) + "}"

@@ -71,7 +71,7 @@ class Pump:
         self._flow = flow
         self._partition = partition
         self._reader = reader
-        self._last = after
+        self._last: Position | None = after
         self._run_rows = fuse(steps)
         self._changes_rows = bool(steps)
         self._out = out
@@ -176,8 +176,9 @@ class Pump:
         where = f"source of flow {self._flow!r}"
         try:
             encode_position(batch.position)
-            if type(batch.position) is not tuple:
-                raise TypeError(f"it is a {type(batch.position).__name__}")
+            kind = batch.position.__class__
+            if not issubclass(kind, tuple):
+                raise TypeError(f"it is a {kind.__name__}")
         except (TypeError, ValueError) as error:
             raise StageError(
                 f"{where} gave a position that cannot be kept: {error}. A position is a tuple of"

@@ -213,7 +213,9 @@ def _plan_flow(flow: Flow) -> FlowPlan:
 
 def _is_own(source: Source[Any]) -> bool:
     """A user's own source: it has no cursor to speak of."""
-    return type(source).read is not Source.read and type(source).connect is Source.connect
+    kind: Any = type(source)
+    base: Any = Source
+    return kind.read is not base.read and kind.connect is base.connect
 
 
 def _plan_branch(partition: str, stream: Stream[Any]) -> BranchPlan:

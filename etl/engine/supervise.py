@@ -154,8 +154,8 @@ async def wait_for_root(root: asyncio.Task[T]) -> T:
             break
     if received is not None:
         # An error is worth more than the cancellation, but not one that only says "aborted".
-        error = None if root.cancelled() else root.exception()
-        if error is None or isinstance(error, RunAbortedError):
+        cause = None if root.cancelled() else root.exception()
+        if cause is None or isinstance(cause, RunAbortedError):
             raise received
     return root.result()
 

@@ -33,12 +33,12 @@ def sentence(event: Event) -> str:
             return f"{state}: {reason}"
         case FlowEnded(flow=flow, rows_read=read, rows_written=written, seconds=seconds):
             return (
-                f"{flow}: ended, {count(read)} rows read, {count(written)} written"
+                f"{flow}: ended, {plural(read, 'row')} read, {count(written)} written"
                 f" in {duration(seconds)}"
             )
         case RunEnded(report=report, error=error):
             what = (
                 f"{report.status} in {duration(report.seconds)},"
-                f" {count(report.rows_read)} rows read, {count(report.rows_written)} written"
+                f" {plural(report.rows_read, 'row')} read, {count(report.rows_written)} written"
             )
             return f"{what}; {error}" if error else what

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from etl.batch import Batch, Position
 from etl.connector import Advance, Checkpoint, CheckpointKey, OpenTarget, RunInfo, Session, Sink
@@ -244,7 +244,7 @@ class MemorySink(Sink[T], Generic[T]):
         error: type[Exception] = DataError,
     ) -> None:
         memory = target or MemoryTarget()
-        Sink.__init__(self, target=memory, table=table, mode=mode, key=key)
+        super().__init__(target=memory, table=table, mode=mode, key=key)
         if fail_on_write is not None:
             memory.fail_on_write = fail_on_write
             memory.error = error
@@ -270,7 +270,8 @@ class MemorySink(Sink[T], Generic[T]):
 def _upsert(table: list[Any], rows: Sequence[Any], sink: Sink[Any]) -> None:
     def key_of(row: Any) -> tuple[Any, ...]:
         if isinstance(row, Mapping):
-            return tuple(row[name] for name in sink.key)  # pyright: ignore[reportUnknownVariableType]
+            values = cast("Mapping[str, object]", row)
+            return tuple(values[name] for name in sink.key)
         return tuple(getattr(row, name) for name in sink.key)
 
     by_key = {key_of(row): row for row in table}

@@ -104,7 +104,7 @@ async def test_an_unknown_table_is_answered_with_near_ones() -> None:
     text = await refusal(tables=("Order",))
     assert text.startswith("postgresql://db.example/shop has no table 'Order'; did you mean ")
     assert "orders" in text
-    assert "A view cannot be copied" in text
+    assert "a view cannot be copied" in text
     assert "it has public.orders, public.customers" in await refusal(tables=("zzz",))
 
 

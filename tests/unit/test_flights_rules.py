@@ -83,6 +83,9 @@ LEG = Leg(FLIGHT, "United Air Lines Inc.", "America/Chicago")
         ),
         # 10 March: 2:00 becomes 3:00. Left at 23:10 EST, lands at 3:20 EDT: 3 h 10 min.
         pytest.param(utc(3, 10, 4, 10), 320, NEW_YORK, utc(3, 10, 7, 20), id="clocks go forward"),
+        # A clock that was not put forward yet. The data have one such flight, and its delay and its
+        # time in the air agree.
+        pytest.param(utc(3, 10, 4, 6), 203, NEW_YORK, utc(3, 10, 7, 3), id="in the skipped hour"),
         # 3 November: 2:00 becomes 1:00 again, and 1:10 comes twice.
         pytest.param(utc(11, 3, 3), 110, NEW_YORK, utc(11, 3, 5, 10), id="first 1:10"),
         pytest.param(utc(11, 3, 5, 30), 110, NEW_YORK, utc(11, 3, 6, 10), id="second 1:10"),

@@ -133,7 +133,8 @@ ORDER BY a.attrelid, a.attnum
 # format_type leaves out where the search_path makes it visible; an array with its element's.
 _TYPES = """
 WITH RECURSIVE walk(asked, asked_mod, oid, typmod) AS (
-    SELECT w.oid, w.typmod, w.oid, w.typmod FROM unnest($1::bigint[]::oid[], $2::int[]) AS w(oid, typmod)
+    SELECT w.oid, w.typmod, w.oid, w.typmod
+    FROM unnest($1::bigint[]::oid[], $2::int[]) AS w(oid, typmod)
     UNION ALL
     SELECT walk.asked, walk.asked_mod, t.typbasetype, t.typtypmod
     FROM walk JOIN pg_catalog.pg_type AS t ON t.oid = walk.oid

@@ -121,7 +121,7 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
         except (*DRIVER_ERRORS, ValueError, asyncpg.ClientConfigurationError) as error:
             if classify(error) != "not_ready" or loop.time() > until:
                 raise _unreachable(error, url, side) from error
-        await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311  jitter, not a secret
+        await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
         await _pin(connection, side)
         return connection

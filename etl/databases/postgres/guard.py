@@ -19,7 +19,7 @@ from etl.databases.postgres.translate import ConnectionLostError
 STALL_S = 300.0
 """Longest time without any progress in the middle of a COPY."""
 PATIENT_S = 24 * 3600.0
-"""For the server's own work before the first and after the last byte: sorting, checking, triggers."""
+"""For the server's own work before the first and after the last byte: sorting, triggers."""
 
 
 class Watch:

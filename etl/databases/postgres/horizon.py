@@ -124,7 +124,8 @@ async def _noted_horizon(
     await set_bounds(connection, after, None, None)
     rows = selection.sql(after, None, None, ordered=False)
     upper: str | None = await connection.fetchval(
-        f"SELECT {lead}::text FROM ({rows}) AS etl_rows WHERE {lead} IS NOT NULL"  # noqa: S608
+        # Without a name of its own the text would be what ORDER BY sorts by.
+        f"SELECT {lead}::text AS etl_upper FROM ({rows}) AS etl_rows WHERE {lead} IS NOT NULL"  # noqa: S608
         f" ORDER BY {lead} DESC LIMIT 1",
         timeout=LONG_S,
     )
@@ -167,7 +168,7 @@ async def _open_transactions(connection: Connection) -> dict[tuple[str, str], st
         SELECT gid, prepared::text, NULL FROM pg_catalog.pg_prepared_xacts
         WHERE database = current_database()
         ORDER BY since
-        """
+        """  # noqa: S608
     )
     return {
         (row["id"], row["since"]): (

@@ -19,6 +19,10 @@ from etl.rows import Column, Layout, Row, TextRows, ValueRows
 
 Fields = Sequence[str]
 
+_SLICE = 512
+"""Rows are taken apart in pieces of this many: objects that die at once cost the garbage collector
+nothing, thousands that live together make it look at all of them."""
+
 
 def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     """The column names that rows bring.
@@ -36,12 +40,13 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     if isinstance(first, tuple) and hasattr(first, "_fields"):
         return cast("tuple[str, ...]", first._fields)
     if isinstance(first, Mapping):
-        names = tuple(cast("Mapping[Any, Any]", first))
+        names = tuple(first)
         if all(isinstance(name, str) for name in names):
             return names
     raise SchemaMismatchError(
-        f"{label} got a row of type {type(first).__name__}, which does not name its columns. Nothing"
-        " of this batch was written; return a dataclass, a dict, a NamedTuple or the row itself"
+        f"{label} got a row of type {type(first).__name__}, which does not name its columns."
+        " Nothing of this batch was written; return a dataclass, a dict, a NamedTuple or the row"
+        " itself"
     )
 
 
@@ -104,10 +109,7 @@ class Encoder:
             )
         kind = kinds.pop()
         if kind is Row:
-            lines: list[str] = []
-            for _, some in groupby(cast("Sequence[Row]", rows), key=lambda row: id(row.layout)):
-                lines += self._rows(list(some))
-            return lines
+            return self._all_rows(cast("Sequence[Row]", rows))
         if is_dataclass(kind):
             self._check_names(_field_names(kind))
             columns = _transposed(map(attrgetter(*self._names), rows), len(self._names))
@@ -120,6 +122,18 @@ class Encoder:
             columns = self._mappings(rows)
         return self._together(columns)
 
+    def _all_rows(self, rows: Sequence[Row]) -> list[str]:
+        lines: list[str] = []
+        for start in range(0, len(rows), _SLICE):
+            part = rows[start : start + _SLICE]
+            layout = part[0].layout
+            if all([row.layout is layout for row in part]):
+                lines += self._rows(part)
+                continue
+            for _, some in groupby(part, key=lambda row: id(row.layout)):
+                lines += self._rows(list(some))
+        return lines
+
     def _mappings(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
         first = rows[0].keys()
         self._check_names(tuple(first))
@@ -127,9 +141,9 @@ class Encoder:
             if row.keys() != first:
                 odd = ", ".join(repr(name) for name in sorted(first ^ row.keys()))
                 raise SchemaMismatchError(
-                    f"{self._label} got rows with different columns in one batch: row {i + 1} differs"
-                    f" from the first in {odd}. Nothing of it was written; give every row the same"
-                    " keys, with None where there is no value"
+                    f"{self._label} got rows with different columns in one batch: row {i + 1}"
+                    f" differs from the first in {odd}. Nothing of it was written; give every row the"
+                    " same keys, with None where there is no value"
                 )
         return _transposed(map(itemgetter(*self._names), rows), len(self._names))
 
@@ -137,8 +151,8 @@ class Encoder:
         missing = set(self._names).difference(names)
         if missing:
             raise SchemaMismatchError(
-                f"{self._label} got rows without {', '.join(map(repr, sorted(missing)))}, which other"
-                " rows of the same flow have. Nothing of this group was written"
+                f"{self._label} got rows without {', '.join(map(repr, sorted(missing)))}, which"
+                " other rows of the same flow have. Nothing of this group was written"
             )
 
     def _together(self, columns: Sequence[Sequence[Any]]) -> list[str]:
@@ -148,7 +162,7 @@ class Encoder:
         ]
         return list(map("\t".join, zip(*texts, strict=True)))
 
-    def _rows(self, rows: list[Row]) -> list[str]:
+    def _rows(self, rows: Sequence[Row]) -> list[str]:
         """Rows of one layout."""
         plan = self._plan(rows[0].layout)
         changes = [row.changes for row in rows]
@@ -268,16 +282,17 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     missing = [column.name for column in columns if column.name not in layout.index]
     if missing:
         raise SchemaMismatchError(
-            f"{label} got rows without {', '.join(map(repr, missing))}, which other rows of the same"
-            " flow have. Nothing of this group was written"
+            f"{label} got rows without {', '.join(map(repr, missing))}, which other rows of the"
+            " same flow have. Nothing of this group was written"
         )
     places = tuple(layout.index[column.name] for column in columns)
-    converts: dict[int, Column] = {}
-    for place, column in zip(places, columns, strict=True):
-        # A column that a function may have replaced in every row is not refused here: what is
-        # untouched is, by its values.
-        if layout.is_text and way(layout.columns[place].type, column.type) != "pass":
-            converts[place] = column
+    # A column that a function may have replaced in every row is not refused here: what it
+    # leaves untouched is checked by its values.
+    converts = {
+        place: column
+        for place, column in zip(places, columns, strict=True)
+        if layout.is_text and way(layout.columns[place].type, column.type) != "pass"
+    }
     return _Plan(
         layout=layout,
         places=places,

@@ -124,15 +124,11 @@ class Load:
 
     def _notes(self, final: Relation) -> list[str]:
         if self.sink.mode == "upsert":
-            return [
-                f"{self.label}: rows that were deleted in the source stay in {final.label!r}, and a"
-                " row whose key changed leaves its old version"
-            ]
+            note = f"{self.label}: rows that were deleted in the source stay in {final.label!r},"
+            return [f"{note} and a row whose key changed leaves its old version"]
         if self.staged and self.sink.mode == "append":
-            return [
-                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
-                f" {self._staging!r} and appended when the run has ended"
-            ]
+            note = f"{self.label}: the read cannot be resumed, so its rows are gathered in"
+            return [f"{note} {self._staging!r} and appended when the run has ended"]
         return []
 
     async def _final(self, connection: Connection) -> Relation | None:
@@ -447,9 +443,8 @@ class Load:
             elif n not in key:
                 sets.append(f"{q} = excluded.{q}")
         action = f"UPDATE SET {', '.join(sets)}" if sets else "NOTHING"
-        over = (
-            " OVERRIDING SYSTEM VALUE" if any(have[n].identity == "always" for n in names) else ""
-        )
+        always = any(have[n].identity == "always" for n in names)
+        over = " OVERRIDING SYSTEM VALUE" if always else ""
         return (
             f"INSERT INTO {into.qualified} AS etl_t ({quote_all(names)}){over} {select}"
             f" ON CONFLICT ({keys}) DO {action}"

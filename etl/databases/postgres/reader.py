@@ -38,7 +38,8 @@ UNCHANGED = "the source was not changed"
 async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[PostgresReader]:
     """Connect, describe the read, and refuse what cannot be read safely."""
     application = f"etl/{info.pipeline}/{info.run_id}"
-    connection: Connection | None = await connect(url, "source", application)
+    connection = await connect(url, "source", application)
+    reader: PostgresReader | None = None
     try:
         with translating("source", spec.label, UNCHANGED):
             selection = await select(connection, spec)
@@ -46,14 +47,9 @@ async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator
                 await check_rights(connection, selection, spec.settle)
             before = await _fingerprint(connection, selection)
         reader = PostgresReader(url, spec, info, selection, before, connection)
-        connection = None
-        try:
-            yield reader
-        finally:
-            await reader.aclose()
+        yield reader
     finally:
-        if connection is not None:
-            await finish(close(connection))
+        await finish(close(connection) if reader is None else reader.aclose())
 
 
 async def _fingerprint(connection: Connection, selection: Selection) -> str | None:

@@ -185,7 +185,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
     ]
     if spec.row is not None:
         columns = _for_dataclass(spec.row, columns, relation, label)
-    names = {column.name for column in columns}
+    kept = {column.name for column in columns}
     return Selection(
         label=label,
         relation=relation,
@@ -194,7 +194,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         order=order,
         casts=tuple(casts[name] for name in order),
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
-        hidden=tuple(name for name in order if name not in names),
+        hidden=tuple(name for name in order if name not in kept),
         proven=proven,
         # An incremental read brings a row again when it was changed: what identifies a row of
         # the stream is then the cursor with the key.
@@ -386,7 +386,9 @@ def row_builder(row: type[Any], selection: Selection) -> Builder:
     arguments: list[str] = []
     places = {column.name: i for i, column in enumerate(selection.columns)}
     # Positional arguments stand before the keyword-only ones.
-    for field in sorted((f for f in dataclass_fields(row) if f.init), key=lambda f: f.kw_only):
+    for field in sorted(
+        (f for f in dataclass_fields(row) if f.init), key=lambda f: bool(f.kw_only)
+    ):
         i = places[field.name]
         column = selection.columns[i]
         read: Decoder = text_decoder(column.type, nullable=column.nullable, column=column.name)
@@ -406,7 +408,7 @@ def row_builder(row: type[Any], selection: Selection) -> Builder:
         arguments.append(text if not field.kw_only else f"{field.name}={text}")
     fields = ", ".join(f"f{i}" for i in range(selection.width))
     code = f"lambda lines: [make({', '.join(arguments)}) for {fields}, in map(split, lines)]"
-    builder: Builder = eval(compile(code, "<rows>", "eval"), names)  # noqa: S307
+    builder: Builder = eval(compile(code, "<rows>", "eval"), names)
     return builder
 
 

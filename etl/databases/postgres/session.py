@@ -61,9 +61,7 @@ class PostgresSession:
         try:
             for load, shape in zip(self.loads, shapes, strict=True):
                 with self._working(load.label, "nothing was written"):
-                    notes += await load.prepare(
-                        await self._get(), shape, resumable=resumable
-                    )
+                    notes += await load.prepare(await self._get(), shape, resumable=resumable)
             await self.commit()
         except BaseException:
             await finish(self.rollback())
@@ -165,6 +163,7 @@ class PostgresSession:
             load.forget()
         with translating("target", "asking for the outcome of a commit"):
             connection = await self._get()
+            self._is_open = True
             await connection.execute("BEGIN")
             try:
                 return await self._checkpoints.load(connection, keys, lock=True)
@@ -200,74 +199,13 @@ class PostgresSession:
         try:
             with translating("target", where, state):
                 yield
-        except EtlError:
-            raise
-        except BaseException:
-            self._is_cut = True
+        except BaseException as error:
+            # An error of the server ends a statement; a cancellation or a time limit cuts it.
+            if not isinstance(error, EtlError) or isinstance(error.__cause__, TimeoutError):
+                self._is_cut = True
             raise
         finally:
             self._is_working = False
-
-
-async def commit(self) -> None:
-        """See :meth:`etl.connector.Session.commit`."""
-        connection = await self._get()
-        await commit(connection, self._url)
-        self._is_open = False
-        for load in self.loads:
-            load.committed()
-
-    async def rollback(self) -> None:
-        """Leave the transaction; a connection that cannot be trusted any more is closed."""
-        for load in self.loads:
-            load.forget()
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            if not self._is_cut and not connection.is_closed():
-                await connection.execute("ROLLBACK", timeout=ROLLBACK_S)
-                self._is_open = False
-        except DRIVER_ERRORS:
-            pass  # the connection is closed below, and so the server rolls back
-        finally:
-            if self._is_open or connection.is_closed():
-                await self.aclose()
-
-    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
-        """See :meth:`etl.connector.Session.settle`."""
-        await self.aclose()
-        for load in self.loads:
-            load.forget()
-        with translating("target", "asking for the outcome of a commit"):
-            connection = await self._get()
-            await connection.execute("BEGIN")
-            try:
-                return await self._checkpoints.load(connection, keys, lock=True)
-            finally:
-                await finish(self.rollback())
-
-    def interrupt(self) -> None:
-        """Cut the connection under a running write; the server rolls back."""
-        if self._is_working and self._connection is not None:
-            self._connection.terminate()
-
-    async def aclose(self) -> None:
-        """Close the connection, in bounded time."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await finish(close(connection))
-
-    async def _get(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            if not self._is_clean and self._connection is not None:
-                raise TargetUnavailableError(
-                    f"the connection to {self._url.name} was lost in a transaction, which was"
-                    " rolled back"
-                )
-            self._connection = await connect(self._url, "target", self._application)
-            self._is_clean = True
-        return self._connection
 
 
 async def commit(connection: Connection, url: Url) -> None:

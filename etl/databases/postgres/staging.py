@@ -35,7 +35,8 @@ _OBSTACLES = """
 SELECT what FROM (
     SELECT 'the view ' || v.oid::pg_catalog.regclass::text AS what
     FROM pg_catalog.pg_depend AS d
-    JOIN pg_catalog.pg_rewrite AS r ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
+    JOIN pg_catalog.pg_rewrite AS r
+        ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
     JOIN pg_catalog.pg_class AS v ON v.oid = r.ev_class
     WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1 AND v.oid <> $1
     UNION ALL
@@ -81,7 +82,8 @@ SELECT what FROM (
     UNION ALL
     SELECT 'a sequence of another table in the default of column ' || a.attname
     FROM pg_catalog.pg_depend AS d
-    JOIN pg_catalog.pg_attrdef AS f ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND f.oid = d.objid
+    JOIN pg_catalog.pg_attrdef AS f
+        ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND f.oid = d.objid
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
     JOIN pg_catalog.pg_class AS s ON d.refclassid = 'pg_catalog.pg_class'::regclass
         AND s.oid = d.refobjid AND s.relkind = 'S'
@@ -232,7 +234,7 @@ async def _index_names(connection: Connection, oid: int) -> dict[str | None, str
 async def _rename_indexes(connection: Connection, oid: int, wanted: dict[str | None, str]) -> None:
     """Give a table's indexes the wanted names; the key None stands for a primary key."""
     schema: str = await connection.fetchval(
-        "SELECT relnamespace::pg_catalog.regnamespace::text FROM pg_catalog.pg_class WHERE oid = $1",
+        "SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class WHERE oid = $1",
         oid,
     )
     for what, name in (await _index_names(connection, oid)).items():

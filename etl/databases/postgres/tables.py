@@ -157,8 +157,8 @@ async def _enum(
     if row is not None:
         if tuple(row["labels"]) != type_.labels:
             raise SchemaMismatchError(
-                f"{label}: column {column.name!r} has the enum type {type_.name}, and the target has"
-                f" a type {qualified} with other labels. Nothing was written; give it the same"
+                f"{label}: column {column.name!r} has the enum type {type_.name}, and the target"
+                f" has a type {qualified} with other labels. Nothing was written; give it the same"
                 " labels in the same order, or make the table yourself"
             )
         return qualified

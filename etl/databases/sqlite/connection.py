@@ -23,12 +23,13 @@ from etl.databases.sqlite.errors import (
     Side,
     code_of,
     is_busy,
+    is_unreadable_text,
     translate,
     translated,
     unavailable,
 )
 from etl.engine.supervise import finish
-from etl.errors import ConfigError, EtlError, TransientError
+from etl.errors import ConfigError, EtlError
 
 T = TypeVar("T")
 
@@ -124,52 +125,56 @@ class Connection:
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
         """Run a statement for each row. The iterable is consumed on the connection's thread."""
-        cursor = await self.run(lambda driver: driver.executemany(sql, rows))
+        # Not tried again: the iterable may be half consumed.
+        cursor = await self.run(lambda driver: driver.executemany(sql, rows), wait_s=0)
         return cursor.rowcount
 
-    async def run(self, work: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
-        """One operation of the driver; cut by a cancellation, it poisons the connection."""
+    async def run(
+        self,
+        work: Callable[[aiosqlite.Connection], Awaitable[T]],
+        *,
+        wait_s: float = LOCK_WAIT_S,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """One operation of the driver; cut by a cancellation, it poisons the connection.
+
+        Args:
+            work: Called again while another connection's lock is in the way.
+            wait_s: How long.
+            given_up: Whether to stop waiting.
+        """
         aio = self._aio
         if aio is None or self.poisoned:
             raise unavailable(self.side, f"{self.where}: the connection is closed")
+        deadline = monotonic() + wait_s
         try:
-            with translated(self.where, self.side):
-                return await work(aio)
+            while True:
+                try:
+                    return await work(aio)
+                except (sqlite3.Error, sqlite3.Warning) as error:
+                    if not is_busy(error) or monotonic() > deadline or given_up():
+                        quotes_value = is_unreadable_text(error)
+                        raise translate(error, where=self.where, side=self.side) from (
+                            None if quotes_value else error
+                        )
+                await asyncio.sleep(_BUSY_PAUSE_S)
         except asyncio.CancelledError:
             self.poison()
             raise
 
-    async def begin(self, *, given_up: Callable[[], bool]) -> None:
+    async def begin(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Begin a transaction that may write, waiting for other writers.
 
         IMMEDIATE: a transaction that reads first and writes later fails at once where another
         one wrote in between.
         """
-        await self._patiently("BEGIN IMMEDIATE", given_up)
+        await self.run(
+            lambda driver: driver.execute_fetchall("BEGIN IMMEDIATE"), given_up=given_up
+        )
 
     async def commit(self) -> None:
         """Commit. Outside WAL, readers can be in the way: then it waits, still in transaction."""
-        await self._patiently("COMMIT", lambda: False)
-
-    async def _patiently(self, statement: str, given_up: Callable[[], bool]) -> None:
-        aio = self._aio
-        assert aio is not None
-        deadline = monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                await aio.execute_fetchall(statement)
-                return
-            except asyncio.CancelledError:
-                self.poison()
-                raise
-            except sqlite3.Error as error:
-                if not is_busy(error) or monotonic() > deadline or given_up():
-                    raise translate(error, where=self.where, side=self.side) from error
-            try:
-                await asyncio.sleep(_BUSY_PAUSE_S)
-            except asyncio.CancelledError:
-                self.poison()
-                raise
+        await self.run(lambda driver: driver.execute_fetchall("COMMIT"))
 
     async def roll_back(self) -> None:
         """Leave the transaction, where there is one; an error poisons the connection."""
@@ -342,16 +347,15 @@ def make_file(path: Path, where: str) -> None:
 
 async def _to_wal(connection: Connection) -> str:
     """Turn WAL on; the mode that the file has afterwards."""
-    deadline = monotonic() + _WAL_WAIT_S
-    while True:
-        try:
-            return str(await connection.value("PRAGMA journal_mode=WAL"))
-        except EtlError as error:
-            # Others are in the file now, or it cannot have the files beside it. The mode is
-            # a matter of speed, not of right and wrong.
-            if not isinstance(error, TransientError) or monotonic() > deadline:
-                return str(await connection.value("PRAGMA journal_mode"))
-        await asyncio.sleep(_BUSY_PAUSE_S)
+    try:
+        rows = await connection.run(
+            lambda driver: driver.execute_fetchall("PRAGMA journal_mode=WAL"), wait_s=_WAL_WAIT_S
+        )
+        return str(next(iter(rows))[0])
+    except EtlError:
+        # Others are in the file now, or it cannot have the files beside it. The mode is a
+        # matter of speed, not of right and wrong.
+        return str(await connection.value("PRAGMA journal_mode"))
 
 
 def _has_content(path: Path) -> bool:

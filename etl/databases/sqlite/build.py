@@ -1,0 +1,232 @@
+"""From SQLite's values to the fields of a user's dataclass, a page at a time.
+
+Works on whole columns: a few passes in C check the classes of the values, and Python looks at
+single values only in columns that need converting.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, TypeAlias, get_origin, get_type_hints
+from uuid import UUID
+
+from etl.errors import ConfigError, DataError
+from etl.rows import strip_optional
+
+Fields = tuple[Any, ...]
+_Convert: TypeAlias = Callable[[Any], Any]
+_NONE = type(None)
+
+
+class Misfit(Exception):  # noqa: N818  carries a reason to the place that knows the row
+    """A value that does not fit; its text says why, without the value."""
+
+
+def _fail(why: str) -> Any:
+    raise Misfit(why)
+
+
+def _int(value: Any) -> int:
+    return value if type(value) is int else _fail(f"it is {_class(value)}, not an integer")
+
+
+def _float(value: Any) -> float:
+    if type(value) is float:
+        return value
+    if type(value) is not int:
+        _fail(f"it is {_class(value)}, not a number")
+    number = float(value)
+    return number if number == value else _fail("the integer has more digits than a float keeps")
+
+
+def _str(value: Any) -> str:
+    return value if type(value) is str else _fail(f"it is {_class(value)}, not text")
+
+
+def _bytes(value: Any) -> bytes:
+    return value if type(value) is bytes else _fail(f"it is {_class(value)}, not a blob")
+
+
+def _bool(value: Any) -> bool:
+    return value == 1 if type(value) is int and value in {0, 1} else _fail("it is not 0 or 1")
+
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+def _decimal(value: Any) -> Decimal:
+    if type(value) is int:
+        return Decimal(value)
+    if type(value) is float:
+        return Decimal(repr(value))  # the shortest text that means this number
+    if type(value) is str and _NUMBER.fullmatch(value):
+        return Decimal(value.strip())
+    return _fail("it is not a number, and not the text of one")
+
+
+def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
+    def convert(value: Any) -> Any:
+        try:
+            return parse(_str(value))
+        except ValueError:
+            return _fail(f"the text is not {what}")
+
+    return convert
+
+
+def _datetime(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+_DURATION = re.compile(r"P(-?\d+)DT(\d+)\.(\d{6})S", re.ASCII)
+
+
+def _timedelta(text: str) -> timedelta:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    days, seconds, micros = map(int, match.groups())
+    return timedelta(days=days, seconds=seconds, microseconds=micros)
+
+
+def duration_text(value: timedelta) -> str:
+    """A timedelta as exact text, ISO 8601: days (may be negative), then seconds of a day."""
+    return f"P{value.days}DT{value.seconds}.{value.microseconds:06d}S"
+
+
+def _json(kind: type[Any]) -> _Convert:
+    def convert(value: Any) -> Any:
+        try:
+            found = json.loads(_str(value))
+        except (ValueError, RecursionError):
+            return _fail("the text is not JSON")
+        return found if isinstance(found, kind) else _fail(f"the JSON is not a {kind.__name__}")
+
+    return convert
+
+
+def _enum(kind: type[Enum]) -> _Convert:
+    def convert(value: Any) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            return _fail(f"it is no value of {kind.__name__}")
+
+    return convert
+
+
+_CONVERT: Mapping[Any, _Convert] = {
+    int: _int,
+    float: _float,
+    str: _str,
+    bytes: _bytes,
+    bool: _bool,
+    Decimal: _decimal,
+    date: _iso(date.fromisoformat, "a date in ISO form"),
+    datetime: _iso(_datetime, "a time stamp in ISO form"),
+    time: _iso(time.fromisoformat, "a time in ISO form"),
+    timedelta: _iso(_timedelta, "a duration like P1DT3600.000000S"),
+    UUID: _iso(UUID, "a UUID"),
+    dict: _json(dict),
+    list: _json(list),
+}
+
+
+def _class(value: Any) -> str:
+    names = {_NONE: "NULL", int: "an integer", float: "a real", str: "text", bytes: "a blob"}
+    return names.get(type(value), type(value).__name__)
+
+
+class Builder:
+    """Makes instances of a dataclass from pages of rows.
+
+    An ISO text with an offset or ``Z`` becomes an aware ``datetime``. One without is taken as
+    UTC, as SQLite's own date functions do, and becomes aware too.
+
+    Args:
+        row: The dataclass; its fields are the first columns of the rows, in order.
+        names: The columns of the rows; those after the fields are keys only.
+        key: Which columns identify a row, for messages.
+    """
+
+    def __init__(
+        self, row: type[Any], *, names: Sequence[str], key: Sequence[int], label: str
+    ) -> None:
+        hints = get_type_hints(row)
+        self._row = row
+        self._names = names
+        self._key = key
+        self._label = label
+        self._columns: list[tuple[type[Any] | None, _Convert, bool]] = []
+        fields = [field for field in dataclass_fields(row) if field.init]
+        if len(fields) < len(dataclass_fields(row)):
+            raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")
+        for field in fields:
+            hint, nullable = strip_optional(hints[field.name])
+            plain = get_origin(hint) or hint
+            convert = _CONVERT.get(plain)
+            if convert is None:
+                convert = _enum(plain)  # nothing else passes shape_of()
+            # A column whose values all have this class goes as it is.
+            as_is = plain if plain in {int, float, str, bytes} else None
+            self._columns.append((as_is, convert, nullable))
+        self._by_name = [field.name for field in fields] if any(f.kw_only for f in fields) else None
+
+    def __call__(self, rows: list[Fields]) -> list[Any]:
+        """The instances. Raises DataError, naming the column and the row's key."""
+        if not rows:
+            return []
+        columns: list[Sequence[Any]] = []
+        for number, values in enumerate(zip(*rows, strict=True)):
+            if number == len(self._columns):
+                break
+            columns.append(self._convert(number, values, rows))
+        if self._by_name is not None:
+            names = self._by_name
+            make = self._row
+            return [
+                make(**dict(zip(names, values, strict=True)))
+                for values in zip(*columns, strict=True)
+            ]
+        return list(map(self._row, *columns))
+
+    def _convert(self, number: int, values: Sequence[Any], rows: list[Fields]) -> Sequence[Any]:
+        as_is, convert, nullable = self._columns[number]
+        found = set(map(type, values))
+        if found == {as_is} or (nullable and found <= {as_is, _NONE}):
+            return values
+        try:
+            if _NONE not in found:
+                return list(map(convert, values))
+            if nullable:
+                return [None if value is None else convert(value) for value in values]
+        except Misfit:
+            pass
+        raise self._refusal(number, rows)
+
+    def _refusal(self, number: int, rows: list[Fields]) -> DataError:
+        """The error for the first row that does not fit."""
+        _, convert, nullable = self._columns[number]
+        name = self._names[number]
+        why, bad = "it does not fit", rows[0]
+        for bad in rows:
+            value = bad[number]
+            try:
+                if value is not None or not nullable:
+                    convert(value)
+            except Misfit as misfit:
+                why = str(misfit)
+                break
+        key = ", ".join(f"{self._names[i]}={bad[i]!r}" for i in self._key)
+        return DataError(
+            f"{self._label}: column {name!r} of {f'the row with {key}' if key else 'a row'} does"
+            f" not fit {self._row.__name__}.{name}: {why}",
+            column=name,
+        )

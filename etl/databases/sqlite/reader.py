@@ -1,0 +1,428 @@
+"""Reads a table or query of a SQLite file, at one instant, in key order.
+
+One statement serves a whole read. Its cursor stays open between pages, so a connection whose
+read was cut is closed and never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any, cast
+
+import aiosqlite
+
+from etl.batch import Batch, Position
+from etl.connector import Emit, Reader, RunInfo
+from etl.databases.database import ReadSpec
+from etl.databases.sql import qualify, quote
+from etl.databases.sqlite.build import Builder
+from etl.databases.sqlite.connection import Connection, open_source
+from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
+from etl.databases.sqlite.keys import from_position, to_position
+from etl.databases.sqlite.pages import Fields, Page, PagedConnection, Paging
+from etl.databases.sqlite.profile import profiled
+from etl.databases.sqlite.schema import Table, find_table, table_name, table_names
+from etl.databases.url import Url
+from etl.errors import SchemaMismatchError
+from etl.rows import Column, Layout, Shape, ValueRows, shape_of
+
+_VIEW = "etl_query"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """How a read is ordered.
+
+    Attributes:
+        columns: Those that order it, the cursor first; empty: as the rows come.
+        collations: How each is compared; None: as the column says.
+        is_unique: An index makes sure of it; else the read watches for doubles.
+    """
+
+    columns: tuple[str, ...] = ()
+    collations: tuple[str | None, ...] = ()
+    is_unique: bool = True
+
+    @property
+    def terms(self) -> list[str]:
+        """The columns as SQL expressions."""
+        return [
+            quote(column) if collation is None else f"{quote(column)} COLLATE {quote(collation)}"
+            for column, collation in zip(self.columns, self.collations, strict=True)
+        ]
+
+
+@asynccontextmanager
+async def open_reader(
+    url: Url, spec: ReadSpec, info: RunInfo
+) -> AsyncGenerator[Reader[Any], None]:
+    """Open a table or query for one run; see :class:`etl.databases.database.Driver`."""
+    reader = SqliteReader(url, spec, info)
+    try:
+        await reader.open()
+        yield reader
+    finally:
+        await reader.close()
+
+
+class SqliteReader:
+    """See :class:`etl.connector.Reader`.
+
+    Values are those that SQLite holds: int, float, str, bytes or None, whatever a column's
+    declared type says. ``shape`` calls a column ``dynamic`` where only its values tell what it
+    is; ``profile`` looks at them.
+    """
+
+    def __init__(self, url: Url, spec: ReadSpec, info: RunInfo) -> None:
+        self.notes: list[str] = []
+        self.shape: Shape | None = None
+        self.resumable = True
+        self._url = url
+        self._spec = spec
+        self._info = info
+        self._where = f"{url.name}, {spec.label}"
+        self._connection: Connection | None = None
+        self._from = ""
+        self._order = Order()
+        self._names: tuple[str, ...] = ()
+        self._layout = Layout((), (), is_text=False)
+
+    # -- opening -----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect, look at the columns, and check what the order of the read needs.
+
+        Raises:
+            ConfigError: No such file, or it cannot be read.
+            SchemaMismatchError: No such table or column, or a key that does not order the rows.
+        """
+        connection = await self._connected(first=True)
+        table = await self._find(connection)
+        self._order = _order_of(table, self._spec, self._where)
+        self.resumable = bool(self._order.columns)
+        await self._refuse_nulls(connection, table)
+        self._names = self._selected(table)
+        key = self._spec.key or table.key
+        shape = _shape(table, key)
+        self._layout = Layout(
+            shape.columns, [_same for _ in shape.columns], is_text=False
+        )
+        row = self._spec.row
+        self.shape = shape
+        if row is not None:
+            fields = {field.name for field in dataclass_fields(row)}
+            self.shape = shape_of(row, key if set(key) <= fields else ())
+        await self._take_notes(connection)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def profile(self) -> Shape:
+        """The shape with the kinds that the stored values have: one scan of the source."""
+        assert self.shape is not None
+        if self._spec.row is not None:
+            return self.shape
+        return await profiled(await self._connected(), self.shape, self._from)
+
+    async def _connected(self, *, first: bool = False) -> Connection:
+        """The connection; a new one after an interrupted read."""
+        if self._connection is not None and self._connection.is_open:
+            return self._connection
+        source = await open_source(self._url.path, self._url.name, PagedConnection)
+        self._connection = source.connection
+        if first:
+            self.notes += source.notes
+            if source.journal not in {"wal", "immutable"}:
+                self.notes.append(
+                    f"{self._url.name} is not in WAL mode: programs that write to it wait while"
+                    " it is read"
+                )
+        if self._spec.query is not None:
+            # A view of this connection's own tells the columns' declared types, which a bare
+            # query does not. It refuses whatever is not one SELECT.
+            await source.connection.execute(
+                f"CREATE TEMP VIEW {quote(_VIEW)} AS {self._spec.query}"
+            )
+        return source.connection
+
+    async def _find(self, connection: Connection) -> Table:
+        if self._spec.query is not None:
+            self._from = qualify("temp", _VIEW)
+            await connection.fetch(f"SELECT * FROM {self._from} LIMIT 0")  # noqa: S608  a quoted name
+            table = await find_table(connection, _VIEW, "temp")
+            assert table is not None
+            return table
+        name = table_name(self._spec.table or "")
+        table = await find_table(connection, name)
+        if table is None:
+            there = await table_names(connection)
+            raise SchemaMismatchError(
+                f"{self._url.name} has no table {name!r}; it has {_listed(there)}"
+            )
+        self._from = qualify("main", table.name)
+        return table
+
+    def _selected(self, table: Table) -> tuple[str, ...]:
+        """The columns to read: a dataclass's fields, then what else the key needs."""
+        row = self._spec.row
+        if row is None:
+            return table.names
+        fields = [field.name for field in dataclass_fields(row)]
+        missing = [name for name in fields if table.column(name) is None]
+        if missing:
+            raise SchemaMismatchError(
+                f"{self._where} has no column {_listed(missing)}, which {row.__name__} asks for;"
+                f" it has {_listed(table.names)}"
+            )
+        hidden = [name for name in self._order.columns if name not in fields]
+        return (*fields, *hidden)
+
+    async def _refuse_nulls(self, connection: Connection, table: Table) -> None:
+        """NULL compares with nothing, so such rows would be passed over in silence."""
+        for name in self._order.columns:
+            column = table.column(name)
+            assert column is not None
+            if not column.nullable:
+                continue
+            nulls = f"FROM {self._from} WHERE {quote(name)} IS NULL"
+            if not await connection.fetch(f"SELECT 1 {nulls} LIMIT 1"):
+                continue
+            count = await connection.value(f"SELECT count(*) {nulls}")
+            what = "cursor" if name in self._spec.cursor else "key"
+            raise SchemaMismatchError(
+                f"{self._where}: the {what} column {name!r} is NULL in {count} rows, which the read"
+                f" would never see. Fill them in, or read a query that leaves them out:"
+                f" ... WHERE {quote(name)} IS NOT NULL"
+            )
+
+    async def _take_notes(self, connection: Connection) -> None:
+        cursor = self._spec.cursor
+        if not self._order.columns:
+            self.notes.append(
+                f"{self._where} has no primary key and no key= is given: an unfinished read starts"
+                " again from the beginning"
+            )
+        if not cursor:
+            return
+        sql, parameters = self._statement(after=None, until=None, bound=None)
+        steps = await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        if any("TEMP B-TREE" in str(step[-1]) for step in steps):
+            self.notes.append(
+                f"{self._where}: no index serves the cursor, so each run sorts all rows; an index"
+                f" on ({', '.join(self._order.columns)}) avoids that"
+            )
+        if self._spec.settle is None and looks_like_seconds(
+            await self._newest(connection), datetime.now(UTC)
+        ):
+            self.notes.append(
+                f"{self._where}: the cursor {cursor[0]!r} seems to count seconds. Rows that come"
+                " later in a second that was read are missed; settle= leaves it for the next run"
+            )
+
+    # -- reading -----------------------------------------------------------------------------
+
+    async def pump(self, after: Position | None, until: Position | None, emit: Emit[Any]) -> None:
+        """Emit the batches after a position, all of one instant; see the protocol.
+
+        Raises:
+            DataError: A text that is not UTF-8, or a value that does not fit the dataclass.
+            SchemaMismatchError: The cursor holds floating-point numbers.
+        """
+        connection = await self._connected()
+        try:
+            await connection.execute("BEGIN")
+            await self._read(connection, after, until, emit)
+            await connection.execute("COMMIT")
+        except BaseException:
+            connection.poison()
+            await connection.close()
+            raise
+
+    async def _read(
+        self,
+        connection: Connection,
+        after: Position | None,
+        until: Position | None,
+        emit: Emit[Any],
+    ) -> None:
+        order = self._order
+        count = len(order.columns)
+        start = from_position(after, count, where=self._where) if after and count else None
+        stop = from_position(until, count, where=self._where) if until and count else None
+        bound = None
+        if self._spec.cursor:
+            bound = upper_bound(
+                await self._newest(connection),
+                datetime.now(UTC),
+                self._spec.settle,
+                where=f"{self._where}, column {self._spec.cursor[0]!r}",
+            )
+        indexes = [self._names.index(name) for name in order.columns]
+        key_of = itemgetter(*indexes) if indexes else None
+        paging = self._paging(indexes)
+        cast("PagedConnection", connection.raw).paging = paging
+        given = 0
+        cursor = await self._run(connection, start, stop, bound, given)
+        while True:
+            pages = cast("list[Page]", await connection.run(lambda _, c=cursor: c.fetchmany()))  # type: ignore[misc]
+            for page in pages:
+                given += len(page.rows)
+                position: Position = (given,)
+                if key_of is not None:
+                    last = key_of(page.rows[-1])
+                    start = (last,) if count == 1 else last
+                    self._refuse_floats(start)
+                    position = to_position(start)
+                await emit(self._batch(page, position))
+            if paging.must_restart:
+                paging.must_restart = False
+                cursor = await self._run(connection, start, stop, bound, given)
+            elif not pages:
+                return
+
+    def _paging(self, key: Sequence[int]) -> Paging:
+        row = self._spec.row
+        return Paging(
+            batch_rows=self._info.batch_rows,
+            batch_bytes=self._info.batch_bytes,
+            names=self._names,
+            key=key,
+            convert=_same
+            if row is None
+            else Builder(row, names=self._names, key=key, label=self._where),
+            is_unique=self._order.is_unique,
+            label=self._where,
+        )
+
+    def _batch(self, page: Page, position: Position) -> Batch[Any]:
+        if self._spec.row is None:
+            rows = ValueRows(self._layout, page.rows, page.nbytes)
+            return Batch(rows, position=position, nbytes=page.nbytes)
+        return Batch(page.items, position=position, nbytes=page.nbytes)
+
+    async def _run(
+        self,
+        connection: Connection,
+        after: Fields | None,
+        until: Fields | None,
+        bound: Any,
+        given: int,
+    ) -> aiosqlite.Cursor:
+        sql, parameters = self._statement(after=after, until=until, bound=bound)
+        if not self._order.columns and given:
+            # The same instant, so the same rows in the same order.
+            sql += f" LIMIT -1 OFFSET {given}"
+
+        async def execute(driver: aiosqlite.Connection) -> aiosqlite.Cursor:
+            return await driver.execute(sql, parameters)
+
+        return await connection.run(execute)
+
+    def _statement(
+        self, *, after: Fields | None, until: Fields | None, bound: Any
+    ) -> tuple[str, list[Any]]:
+        """The SELECT, and its parameters. Keyset: it starts after the last key."""
+        terms = self._order.terms
+        conditions: list[str] = []
+        parameters: list[Any] = []
+        for operator, values in ((">", after), ("<=", until)):
+            if values is not None:
+                marks = ", ".join("?" * len(values))
+                conditions.append(f"({', '.join(terms)}) {operator} ({marks})")
+                parameters += values
+        if bound is not None:
+            conditions.append(f"{terms[0]} < ?")
+            parameters.append(bound)
+        sql = f"SELECT {', '.join(map(quote, self._names))} FROM {self._from}"  # noqa: S608  quoted names
+        if conditions:
+            sql += f" WHERE {' AND '.join(conditions)}"
+        if terms:
+            sql += f" ORDER BY {', '.join(terms)}"
+        return sql, parameters
+
+    async def _newest(self, connection: Connection) -> Any:
+        """The greatest value of the cursor."""
+        term = self._order.terms[0]
+        sql = f"SELECT {term} FROM {self._from} ORDER BY {term} DESC LIMIT 1"  # noqa: S608
+        return await connection.value(sql)
+
+    def _refuse_floats(self, key: Fields) -> None:
+        for name, value in zip(self._spec.cursor, key, strict=False):
+            if isinstance(value, float):
+                raise SchemaMismatchError(
+                    f"{self._where}: the cursor column {name!r} holds floating-point numbers, which"
+                    " do not order exactly; use an integer or text column. The checkpoint stays"
+                    " where it is"
+                )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:20]))
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return shown + more if names else "none"
+
+
+def _shape(table: Table, key: Sequence[str]) -> Shape:
+    """The table's shape with the key of this read, which was checked to hold no NULL."""
+    columns = [
+        Column(name=c.name, type=c.type, nullable=c.nullable and c.name not in key)
+        for c in table.shape.columns
+    ]
+    return Shape(columns=tuple(columns), key=tuple(key))
+
+
+def _order_of(table: Table, spec: ReadSpec, where: str) -> Order:
+    """What orders the read.
+
+    Raises:
+        SchemaMismatchError: A column is missing, a key is not unique, or a cursor cannot be one.
+    """
+    for name in (*spec.key, *spec.cursor):
+        column = table.column(name)
+        if column is None or column.name != name:
+            raise SchemaMismatchError(
+                f"{where} has no column {name!r}; it has {_listed(table.names)}"
+            )
+        if name in spec.cursor and column.affinity == "real":
+            raise SchemaMismatchError(
+                f"{where}: the cursor column {name!r} is declared {column.declared}; floating-point"
+                " numbers do not order exactly. Use an integer or text column"
+            )
+    if table.type == "view":
+        if spec.cursor and not spec.key:
+            raise SchemaMismatchError(
+                f"{where}: a view says nothing of a key; name the unique columns with key="
+            )
+        columns = (*spec.cursor, *(n for n in spec.key if n not in spec.cursor))
+        return Order(columns=columns, collations=("BINARY",) * len(columns), is_unique=False)
+    key = spec.key or table.key
+    if spec.cursor and not key:
+        index = table.index_within(spec.cursor)
+        if index is None:
+            raise SchemaMismatchError(
+                f"{where} has no primary key, so rows with equal cursors could be missed; name"
+                " unique columns after the cursor, or with key="
+            )
+        key = index.columns
+    if not key:
+        return Order()
+    index = table.index_within(key)
+    if index is None:
+        raise SchemaMismatchError(
+            f"{where}: no unique index makes sure that key ({', '.join(key)}) is unique; make one:"
+            f" CREATE UNIQUE INDEX ... ON {quote(table.name)} ({', '.join(map(quote, key))})"
+        )
+    collation_of: dict[str, str] = dict(zip(index.columns, index.collations, strict=True))
+    columns = (*spec.cursor, *(name for name in key if name not in spec.cursor))
+    return Order(columns=columns, collations=tuple(collation_of.get(name) for name in columns))
