@@ -229,7 +229,7 @@ class Session(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: with them Sink[int](...) fails in Python 3.11
 class Sink(Generic[T_contra]):
     """Rows of type ``T_contra`` go into one table. A description: it opens nothing.
 

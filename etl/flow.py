@@ -61,7 +61,7 @@ class Lookup:
     combine: Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: with them Stage[int, str](...) fails in Python 3.11
 class Stage(Generic[T_contra, U_co]):
     """An async generator over batches, for whatever looks across rows. Made by ``@etl.stage``.
 
@@ -103,13 +103,11 @@ class Stage(Generic[T_contra, U_co]):
         async def one() -> AsyncGenerator[Batch[T], None]:
             yield Batch(list(rows))
 
-        results = self.apply(one())
-        try:
+        batches = one()
+        async with aclosing(batches), aclosing(self.apply(batches)) as results:
             async for batch in results:
                 for row in batch.rows:
                     yield row
-        finally:
-            await results.aclose()
 
 
 Step: TypeAlias = "Map | Filter | FlatMap | MapBatches | Lookup | Stage[Any, Any]"

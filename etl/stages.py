@@ -186,7 +186,8 @@ class TokenLedger:
                     if owed != token:
                         raise ConservationError(
                             f"stage {self._name!r} sent batches on in another order than they"
-                            " came in, or kept one back. Nothing of it was written"
+                            " came in, or dropped one: a batch whose rows are all filtered out must"
+                            " still be sent on (batch.derive([])). Nothing of it was written"
                         )
                     break
             del self._owed[token]

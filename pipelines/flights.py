@@ -123,7 +123,11 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class FlightFact:
-    """One flight. ``day`` is the local day of its scheduled departure."""
+    """One flight.
+
+    ``day`` is the local day of its scheduled departure. ``carrier_name`` is the name that the
+    airline had when the flight was loaded. The weather is that of its scheduled hour at its origin.
+    """
 
     id: int
     day: date
@@ -175,10 +179,10 @@ ISLAND_ZONES: Final = {island.faa: island.tzone for island in ISLANDS}
 
 
 def outcome_of(flight: Flight) -> str:
-    """``cancelled``: it never left. ``diverted``: it left, and no delay on arrival is known."""
-    if flight.dep_time is None:
-        return "cancelled"
-    return "diverted" if flight.arr_delay is None else "arrived"
+    """``arrived``: the delay on arrival is known. ``cancelled``: never left. Else ``diverted``."""
+    if flight.arr_delay is not None:
+        return "arrived"
+    return "cancelled" if flight.dep_time is None else "diverted"
 
 
 def next_time(after: datetime, clock: int, zone: ZoneInfo) -> datetime:
@@ -222,7 +226,7 @@ def with_zone(leg: Leg, airport: Airport | None) -> Leg:
 
 
 def to_fact(leg: Leg, weather: Weather | None) -> FlightFact:
-    """Turn a flight into a fact; ``weather`` is that of its scheduled hour at its origin."""
+    """Turn a flight into a fact, with the weather of its hour."""
     flight = leg.flight
     zone = ZoneInfo(leg.zone) if leg.zone else None
     scheduled = flight.time_hour + timedelta(minutes=flight.minute)
@@ -296,21 +300,27 @@ WAREHOUSE_URL: Final = os.environ.get("WAREHOUSE_URL") or f"sqlite:///{DATA}/war
 
 def flights_pipeline(source: Database, warehouse: Database) -> Pipeline:
     """The flows from one database into the other."""
+    # Side tables of the look-ups: read whole, once per run.
+    carriers = source.table("airlines", row=Airline)
+    destinations = source.table("airports", row=Airport)
+    weather = source.table("weather", row=Weather)
+
+    # What moves: each read goes on after the cursor that the last run reached.
     airlines = source.table("airlines", row=Airline, cursor=("updated_at", "carrier"))
     airports = source.table("airports", row=Airport, cursor=("updated_at", "faa"))
     planes = source.table("planes", row=Plane, cursor=("updated_at", "tailnum"))
-    weather = source.table("weather", row=Weather)
     flights = source.table("flights", row=Flight, cursor=("id",))
 
     facts = (
-        flights.lookup(
-            source.table("airlines", row=Airline),
+        flights.named("facts")
+        .lookup(
+            carriers,
             side_key=lambda airline: airline.carrier,
             key=lambda flight: flight.carrier,
             combine=with_carrier,
         )
         .lookup(
-            source.table("airports", row=Airport),
+            destinations,
             side_key=lambda airport: airport.faa,
             key=lambda leg: leg.flight.dest,
             combine=with_zone,
@@ -322,21 +332,17 @@ def flights_pipeline(source: Database, warehouse: Database) -> Pipeline:
             combine=to_fact,
         )
     )
+    delays = flights.named("delays").map(to_delays)
+    sums = ("flights", "cancelled", "diverted", "arrived", "arrival_delay_min")
+    all_airports = merge(airports, Islands()).named("airports")
+
     return Pipeline(
         "flights",
         airlines.into(warehouse.upsert("dim_airlines", key=("carrier",))),
-        merge(airports, Islands()).into(warehouse.upsert("dim_airports", key=("faa",))),
+        all_airports.into(warehouse.upsert("dim_airports", key=("faa",))),
         planes.into(warehouse.upsert("dim_planes", key=("tailnum",))),
-        facts.named("facts").into(warehouse.upsert("fact_flights", key=("id",))),
-        flights.map(to_delays)
-        .named("delays")
-        .into(
-            warehouse.upsert(
-                "delays_by_day",
-                key=("airport", "day"),
-                add=("flights", "cancelled", "diverted", "arrived", "arrival_delay_min"),
-            )
-        ),
+        facts.into(warehouse.upsert("fact_flights", key=("id",))),
+        delays.into(warehouse.upsert("delays_by_day", key=("airport", "day"), add=sums)),
     )
 
 

@@ -154,6 +154,8 @@ def _build_sqlite(path: Path) -> bool:
             database.execute("BEGIN")
             _fill_sqlite(database)
             database.execute("COMMIT")  # and waits until the file is on the disk
+            # From now on nobody who reads makes a writer wait.
+            database.execute("PRAGMA journal_mode = WAL")
         part.rename(path)
     return True
 

@@ -25,6 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode=None,
+    epilog=(
+        "Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 failed; 2 usage or"
+        " set-up; 4 another run is active; 75 temporary, run it again; 130 and 143 stopped by"
+        " Ctrl-C or SIGTERM, run it again to go on."
+    ),
 )
 state_app = typer.Typer(
     help="Show, set or forget the positions that a target keeps.", no_args_is_help=True

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 from etl.errors import ConfigError, EtlError
 from etl.flow import Flow
@@ -114,6 +114,8 @@ def files_in(place: Path) -> Sequence[Path]:
     """
     if place.is_dir():
         return sorted(p for p in place.glob("*.py") if not p.name.startswith(("_", ".")))
+    if not place.exists():
+        raise ConfigError(f"there is no file or folder {place}; say where the pipelines are")
     _check(place)
     return [place]
 
@@ -142,16 +144,12 @@ def _place(path: Path, error: BaseException) -> str:
     """``file:line`` of the last line of this file that took part in an error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_short(error.filename, path)}:{error.lineno}"
-    here = str(path.resolve())
+    here = path.resolve()
     line = None
-    for frame, number in traceback.walk_tb(_first(error)):
-        if Path(frame.f_code.co_filename).resolve() == Path(here):
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if Path(frame.f_code.co_filename).resolve() == here:
             line = number
     return f"{path}:{line}" if line else str(path)
-
-
-def _first(error: BaseException) -> TracebackType | None:
-    return error.__traceback__
 
 
 def _short(filename: str, path: Path) -> str:

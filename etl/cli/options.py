@@ -51,6 +51,8 @@ def command(function: Callable[Concatenate[Screen, P], int]) -> Callable[..., in
             except KeyboardInterrupt as stop:
                 screen.say("stopped")
                 return EXIT_SIGTERM if isinstance(stop, Terminated) else EXIT_SIGINT
+            except (typer.Exit, typer.Abort):
+                raise
             except Exception as error:
                 return show_failure(screen, error)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 
-from etl.batch import encode_position
+from etl.batch import MAIN_PARTITION, encode_position
 from etl.cli.screen import Screen
 from etl.databases.database import Finding, State
 from etl.events import FlowReport, Report
-from etl.observe.figures import count, duration, plural, printable, size
+from etl.observe.figures import count, duration, printable, size
 from etl.observe.jsonlines import as_line
 from etl.pipeline import Pipeline
 
@@ -22,17 +24,18 @@ def show_report(screen: Screen, report: Report, *, incremental: Mapping[str, boo
         incremental: By flow: whether a read that found nothing means that all is up to date.
     """
     rows = [_flow_cells(flow, incremental.get(flow.name, False)) for flow in report.flows]
+    if len(rows) > 1:
+        nbytes = sum(flow.bytes_read for flow in report.flows)
+        figures = (count(report.rows_read), count(report.rows_written), size(nbytes))
+        rows.append(("total", *figures, duration(report.seconds), ""))
     screen.table(("flow", "rows read", "rows written", "bytes", "time", ""), rows, right="<>>>>")
-    per_second = report.rows_read / report.seconds if report.seconds > 0 else 0.0
-    total = f"{report.pipeline}: {report.status} in {duration(report.seconds)}"
     if report.rows_read or report.rows_written:
-        total += (
-            f", {plural(report.rows_read, 'row')} read, {count(report.rows_written)} written"
-            f" ({count(round(per_second))} rows/s)"
-        )
-    elif report.status == "completed":
-        total += ", nothing moved"
-    screen.out(printable(total), style="bold")
+        per_second = report.rows_read / report.seconds if report.seconds > 0 else 0.0
+        moved = f"{count(round(per_second))} rows/s"
+    else:
+        moved = "nothing moved"
+    line = f"{report.pipeline}: {report.status} in {duration(report.seconds)}, {moved}"
+    screen.out(printable(line), style="bold")
 
 
 def _flow_cells(flow: FlowReport, incremental: bool) -> tuple[str, ...]:
@@ -57,24 +60,29 @@ def show_states(screen: Screen, states: Sequence[State]) -> None:
         for state in states:
             screen.out(as_line(_state_record(state)))
         return
+    for pipeline, group in groupby(states, key=lambda state: state.key.pipeline):
+        screen.out(printable(pipeline), style="bold")
+        _show_positions(screen, list(group))
+
+
+def _show_positions(screen: Screen, states: Sequence[State]) -> None:
+    """The checkpoints of one pipeline; partitions only where there are several."""
+    parted = any(state.key.partition != MAIN_PARTITION for state in states)
     rows = [
         (
-            state.key.pipeline,
             state.key.flow,
             state.key.sink,
-            state.key.partition,
+            *([state.key.partition] if parted else []),
             encode_position(state.checkpoint.position) or "-",
             count(state.checkpoint.rows),
             "yes" if state.checkpoint.complete else "no",
-            str(state.checkpoint.epoch),
-            state.updated_at or "-",
+            re.sub(r"\.\d+", "", state.updated_at or "-"),
         )
         for state in states
     ]
-    head = (
-        "pipeline", "flow", "sink", "partition", "position", "rows", "complete", "epoch", "updated"
-    )  # fmt: skip
-    screen.table(head, rows, right="<<<<<><><")
+    partition = ["partition"] if parted else []
+    head = ["flow", "sink", *partition, "position", "rows", "complete", "updated"]
+    screen.table(head, rows, right="<" * len(partition) + "<<<>", indent="  ")
 
 
 def _state_record(state: State) -> dict[str, object]:

@@ -66,7 +66,14 @@ class Screen:
         """A failure, on one line."""
         self.say(f"error: {text}", style="bold red")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+    def table(
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        right: str = "",
+        indent: str = "",
+    ) -> None:
         """Aligned columns to stdout. ``right`` holds a ``>`` for each column set to the right."""
         cells = [[printable(cell) for cell in row] for row in (head, *rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -75,7 +82,7 @@ class Screen:
                 cell.rjust(width) if right[i : i + 1] == ">" else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
-            self.out("  ".join(parts).rstrip(), style="" if number else "bold")
+            self.out(indent + "  ".join(parts).rstrip(), style="" if number else "bold")
 
     @property
     def live(self) -> bool:

@@ -16,6 +16,8 @@ HIDDEN = "***"
 _IN_URL = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s:/@'\"]*:)(?!password@)[^\s'\"]+(?=@)")
 _IN_OPTION = re.compile(r"(?i)(\b(?:password|passwd|pwd|sslpassword)\s*=\s*)[^\s&'\",;)]+")
 _URL_PASSWORD = re.compile(r"\b[A-Za-z][\w+.-]*://[^\s:/@'\"]*:([^\s'\"]+)@")
+# A password like "postgres" or "flights" is no secret, and would garble every other message; where
+# it stands in a URL it is hidden all the same.
 _SHORTEST = 6
 
 
@@ -32,11 +34,10 @@ class Redactor:
             for match in _URL_PASSWORD.finditer(text):
                 password = match[1]
                 others = text[: match.start(1)] + text[match.end(1) :]
-                # A password like "postgres" is no secret, and stands in every other word.
                 known |= {
                     one
                     for one in (password, unquote(password))
-                    if len(one) >= _SHORTEST and one not in others
+                    if len(one) >= _SHORTEST and not one.isalpha() and one not in others
                 }
         # Longest first: one password may begin like another.
         words = sorted(known, key=len, reverse=True)

@@ -62,12 +62,10 @@ class StopSignals:
         say: Callable[[str], None],
         *,
         drain_s: float,
-        abort_grace_s: float = ABORT_GRACE_S,
         restore: bytes = b"",
     ) -> None:
         self._say = say
         self._drain_s = drain_s
-        self._grace_s = abort_grace_s
         self._restore = restore
         self.received: signal.Signals | None = None
         """The first signal; None while there was none."""
@@ -146,6 +144,7 @@ class StopSignals:
             if self._level == 1 and self._starting is not None:
                 self._say("stopping: nothing was read yet")
                 self._starting.cancel()
+                self._note(b"2")
         elif self._level == 1:
             again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
             self._say(f"stopping: finishing what was read; {again} rolls back")
@@ -179,9 +178,9 @@ class StopSignals:
         told = os.read(self._told, 16)
         self._ended = not told  # __exit__ closed it: everything has stopped
         if b"2" in told:
-            self._deadline = monotonic() + self._grace_s
+            self._deadline = monotonic() + ABORT_GRACE_S
         elif told:
-            self._deadline = monotonic() + self._drain_s + self._grace_s
+            self._deadline = monotonic() + self._drain_s + ABORT_GRACE_S
         return not self._ended
 
     def _left_over(self) -> str:

@@ -342,7 +342,7 @@ _ALWAYS_READABLE: frozenset[Kind] = frozenset(
 )
 _UNREADABLE: dict[Kind, str] = {
     "date": "a date outside the years 1 to 9999, or infinite,",
-    "time": "the time 24:00:00",
+    "time": "the end of a day (hour 24),",
     "timestamp": "a timestamp outside the years 1 to 9999, or infinite,",
     "timestamptz": "a timestamp outside the years 1 to 9999, or infinite,",
     "interval": "an interval with months or years, or an infinite one,",
@@ -706,19 +706,19 @@ def _json(value: Any) -> str:
         return _json_slowly(value)
 
 
-def _json_slowly(value: Any) -> str:
+def _json_slowly(value: object) -> str:
     """JSON with exact decimals, which the json module cannot write."""
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise ValueError("not finite")
         return str(value)
     if isinstance(value, dict):
-        items = value.items()
+        items = cast("dict[object, object]", value).items()
         if not all(isinstance(key, str) for key, _ in items):
             raise TypeError("a key that is not text")
         return "{" + ", ".join(f"{_json(k)}: {_json_slowly(v)}" for k, v in items) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_json_slowly, cast("Sequence[Any]", value))) + "]"
+        return "[" + ", ".join(map(_json_slowly, cast("Sequence[object]", value))) + "]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 

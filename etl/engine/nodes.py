@@ -248,10 +248,11 @@ async def run_parallel(
         return await guard(f"map_batches {name_of(step.function)}", call(batch))
 
     if step.concurrency == 1:
-        async for batch in source.drain_items():
-            done = await call(batch)
-            await out.put(done, done.nbytes)
-            await breather.breathe()
+        async with aclosing(source.drain_items()) as batches:
+            async for batch in batches:
+                done = await call(batch)
+                await out.put(done, done.nbytes)
+                await breather.breathe()
         out.close()
         return
 
@@ -274,8 +275,10 @@ async def run_parallel(
             if not ended and not running[0].done() and len(running) < step.concurrency:
                 await _first_done_or_input(running[0], source)
                 continue
-            done = await running[0]
-            running.popleft()
+            if not running[0].done():
+                # Not awaited itself: each cancellation of this task would go on to that call.
+                await asyncio.wait({running[0]})
+            done = running.popleft().result()
             await out.put(done, done.nbytes)
     finally:
         await _cancel_all(running)

@@ -166,7 +166,7 @@ class Run:
 
     async def _run(self) -> Report:
         try:
-            report = await guard(f"pipeline {self._plan.pipeline!r}", self._run_to_end())
+            report = await self._run_to_end()
         except asyncio.CancelledError as cancel:
             if self._abort_reason is None:
                 self._report = self._end("aborted", "cancelled")
@@ -184,6 +184,9 @@ class Run:
             errors = list(group.exceptions)
             report = self._end("failed", str(errors[0]))
             raise PipelineFailedError(self._failure(errors), errors, report) from group
+        except Exception as error:
+            report = self._end("failed", f"{type(error).__name__}: {error}")
+            raise PipelineFailedError(self._failure([error]), [error], report) from error
         finally:
             self._started.set()
             if self._deadline is not None:
@@ -195,7 +198,9 @@ class Run:
         assembly = self._assembly
         async with AsyncExitStack() as stack:
             try:
-                await assembly.open(stack)
+                await guard(
+                    f"the start of pipeline {self._plan.pipeline!r}", assembly.open(stack)
+                )
             except BaseException:
                 for work in assembly.units.values():
                     work.close()

@@ -125,7 +125,9 @@ def _print_goals(work: Work, results: dict[str, Measure]) -> None:
     if work.peak_mib is not None:
         peak = max((one.peak_mib or 0.0 for one in results.values()), default=0.0)
         verdict = "reached" if peak <= work.peak_mib else "MISSED"
-        print(f"\nGoal {verdict}: peak memory {peak:.0f} MiB; at most {work.peak_mib:.0f} is wanted.")
+        print(
+            f"\nGoal {verdict}: peak memory {peak:.0f} MiB; at most {work.peak_mib:.0f} is wanted."
+        )
 
 
 if __name__ == "__main__":

@@ -104,9 +104,7 @@ async def copy_binary(source: str, query: str, target: str, table: str) -> None:
             yield piece
 
     try:
-        await asyncio.gather(
-            read(), writing.copy_to_table(table, source=pieces(), format="binary")
-        )
+        await asyncio.gather(read(), writing.copy_to_table(table, source=pieces(), format="binary"))
     finally:
         await reading.close()
         await writing.close()

@@ -28,23 +28,20 @@ IN_SQL = (
 )
 
 
-def is_kept(row: Row) -> bool:
-    return bool(row["l_returnflag"] != "R")
+def is_kept(row: Row) -> object:
+    return row["l_returnflag"] != "R"
 
 
-def with_discount(row: Row) -> Row:
+def changed(row: Row) -> Row:
     price = row["l_extendedprice"] * (1 - row["l_discount"])
-    return row.replace(l_extendedprice=price.quantize(CENT, ROUND_HALF_UP))
-
-
-def with_lower_mode(row: Row) -> Row:
-    return row.replace(l_shipmode=row["l_shipmode"].lower())
+    return row.replace(
+        l_extendedprice=price.quantize(CENT, ROUND_HALF_UP), l_shipmode=row["l_shipmode"].lower()
+    )
 
 
 def etl_rows(place: Place) -> None:
     lines = Database(place.source).table("lineitem")
-    changed = lines.filter(is_kept).map(with_discount).map(with_lower_mode)
-    run(changed.into(Database(place.target).append("lineitem")))
+    run(lines.filter(is_kept).map(changed).into(Database(place.target).append("lineitem")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +79,9 @@ def changed_line(line: Line) -> Line:
 
 def etl_dataclass(place: Place) -> None:
     lines = Database(place.source).table("lineitem", row=Line)
-    changed = lines.filter(line_is_kept).map(changed_line)
-    run(changed.into(Database(place.target).append("lineitem")))
+    run(
+        lines.filter(line_is_kept).map(changed_line).into(Database(place.target).append("lineitem"))
+    )
 
 
 def asyncpg_records(place: Place) -> None:

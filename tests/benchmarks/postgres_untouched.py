@@ -33,7 +33,10 @@ def asyncpg_binary(place: Place) -> None:
 
 
 def psql_text(place: Place) -> None:
-    pipe(psql(place.source, "COPY lineitem TO STDOUT"), psql(place.target, "COPY lineitem FROM STDIN"))
+    pipe(
+        psql(place.source, "COPY lineitem TO STDOUT"),
+        psql(place.target, "COPY lineitem FROM STDIN"),
+    )
 
 
 def psql_binary(place: Place) -> None:

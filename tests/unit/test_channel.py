@@ -16,9 +16,7 @@ from etl.errors import ChannelBrokenError
 T = TypeVar("T")
 
 
-def channel_of(
-    *, items: int = 2, nbytes: int = 1000, producers: int = 1
-) -> Channel[Any]:
+def channel_of(*, items: int = 2, nbytes: int = 1000, producers: int = 1) -> Channel[Any]:
     return Channel("test", max_items=items, max_bytes=nbytes, producers=producers)
 
 

@@ -47,7 +47,11 @@ class Catalogue:
 @pytest.fixture(autouse=True)
 def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     made = Catalogue(TABLES)
-    monkeypatch.setattr(copy, "driver_of", lambda url: made)
+
+    def driver_of(url: Url) -> Catalogue:
+        return made
+
+    monkeypatch.setattr(copy, "driver_of", driver_of)
     return made
 
 

@@ -40,7 +40,10 @@ def test_a_known_password_is_hidden_wherever_it_stands() -> None:
     assert redact("p@ssw0rd! and p%40ssw0rd!") == "*** and ***"
 
 
-@pytest.mark.parametrize("url", ["postgresql://postgres:postgres@db/x", "postgresql://a:abc@db/x"])
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://postgres:postgres@db/x", "postgresql://a:abc@db/x", "postgresql://a:table@db/x"],
+)
 def test_a_password_that_is_a_common_word_does_not_garble_messages(url: str) -> None:
     message = "the role postgres may not read table abc of postgresql://db/x"
     assert Redactor([url])(message) == message

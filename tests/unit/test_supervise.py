@@ -76,9 +76,7 @@ async def test_a_failure_cancels_the_others_and_waits_for_their_cleanup(
 ) -> None:
     siblings = {name: Sibling() for name in ("first", "middle", "last")}
     units: dict[str, Work] = {name: one.run() for name, one in siblings.items() if name != who}
-    units = {
-        name: fails(Boom(), turns) if name == who else units[name] for name in siblings
-    }
+    units = {name: fails(Boom(), turns) if name == who else units[name] for name in siblings}
     with pytest.raises(StageError) as failure:
         await supervise(units, list)
     assert isinstance(failure.value.__cause__, Boom)
@@ -135,9 +133,7 @@ async def test_two_failures_are_both_reported_root_cause_first() -> None:
 
 async def test_two_failures_in_the_same_turn_are_both_reported() -> None:
     with pytest.raises(BaseExceptionGroup) as failure:
-        await supervise(
-            {"a": fails(StageError("a"), 1), "b": fails(StageError("b"), 1)}, list
-        )
+        await supervise({"a": fails(StageError("a"), 1), "b": fails(StageError("b"), 1)}, list)
     assert {str(one) for one in failure.value.exceptions} == {"a", "b"}
 
 
@@ -151,9 +147,7 @@ async def test_a_broken_channel_is_a_consequence_and_not_reported_beside_the_cau
             raise ChannelBrokenError("broken") from None
 
     with pytest.raises(StageError, match="cause"):
-        await supervise(
-            {"a": reader(), "b": fails(StageError("cause"), 2)}, lambda: [bell]
-        )
+        await supervise({"a": reader(), "b": fails(StageError("cause"), 2)}, lambda: [bell])
 
 
 async def test_a_broken_channel_alone_is_reported() -> None:
@@ -475,9 +469,7 @@ async def reports_to_the_loop() -> AsyncGenerator[list[dict[str, Any]], None]:
 async def test_no_error_is_left_unretrieved() -> None:
     async with reports_to_the_loop() as found:
         with pytest.raises(BaseExceptionGroup):
-            await supervise(
-                {"a": fails(StageError("a"), 1), "b": fails(StageError("b"), 1)}, list
-            )
+            await supervise({"a": fails(StageError("a"), 1), "b": fails(StageError("b"), 1)}, list)
         gc.collect()
         await asyncio.sleep(0)
     assert found == []

@@ -146,7 +146,7 @@ async def _noted_horizon(
 
 async def _wait_for_open(connection: Connection) -> str | None:
     """Wait for the transactions that are open now; name one that does not end in time."""
-    noted = await _open_transactions(connection)
+    noted: dict[tuple[str, str], str] = await _open_transactions(connection)
     loop = asyncio.get_running_loop()
     until = loop.time() + WAIT_S
     while True:
@@ -156,7 +156,7 @@ async def _wait_for_open(connection: Connection) -> str | None:
             return next(iter(noted.values()))
         await asyncio.sleep(_POLL_S)
         still = await _open_transactions(connection)
-        noted = {key: name for key, name in noted.items() if key in still}
+        noted = {key: noted[key] for key in noted.keys() & still.keys()}
 
 
 async def _open_transactions(connection: Connection) -> dict[tuple[str, str], str]:

@@ -33,21 +33,31 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     if isinstance(rows, TextRows | ValueRows):
         return rows.layout.names
     first = rows[0]
-    if isinstance(first, Row):
-        return first.layout.names
-    if is_dataclass(first) and not isinstance(first, type):
-        return _field_names(type(first))
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return cast("tuple[str, ...]", first._fields)
-    if isinstance(first, Mapping):
-        names = tuple(first)
-        if all(isinstance(name, str) for name in names):
+    kind = _kind_of(first)
+    if issubclass(kind, Row):
+        return cast("Row", first).layout.names
+    if is_dataclass(kind):
+        return _field_names(kind)
+    if _tuple_names(kind):
+        return _tuple_names(kind)
+    if issubclass(kind, Mapping):
+        names = tuple(cast("Mapping[str, Any]", first))
+        if all(type(name) is str for name in names):
             return names
     raise SchemaMismatchError(
-        f"{label} got a row of type {type(first).__name__}, which does not name its columns."
+        f"{label} got a row of type {kind.__name__}, which does not name its columns."
         " Nothing of this batch was written; return a dataclass, a dict, a NamedTuple or the row"
         " itself"
     )
+
+
+def _kind_of(row: object) -> type[Any]:
+    return type(row)
+
+
+def _tuple_names(kind: type[Any]) -> tuple[str, ...]:
+    """The names of a NamedTuple; none for anything else."""
+    return cast("tuple[str, ...]", getattr(kind, "_fields", ()))
 
 
 def columns_of(rows: Sequence[Any]) -> tuple[Column, ...] | None:
@@ -100,7 +110,7 @@ class Encoder:
         return plan
 
     def _objects(self, rows: Sequence[Any]) -> list[str]:
-        kinds = set(map(type, rows))
+        kinds: set[type[Any]] = set(map(type, rows))
         if len(kinds) > 1:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise SchemaMismatchError(
@@ -113,11 +123,11 @@ class Encoder:
         if is_dataclass(kind):
             self._check_names(_field_names(kind))
             columns = _transposed(map(attrgetter(*self._names), rows), len(self._names))
-        elif issubclass(kind, tuple):
-            fields = cast("tuple[str, ...]", getattr(kind, "_fields", ()))
+        elif _tuple_names(kind):
+            fields = _tuple_names(kind)
             self._check_names(fields)
             places = [fields.index(name) for name in self._names]
-            columns = _transposed(map(itemgetter(*places), rows), len(places))
+            columns = _transposed(map(_getter(places), rows), len(places))
         else:
             columns = self._mappings(rows)
         return self._together(columns)
@@ -127,7 +137,7 @@ class Encoder:
         for start in range(0, len(rows), _SLICE):
             part = rows[start : start + _SLICE]
             layout = part[0].layout
-            if all([row.layout is layout for row in part]):
+            if {id(row.layout) for row in part} == {id(layout)}:
                 lines += self._rows(part)
                 continue
             for _, some in groupby(part, key=lambda row: id(row.layout)):
@@ -142,10 +152,10 @@ class Encoder:
                 odd = ", ".join(repr(name) for name in sorted(first ^ row.keys()))
                 raise SchemaMismatchError(
                     f"{self._label} got rows with different columns in one batch: row {i + 1}"
-                    f" differs from the first in {odd}. Nothing of it was written; give every row the"
-                    " same keys, with None where there is no value"
+                    f" differs from the first in {odd}. Nothing of it was written; give every row"
+                    " the same keys, with None where there is no value"
                 )
-        return _transposed(map(itemgetter(*self._names), rows), len(self._names))
+        return _transposed(map(_getter(self._names), rows), len(self._names))
 
     def _check_names(self, names: Sequence[str]) -> None:
         missing = set(self._names).difference(names)
@@ -171,7 +181,7 @@ class Encoder:
         changed = set[int]().union(*filter(None, changes))
         if not changed and not plan.converts:
             return plan.join_untouched([row.fields for row in rows])
-        fields = [list(row.fields) for row in rows]
+        fields = [[*row.fields] for row in rows]
         for i in changed & plan.used.keys():
             _replace(fields, i, plan.used[i], changes, plan.decoders.get(i))
         return plan.join(fields, skip=changed)
@@ -193,17 +203,24 @@ def _replace(
         for row, text in zip(fields, encode_column(values, column), strict=True):
             row[i] = text
         return
-    touched = [change is not None and i in change for change in changes]
-    values = [change[i] for change in changes if change is not None and i in change]
-    texts = encode_column(values, column)
-    if len(texts) == len(fields):
-        for row, text in zip(fields, texts, strict=True):
+    try:
+        everywhere = [change[i] for change in cast("Sequence[dict[int, Any]]", changes)]
+    except (KeyError, TypeError):
+        pass  # some rows leave the field as it is
+    else:
+        for row, text in zip(fields, encode_column(everywhere, column), strict=True):
             row[i] = text
         return
-    remaining = iter(texts)
-    for row, is_touched in zip(fields, touched, strict=True):
-        if is_touched:
-            row[i] = next(remaining)
+    touched = [k for k, change in enumerate(changes) if change is not None and i in change]
+    values = [change[i] for change in changes if change is not None and i in change]
+    for k, text in zip(touched, encode_column(values, column), strict=True):
+        fields[k][i] = text
+
+
+def _getter(keys: Sequence[Any]) -> Callable[[Any], Any]:
+    """Takes the values of some keys out of a row; a single one comes bare."""
+    getter: Callable[[Any], Any] = itemgetter(*keys)
+    return getter
 
 
 def _transposed(rows: Iterable[Any], width: int) -> list[Sequence[Any]]:
@@ -246,7 +263,7 @@ class _Plan:
         if len(self.places) == 1:
             place = self.places[0]
             return [row[place] for row in fields]
-        return list(map("\t".join, map(itemgetter(*self.places), fields)))
+        return list(map("\t".join, map(_getter(self.places), fields)))
 
     def join(self, fields: list[list[str]], skip: Iterable[int] = ()) -> list[str]:
         """Lines from fields; converts what must be, in place, but for the ones in ``skip``."""

@@ -307,12 +307,13 @@ class Load:
         columns = columns_of(rows)
         if columns is not None:
             return Shape(columns=columns)
-        kind = type(rows[0])
-        if is_dataclass(kind):
-            return shape_of(kind)
-        if not isinstance(rows[0], Mapping) and not hasattr(rows[0], "_asdict"):
-            names_of(rows, self.label)  # refuses them
-        raise missing_table(self.sink.table, rows[0], self.sink.key, self.label)
+        first: Any = rows[0]
+        if is_dataclass(first):
+            return shape_of(type(first))
+        names = names_of(rows, self.label)  # refuses rows without
+        of_mapping = issubclass(type(first), Mapping)
+        values: list[object] = [first[name] for name in names] if of_mapping else list(first)
+        raise missing_table(self.sink.table, names, values, self.sink.key, self.label)
 
     def _encoder_for(self, into: Relation, names: Sequence[str]) -> Encoder:
         if self._encoder is None:
@@ -349,7 +350,7 @@ class Load:
     def _check_kept(self, kept: int, count: int) -> None:
         if kept != count:
             raise DataError(
-                f"{self.label}: the table took {kept} of {count} rows; a trigger or rule of it drops"
+                f"{self.label}: the table took {kept} of {count} rows; a trigger of it drops"
                 " rows. This group was rolled back; remove the trigger, or filter the rows in the"
                 " pipeline"
             )

@@ -10,6 +10,7 @@ import asyncpg
 
 from etl.batch import Batch
 from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
+from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import Connection, close, connect
 from etl.databases.postgres.load import Load
@@ -53,6 +54,14 @@ class PostgresSession:
         self._is_open = False  # a transaction
         self._is_cut = False  # a statement was cut short: its late cancel may hit the next one
         self._is_working = False
+
+    async def wants_profile(self, sink: int, shape: Shape) -> bool:
+        """A table that is missing is made from the columns' kinds, so each must be settled."""
+        load = self.loads[sink]
+        if not load.sink.create:
+            return False
+        with self._working(load.label, "nothing was written"):
+            return await find_relation(await self._get(), load.sink.table) is None
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See :meth:`etl.connector.Session.prepare`. Tables are made in one transaction."""
@@ -101,6 +110,8 @@ class PostgresSession:
             if (
                 fresh
                 or any(found[key].complete for key in own)
+                # Nothing is in it yet: make it as this run wants it.
+                or all(found[key].position is None for key in own)
                 or not await load.has_staging(connection)
             ):
                 await load.restage(connection)

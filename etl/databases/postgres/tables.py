@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
 from uuid import UUID
 
 from etl.databases.postgres.catalogue import NAME_BYTES, Relation
@@ -87,6 +86,14 @@ async def create_table(
     await _check_schema(connection, schema, label)
     columns: list[str] = []
     for column in shape.columns:
+        if column.type.kind == "dynamic":
+            raise SchemaMismatchError(
+                f"{label}: column {column.name!r}"
+                + (f" ({column.type.name})" if column.type.name else "")
+                + " holds values of several kinds in the source (numbers, texts, blobs), which no"
+                " one PostgreSQL type holds exactly. Nothing was written; clean the values, or"
+                " convert them in a function and give the rows a dataclass"
+            )
         for part in (name, column.name):
             if len(part.encode()) > NAME_BYTES:
                 raise SchemaMismatchError(
@@ -189,13 +196,15 @@ _SUGGESTED: Mapping[type, str] = {
 }
 
 
-def missing_table(name: str, row: Any, key: Sequence[str], label: str) -> SchemaMismatchError:
+def missing_table(
+    name: str, columns: Sequence[str], values: Sequence[object], key: Sequence[str], label: str
+) -> SchemaMismatchError:
     """The refusal to guess a table from dicts or tuples, with the statement to start from."""
-    values: Mapping[str, Any] = row if isinstance(row, Mapping) else row._asdict()
-    columns = [
-        f"{quote(column)} {_SUGGESTED.get(type(value), 'text')}" for column, value in values.items()
+    definitions = [
+        f"{quote(column)} {_SUGGESTED.get(type(value), 'text')}"
+        for column, value in zip(columns, values, strict=True)
     ]
-    statement = _create(qualify(*split_name(name)), columns, key)
+    statement = _create(qualify(*split_name(name)), definitions, key)
     return SchemaMismatchError(
         f"{label}: the table does not exist, and these rows do not say the types of their columns."
         " Nothing was written; return a dataclass, or make the table first, for example:\n"
