@@ -130,9 +130,7 @@ class Batch(Generic[T_co]):
             return [self.derive([])]
         owners = dict.fromkeys([token.partition for token in self.tokens])
         pieces_of = tuple(owners | dict.fromkeys(self.pieces_of))
-        heads = [
-            Batch(piece, position=self.position, pieces_of=pieces_of) for piece in pieces[:-1]
-        ]
+        heads = [Batch(piece, position=self.position, pieces_of=pieces_of) for piece in pieces[:-1]]
         return [*heads, self.derive(pieces[-1])]
 
     def __repr__(self) -> str:

@@ -106,9 +106,7 @@ class Reader(Protocol[T_co]):
     @property
     def notes(self) -> Sequence[str]: ...
 
-    async def pump(
-        self, after: Position | None, until: Position | None, emit: Emit[T_co]
-    ) -> None:
+    async def pump(self, after: Position | None, until: Position | None, emit: Emit[T_co]) -> None:
         """Emit the batches after a position, in order, then return.
 
         One task drives it to its end. When ``emit`` raises, or the task is cancelled, it cleans up
@@ -229,7 +227,7 @@ class Session(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: with them Sink[int](...) fails in Python 3.11
+@dataclass(frozen=True, kw_only=True)  # no slots: with them a Sink[int](...) fails in 3.11
 class Sink(Generic[T_contra]):
     """Rows of type ``T_contra`` go into one table. A description: it opens nothing.
 
@@ -258,7 +256,7 @@ class Sink(Generic[T_contra]):
     def __post_init__(self) -> None:
         where = f"{self.mode}({self.table!r})"
         if self.mode == "upsert" and not self.key:
-            raise ConfigError(f"{where}: name the columns that identify a row, as key=(\"id\",)")
+            raise ConfigError(f'{where}: name the columns that identify a row, as key=("id",)')
         if self.mode != "upsert" and (self.key or self.add):
             raise ConfigError(f"{where}: key= and add= are options of upsert")
         if set(self.add) & set(self.key):
@@ -297,13 +295,10 @@ class Target(Protocol):
         """For messages and plans; holds no password."""
         ...
 
-    def open(
-        self, info: RunInfo, *, sessions: int
-    ) -> AbstractAsyncContextManager[OpenTarget]:
+    def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
         """Connect, check, and migrate the tables that etl keeps.
 
         Args:
             sessions: How many lanes will ask for one; the pool is made for that number.
         """
         ...
-

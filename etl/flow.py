@@ -7,8 +7,15 @@ one, so that a stream can be shared. ``into`` completes it to a ``Flow``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from collections.abc import Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
@@ -61,7 +68,7 @@ class Lookup:
     combine: Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True)  # no slots: with them Stage[int, str](...) fails in Python 3.11
+@dataclass(frozen=True)  # no slots: with them a Stage[int, str](...) fails in 3.11
 class Stage(Generic[T_contra, U_co]):
     """An async generator over batches, for whatever looks across rows. Made by ``@etl.stage``.
 
@@ -324,9 +331,7 @@ class GeneratorReader(Generic[T_co]):
     def __init__(self, source: Source[T_co]) -> None:
         self._source = source
 
-    async def pump(
-        self, after: Position | None, until: Position | None, emit: Emit[T_co]
-    ) -> None:
+    async def pump(self, after: Position | None, until: Position | None, emit: Emit[T_co]) -> None:
         async with aclosing(self._source.read(after, until)) as batches:
             async for batch in batches:
                 await emit(batch)

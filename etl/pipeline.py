@@ -38,7 +38,8 @@ class Pipeline:
         for flow in flows:
             if not isinstance(flow, Flow):
                 raise ConfigError(
-                    f"pipeline {name!r}: {type(flow).__name__} is not a flow; end it with .into(sink)"
+                    f"pipeline {name!r}: {type(flow).__name__} is not a flow; end a stream with"
+                    " .into(sink)"
                 )
         self.name = name
         self.flows = flows
@@ -173,9 +174,7 @@ async def gather(
                 task.exception()  # retrieved, or the loop would report it
         raise
     errors = [
-        error
-        for task in tasks
-        if not task.cancelled() and (error := task.exception()) is not None
+        error for task in tasks if not task.cancelled() and (error := task.exception()) is not None
     ]
     if len(errors) == 1:
         raise errors[0]

@@ -118,7 +118,7 @@ def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) ->
                         values = [value for value in values if function(value)]
                     case FlatMap():
                         values = [one for value in values for one in function(value)]
-            except Exception as error:  # noqa: BLE001  whatever a user's function raises
+            except Exception as error:  # whatever a user's function raises
                 return _blame(function, number, row, error)
     names = ", ".join(name_of(_function(step)) for step in steps)
     return StageError(

@@ -165,8 +165,8 @@ def _fill_sqlite(database: sqlite3.Connection) -> None:
     for statement in schema.split(";"):
         database.execute(statement)
     for table in TABLES:
-        with csv_file(table) as file:
-            rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        with csv_file(table) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+            rows = csv.reader(text)
             columns = next(rows)
             # Each column's declared type turns the text into a number where it should.
             database.executemany(_insert(table, columns), map(_nulls, rows))

@@ -17,6 +17,10 @@ REFRESH_S = 0.15
 _RATE_SAMPLES = 20  # the last three seconds
 _MOST_FLOWS = 12
 _BAR = 8
+# Columns that the figures beside a name take.
+_FIGURES = 52
+_TITLE = 64
+_SHORTEST_NAME = 8
 
 
 class LiveView:
@@ -63,7 +67,8 @@ class LiveView:
 
     def _drawn(self, stats: RunStats) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-        table.add_column("flow", no_wrap=True, overflow="ellipsis", ratio=None, min_width=8)
+        names = max(_SHORTEST_NAME, self._console.width - _FIGURES)
+        table.add_column("flow", no_wrap=True, overflow="ellipsis", max_width=names)
         for name in ("read", "written", "rows/s", "bytes"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("channel", no_wrap=True)
@@ -87,8 +92,9 @@ class LiveView:
     def _title(self, stats: RunStats) -> Text:
         read = sum(flow["rows_read"] for flow in stats["flows"])
         written = sum(flow["rows_written"] for flow in stats["flows"])
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(printable(stats["pipeline"]), style="bold")
+        text = Text(printable(stats["pipeline"]), style="bold", no_wrap=True, overflow="ellipsis")
+        text.truncate(max(_SHORTEST_NAME, self._console.width - _TITLE), overflow="ellipsis")
+        text = Text(no_wrap=True, overflow="ellipsis").append_text(text)
         text.append(f"  {stats['state']} {duration(stats['elapsed_s'])}")
         text.append(f"  {short_count(read)} rows read, {short_count(written)} written")
         text.append(f", {short_count(self._rates.total)} rows/s")

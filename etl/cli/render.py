@@ -28,7 +28,8 @@ def show_report(screen: Screen, report: Report, *, incremental: Mapping[str, boo
         nbytes = sum(flow.bytes_read for flow in report.flows)
         figures = (count(report.rows_read), count(report.rows_written), size(nbytes))
         rows.append(("total", *figures, duration(report.seconds), ""))
-    screen.table(("flow", "rows read", "rows written", "bytes", "time", ""), rows, right="<>>>>")
+    head = ("flow", "rows read", "rows written", "bytes", "time", "")
+    screen.table(head, rows, right="<>>>>", fit=True)
     if report.rows_read or report.rows_written:
         per_second = report.rows_read / report.seconds if report.seconds > 0 else 0.0
         moved = f"{count(round(per_second))} rows/s"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from etl.cli.secrets import Redactor
-from etl.observe.figures import printable
+from etl.observe.figures import printable, shorten, width
 
 # In rich's words, so that a moving display understands them too.
 _ANSI = {"bold red": "\x1b[1;31m", "yellow": "\x1b[33m", "bold": "\x1b[1m"}
 _PLAIN = "\x1b[0m"
+_SHORTEST_NAME = 12
 
 
 class Screen:
@@ -73,15 +75,28 @@ class Screen:
         *,
         right: str = "",
         indent: str = "",
+        fit: bool = False,
     ) -> None:
-        """Aligned columns to stdout. ``right`` holds a ``>`` for each column set to the right."""
+        """Aligned columns to stdout.
+
+        Args:
+            right: Holds a ``>`` for each column that is set to the right.
+            indent: Stands before each line.
+            fit: In a terminal, cut the first column where the lines would be too long.
+        """
         cells = [[printable(cell) for cell in row] for row in (head, *rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+        if fit and self.shared:
+            others = sum(widths[1:]) + 2 * len(widths[1:])
+            widths[0] = min(
+                widths[0], max(_SHORTEST_NAME, shutil.get_terminal_size().columns - others)
+            )
+            cells = [[shorten(row[0], widths[0]), *row[1:]] for row in cells]
         for number, row in enumerate(cells):
-            parts = [
-                cell.rjust(width) if right[i : i + 1] == ">" else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
+            parts: list[str] = []
+            for i, cell in enumerate(row):
+                gap = " " * (widths[i] - width(cell))
+                parts.append(gap + cell if right[i : i + 1] == ">" else cell + gap)
             self.out(indent + "  ".join(parts).rstrip(), style="" if number else "bold")
 
     @property

@@ -370,9 +370,7 @@ class Assembly:
             )
         )
 
-    def _channel(
-        self, flow: RunningFlow, name: str, *, producers: int = 1
-    ) -> Channel[Batch[Any]]:
+    def _channel(self, flow: RunningFlow, name: str, *, producers: int = 1) -> Channel[Batch[Any]]:
         channel: Channel[Batch[Any]] = Channel(
             name,
             max_items=self._plan.limits.channel_batches,
@@ -387,10 +385,7 @@ class Assembly:
 
     async def _inline(self, steps: Inline) -> list[RowStep | Stage[Any, Any]]:
         """The steps with each lookup's side table loaded."""
-        found: list[RowStep | Stage[Any, Any]] = []
-        for step in steps:
-            found.append(await self._loaded(step) if isinstance(step, Lookup) else step)
-        return found
+        return [await self._loaded(step) if isinstance(step, Lookup) else step for step in steps]
 
     async def _loaded(self, step: Lookup) -> Map:
         table = await load_side(step, self._info)
@@ -468,9 +463,7 @@ def _rows_untouched(plan: FlowPlan) -> bool:
     return all(isinstance(step, Filter) for stream in streams for step in stream.steps)
 
 
-def _source_key(
-    plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]
-) -> tuple[str, ...]:
+def _source_key(plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]) -> tuple[str, ...]:
     """The source's key, where the rows still have it: the key of a table made for them."""
     shape = readers[0].shape
     if not _rows_untouched(plan) or shape is None:
@@ -499,4 +492,3 @@ def _differences(old: str, now: str) -> str:
     except (ValueError, TypeError, AttributeError):
         names = []
     return ", ".join(names) or "the set-up"
-

@@ -32,9 +32,7 @@ class Channel(Generic[T]):
     closed cleanly.
     """
 
-    def __init__(
-        self, name: str, *, max_items: int, max_bytes: int, producers: int = 1
-    ) -> None:
+    def __init__(self, name: str, *, max_items: int, max_bytes: int, producers: int = 1) -> None:
         self.name = name
         self.max_items = max_items
         self.max_bytes = max_bytes

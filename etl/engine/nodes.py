@@ -37,7 +37,7 @@ class Breather:
             self._since = monotonic()
 
 
-class _Drained(Exception):  # noqa: N818  a way out of the read, not an error
+class _Drained(Exception):  # a way out of the read, not an error
     """Raised in ``emit`` to end a read between two batches."""
 
 
@@ -156,9 +156,7 @@ class Pump:
             self._check_position(batch)
             token = Token(self._partition, self._seq, self._last, batch.position)
             self._seq += 1
-            batch = Batch(
-                batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes
-            )
+            batch = Batch(batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes)
             self._unsettled = False
         failpoints.hit("source.after_read")
         self.rows += len(batch.rows)
@@ -337,7 +335,8 @@ async def _call(
         else:
             if not isinstance(result, Sequence):
                 raise StageError(
-                    f"map_batches {name} returned {type(result).__name__}; it returns a list of rows"
+                    f"map_batches {name} returned {type(result).__name__}; it must return a list of"
+                    " rows"
                 )
             return result
 

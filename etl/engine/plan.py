@@ -123,10 +123,14 @@ class Plan:
         """The plan in lines for a person."""
         readers = sum(len(flow.branches) for flow in self.flows)
         lines = [
-            f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers} connection(s)"
-            f" for reading, {len(self.flows)} for writing",
-            f"memory {_size(self.limits.memory_bytes)}: {_size(self.share)} a channel, batches of"
-            f" {self.limits.batch_rows} rows or {_size(self.limits.batch_nbytes)} at most",
+            (
+                f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers}"
+                f" connection(s) for reading, {len(self.flows)} for writing"
+            ),
+            (
+                f"memory {_size(self.limits.memory_bytes)}: {_size(self.share)} a channel, batches"
+                f" of {self.limits.batch_rows} rows or {_size(self.limits.batch_nbytes)} at most"
+            ),
         ]
         for flow in self.flows:
             lines.append(f"flow {flow.name}")

@@ -198,18 +198,14 @@ class Run:
         assembly = self._assembly
         async with AsyncExitStack() as stack:
             try:
-                await guard(
-                    f"the start of pipeline {self._plan.pipeline!r}", assembly.open(stack)
-                )
+                await guard(f"the start of pipeline {self._plan.pipeline!r}", assembly.open(stack))
             except BaseException:
                 for work in assembly.units.values():
                     work.close()
                 raise
             self._change("running", "")
             names = tuple(flow.plan.name for flow in assembly.flows)
-            self._tell(
-                RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names)
-            )
+            self._tell(RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names))
             self._is_open = True
             self._started.set()
             await supervise(assembly.units, lambda: [*assembly.channels])

@@ -119,7 +119,7 @@ async def supervise(
         errors = [error for error in order if not isinstance(error, ChannelBrokenError)]
         if not errors:
             if cancel is not None:
-                raise cancel
+                raise cancel  # noqa: B904  the very object that came
             errors = order[:1]
         if len(errors) == 1:
             raise errors[0] from errors[0].__cause__

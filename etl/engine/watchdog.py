@@ -63,7 +63,7 @@ class LoopWatchdog:
                 told_at = self._late_s
             elif late_s >= told_at:
                 told_at = late_s * 2
-                frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  no other way
+                frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
                 if frame is not None:
                     _log.warning(
                         "the event loop has been blocked for %.1f s by %s; use map_batches with"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import combining, east_asian_width
+
 _SIZES = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -48,6 +50,20 @@ def duration(seconds: float) -> str:
 def plural(number: int, thing: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{count(number)} {thing}" if number == 1 else f"{count(number)} {thing}s"
+
+
+def width(text: str) -> int:
+    """Columns that a printable text takes in a terminal."""
+    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def shorten(text: str, columns: int) -> str:
+    """The text, cut to a number of columns, with an ellipsis where something is missing."""
+    if width(text) <= columns:
+        return text
+    while text and width(text) > columns - 1:
+        text = text[:-1]
+    return text + "…"
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -9,7 +9,6 @@ import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from shutil import which
 
 from tests.benchmarks.catalogue import NAMES, load
@@ -88,10 +87,10 @@ def _run(name: str, work: Work, place: Place, rounds: int | None, wanted: str | 
                     raise ContenderFailedError("it left other rows than it should")
             except ContenderFailedError as error:
                 broken[one.name] = str(error)
-    results = {one: middle(found) for one, found in measured.items() if one not in broken}
+    results = {name: middle(found) for name, found in measured.items() if name not in broken}
     _print_table(work, contenders, results, place)
-    for one, reason in broken.items():
-        print(f"\n{one} FAILED: {reason}")
+    for failed, reason in broken.items():
+        print(f"\n{failed} FAILED: {reason}")
     _print_goals(work, results)
     return not broken
 
@@ -100,17 +99,17 @@ def _print_table(
     work: Work, contenders: list[Contender], results: dict[str, Measure], place: Place
 ) -> None:
     reference = results.get(work.reference)
-    print("| contender | wall s | rows/s | times the reference's rows/s | CPU s | peak MiB |")
+    rows = work.rows(place) if work.rows is not None else None
+    print("| contender | wall s | rows/s | times the rows/s of by hand | CPU s | peak MiB |")
     print("|---|---|---|---|---|---|")
     for one in contenders:
         if (result := results.get(one.name)) is None:
             continue
-        times = f"{reference.wall_s / result.wall_s:.2f}" if reference else "-"
+        speed = f"{rows / result.wall_s:,.0f}" if rows is not None else "-"
+        times = f"{reference.wall_s / result.wall_s:.2f}" if reference is not None else "-"
         memory = "-" if result.peak_mib is None else f"{result.peak_mib:.0f}"
-        print(
-            f"| {one.name} | {result.wall_s:.2f} | {work.rows(place) / result.wall_s:,.0f} |"
-            f" {times} | {result.cpu_s:.2f} | {memory} |"
-        )
+        wall, cpu = f"{result.wall_s:.2f}", f"{result.cpu_s:.2f}"
+        print("|", " | ".join((one.name, wall, speed, times, cpu, memory)), "|")
 
 
 def _print_goals(work: Work, results: dict[str, Measure]) -> None:

@@ -16,8 +16,8 @@ import asyncpg
 FETCH_ROWS = 10_000
 QUEUE_BATCHES = 4
 
-Records: TypeAlias = Sequence[Sequence[Any]]
-Convert: TypeAlias = Callable[[Records], Iterable[Sequence[Any]]]
+Records: TypeAlias = Sequence[Any]  # of asyncpg's records or of tuples
+Convert: TypeAlias = Callable[[Records], Iterable[Any]]
 
 
 def unchanged(records: Records) -> Records:

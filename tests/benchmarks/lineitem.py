@@ -148,7 +148,7 @@ def sqlite_digest_of_postgres(place: Place) -> object:
     return _hash(fetch_rows(place.source, f"SELECT {casts} FROM lineitem"))
 
 
-def _hash(rows: Iterable[Sequence[object]]) -> tuple[int, int]:
+def _hash(rows: Iterable[Iterable[object]]) -> tuple[int, int]:
     count = total = 0
     for row in rows:
         count += 1
@@ -207,7 +207,7 @@ _FIRST_DAY = date(1992, 1, 2)
 
 def _made_up() -> Iterator[tuple[object, ...]]:
     """Rows of the same kinds and lengths, the same in every run, without end."""
-    random = Random(19920102)  # noqa: S311  data, not secrets
+    random = Random(19920102)
     whole = random.randrange
     for order in count(1):
         for line in range(1, whole(1, 8) + 1):
@@ -219,7 +219,7 @@ def _made_up() -> Iterator[tuple[object, ...]]:
                 quantity, f"{price // 100}.{price % 100:02d}",
                 f"0.{whole(11):02d}", f"0.{whole(9):02d}",
                 random.choice("NRA"), random.choice("OF"),
-                shipped, shipped + timedelta(days=whole(60)), shipped + timedelta(days=whole(1, 31)),
+                shipped, shipped + timedelta(whole(60)), shipped + timedelta(whole(1, 31)),
                 random.choice(_INSTRUCTIONS), random.choice(_MODES),
                 " ".join(random.choices(_WORDS, k=whole(2, 6)))[:43],
             )  # fmt: skip

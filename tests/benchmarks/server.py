@@ -117,13 +117,14 @@ def execute(url: str, *statements: str) -> None:
 
 def fetch_value(url: str, query: str) -> object:
     """The first value of the first row."""
-    return fetch_rows(url, query)[0][0]
+    value: object = fetch_rows(url, query)[0][0]
+    return value
 
 
-def fetch_rows(url: str, query: str) -> Sequence[Sequence[object]]:
+def fetch_rows(url: str, query: str) -> Sequence[asyncpg.Record]:
     """All rows of a query."""
 
-    async def run() -> Sequence[Sequence[object]]:
+    async def run() -> Sequence[asyncpg.Record]:
         connection = await asyncpg.connect(url)
         try:
             return await connection.fetch(query)

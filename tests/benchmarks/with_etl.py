@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
-from etl import Flow, Pipeline
+import etl.databases.postgres
+import etl.databases.sqlite  # noqa: F401  both now, so that no clock sees the imports
+from etl import Flow, Pipeline, Report
 
 
-def run(flow: Flow) -> None:
+def run(flow: Flow) -> Report:
     """Run a flow from the beginning, with default limits."""
     # A name that no run before had, so that there is no position to go on from.
     report = Pipeline(f"benchmark {os.getpid()}", flow).run_sync()
     if report.status != "completed":
         raise RuntimeError(f"the run is {report.status}")
+    return report

@@ -58,7 +58,7 @@ class Work:
     """A piece of work.
 
     Attributes:
-        rows: How many rows are read, for rows per second.
+        rows: How many rows are read, for rows per second; None where contenders differ in it.
         prepare: Makes what all contenders read; once.
         reset: Makes an empty target; before each contender.
         check: Looks at what a contender returned, in its own process, after the clock has stopped.
@@ -73,7 +73,7 @@ class Work:
     title: str
     contenders: tuple[Contender, ...]
     reference: str
-    rows: Callable[[Place], int]
+    rows: Callable[[Place], int] | None
     prepare: Callable[[Place], None]
     reset: Callable[[Place], None]
     found: Callable[[Place], object]

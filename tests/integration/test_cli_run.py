@@ -364,7 +364,7 @@ raise KeyError("{SECRET}")
 }
 
 
-@pytest.mark.parametrize("extra", [(), ("--traceback",), ("--verbose",), ("--json",)])
+@pytest.mark.parametrize("extra", [(), ("--traceback", "--verbose"), ("--json",)])
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_password_never_comes_out(
     write: Write, start: Start, leak: str, extra: tuple[str, ...]

@@ -88,15 +88,15 @@ class Loaded:
 
 def lines(table: str) -> Iterator[list[str]]:
     """The lines of a CSV file, without the header."""
-    with csv_file(table) as file:
-        rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+    with csv_file(table) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        rows = csv.reader(text)
         next(rows)
         yield from rows
 
 
 def dicts(table: str) -> Iterator[dict[str, str]]:
-    with csv_file(table) as file:
-        yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+    with csv_file(table) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        yield from csv.DictReader(text)
 
 
 def number(text: str) -> float | None:

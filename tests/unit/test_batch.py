@@ -76,7 +76,8 @@ def test_split_gives_the_token_to_the_last_piece() -> None:
 
 
 def test_split_into_nothing_still_carries_the_token() -> None:
-    (only,) = Batch([1], tokens=(TOKEN,)).split([])
+    nothing: list[list[int]] = []
+    (only,) = Batch([1], tokens=(TOKEN,)).split(nothing)
     assert only.tokens == (TOKEN,)
     assert len(only.rows) == 0
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.observe.figures import count, duration, plural, printable, short_count, size
+from etl.observe.figures import (
+    count,
+    duration,
+    plural,
+    printable,
+    short_count,
+    shorten,
+    size,
+    width,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +80,20 @@ def test_plural_and_count() -> None:
 )
 def test_control_characters_are_escaped(name: str, shown: str) -> None:
     assert printable(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", 0), ("orders", 6), ("größe", 5), ("gro\u0308ße", 5), ("表x", 3)]
+)
+def test_width_counts_columns(text: str, columns: int) -> None:
+    assert width(text) == columns
+
+
+@given(st.text(), st.integers(min_value=1, max_value=30))
+def test_a_shortened_text_fits(text: str, columns: int) -> None:
+    shown = shorten(text, columns)
+    assert width(shown) <= columns
+    assert shown == text or shown.endswith("…")
 
 
 def test_line_breaks_can_be_kept() -> None:

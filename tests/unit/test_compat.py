@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -62,7 +62,7 @@ def uvloop_factory() -> asyncio.AbstractEventLoop:
         "debug",
     ]
 )
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Main], None]]:
+def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
     """Runs a coroutine function in a new loop of each kind."""
     factory = uvloop_factory if request.param == "uvloop" else None
 
@@ -70,7 +70,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Main], None]]:
         with asyncio.Runner(loop_factory=factory, debug=request.param == "debug") as runner:
             runner.run(main())
 
-    yield in_a_loop
+    return in_a_loop
 
 
 def nothing_else_runs() -> bool:
@@ -194,17 +194,17 @@ def test_cancelled_with_a_task_group(run: Callable[[Main], None]) -> None:
 def test_a_commit_under_an_anyio_scope_is_not_cut(run: Callable[[Main], None]) -> None:
     async def main() -> None:
         sink = MemorySink[int](yields_per_write=3)
+        loop = asyncio.get_running_loop()
+
+        def cancel_after(turns: int, scope: anyio.CancelScope) -> None:
+            if turns == 0:
+                scope.cancel()
+            else:
+                loop.call_soon(cancel_after, turns - 1, scope)
+
         for turns in range(0, 30, 3):
             with anyio.CancelScope() as scope:
-                loop = asyncio.get_running_loop()
-
-                def later(left: int, scope: anyio.CancelScope = scope) -> None:
-                    if left == 0:
-                        scope.cancel()
-                    else:
-                        loop.call_soon(later, left - 1)
-
-                later(turns)
+                cancel_after(turns, scope)
                 await Pipeline("t", flow_into(sink), limits=Limits(group_rows=1)).run()
             assert sink.rows == [2 * row for row in ROWS][: len(sink.rows)]
         await Pipeline("t", flow_into(sink)).run()

@@ -18,7 +18,6 @@ from etl.batch import Position
 from etl.connector import Advance, OpenTarget, RunInfo, Session, Sink
 from etl.engine.run import Run
 from etl.errors import (
-    ConservationError,
     DataError,
     EtlError,
     FencedError,

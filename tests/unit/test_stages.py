@@ -458,7 +458,7 @@ def test_stage_takes_an_async_generator_function_only() -> None:
 
     for wrong in (no_yield, not_async, plus_one):
         with pytest.raises(ConfigError, match="async def"):
-            stage(wrong)  # type: ignore[call-overload]
+            stage(wrong)  # type: ignore[arg-type]
 
 
 async def test_stage_with_options() -> None:

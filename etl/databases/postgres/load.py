@@ -169,25 +169,26 @@ class Load:
         await connection.execute(f"DROP TABLE IF EXISTS {self.staging_table}")
         self._into = None
         self._is_staged_for_good = False
-        if self._shape is not None or (self.sink.mode == "replace" and self.sink.swap == "rename"):
-            await self._make_staging(connection, self._shape)
+        await self._make_staging(connection, ())
 
-    async def _make_staging(self, connection: Connection, shape: Shape | None) -> bool:
-        """Make the staging table; False where its columns are not known yet."""
+    async def _make_staging(self, connection: Connection, rows: Sequence[Any]) -> None:
+        """Make the staging table, unless its columns are told only by rows and there are none."""
         final = await self._final(connection)
         if final is not None and self.sink.mode == "replace" and self.sink.swap == "rename":
             await staging.make_like(connection, final, self._staging)
-        elif shape is None:
-            return False
+        elif self._shape is None and not len(rows):
+            return
         elif final is not None:
-            check_columns(final, shape.names, self.label)
+            names = self._shape.names if self._shape else names_of(rows, self.label)
+            check_columns(final, names, self.label)
             have = final.by_name
-            names = [name for name in shape.names if not have[name].generated]
+            names = tuple(name for name in names if not have[name].generated)
             await staging.make_bare(connection, final, self._staging, names)
         else:
-            key = shape.key
-            await create_table(connection, self._schema, self._staging, shape, key, self.label)
-        return True
+            shape = self._shape or self._shape_of_rows(rows)
+            await create_table(
+                connection, self._schema, self._staging, shape, shape.key, self.label
+            )
 
     async def publish(self, connection: Connection) -> None:
         """Put the staging table in place, in the transaction that is open."""
@@ -289,13 +290,12 @@ class Load:
                 f"{self.label}: its staging table {self._staging!r} was dropped during the run."
                 " This group was rolled back; run again, and the load starts from the beginning"
             )
-        shape = self._shape or self._shape_of_rows(rows)
+        found: Relation | None = None
         if self.staged:
-            made = await self._make_staging(connection, shape)
-            found = await find_relation(connection, self.staging_table) if made else None
-        elif not self.sink.create:
-            found = None
-        else:
+            await self._make_staging(connection, rows)
+            found = await find_relation(connection, self.staging_table)
+        elif self.sink.create:
+            shape = self._shape or self._shape_of_rows(rows)
             found = await self._create_final(connection, shape)
         if found is None:
             raise SchemaMismatchError(

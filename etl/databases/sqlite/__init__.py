@@ -1,5 +1,8 @@
 """The SQLite driver: sources, sinks and checkpoints in a file, by aiosqlite."""
 
 from etl.databases.sqlite.reader import open_reader
+from etl.databases.sqlite.state import open_state
+from etl.databases.sqlite.survey import check, list_tables
+from etl.databases.sqlite.target import open_target
 
-__all__ = ["open_reader"]
+__all__ = ["check", "list_tables", "open_reader", "open_state", "open_target"]

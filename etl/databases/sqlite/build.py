@@ -13,7 +13,7 @@ from dataclasses import fields as dataclass_fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, TypeAlias, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeAlias, get_origin, get_type_hints
 from uuid import UUID
 
 from etl.errors import ConfigError, DataError
@@ -24,11 +24,11 @@ _Convert: TypeAlias = Callable[[Any], Any]
 _NONE = type(None)
 
 
-class Misfit(Exception):  # noqa: N818  carries a reason to the place that knows the row
+class Misfit(Exception):
     """A value that does not fit; its text says why, without the value."""
 
 
-def _fail(why: str) -> Any:
+def _fail(why: str) -> NoReturn:
     raise Misfit(why)
 
 
@@ -67,7 +67,7 @@ def _decimal(value: Any) -> Decimal:
         return Decimal(repr(value))  # the shortest text that means this number
     if type(value) is str and _NUMBER.fullmatch(value):
         return Decimal(value.strip())
-    return _fail("it is not a number, and not the text of one")
+    _fail("it is not a number, and not the text of one")
 
 
 def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
@@ -75,7 +75,7 @@ def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
         try:
             return parse(_str(value))
         except ValueError:
-            return _fail(f"the text is not {what}")
+            _fail(f"the text is not {what}")
 
     return convert
 
@@ -106,7 +106,7 @@ def _json(kind: type[Any]) -> _Convert:
         try:
             found = json.loads(_str(value))
         except (ValueError, RecursionError):
-            return _fail("the text is not JSON")
+            _fail("the text is not JSON")
         return found if isinstance(found, kind) else _fail(f"the JSON is not a {kind.__name__}")
 
     return convert
@@ -117,7 +117,7 @@ def _enum(kind: type[Enum]) -> _Convert:
         try:
             return kind(value)
         except ValueError:
-            return _fail(f"it is no value of {kind.__name__}")
+            _fail(f"it is no value of {kind.__name__}")
 
     return convert
 
@@ -170,7 +170,7 @@ class Builder:
             raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")
         for field in fields:
             hint, nullable = strip_optional(hints[field.name])
-            plain = get_origin(hint) or hint
+            plain: Any = get_origin(hint) or hint
             convert = _CONVERT.get(plain)
             if convert is None:
                 convert = _enum(plain)  # nothing else passes shape_of()

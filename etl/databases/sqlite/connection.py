@@ -129,6 +129,12 @@ class Connection:
         cursor = await self.run(lambda driver: driver.executemany(sql, rows), wait_s=0)
         return cursor.rowcount
 
+    async def create_function(self, name: str, function: Callable[[Any], Any]) -> None:
+        """Let SQL call a pure function of one value."""
+        await self.run(
+            lambda driver: driver.create_function(name, 1, function, deterministic=True)  # pyright: ignore[reportUnknownMemberType]  a bare Callable there
+        )
+
     async def run(
         self,
         work: Callable[[aiosqlite.Connection], Awaitable[T]],
@@ -168,9 +174,7 @@ class Connection:
         IMMEDIATE: a transaction that reads first and writes later fails at once where another
         one wrote in between.
         """
-        await self.run(
-            lambda driver: driver.execute_fetchall("BEGIN IMMEDIATE"), given_up=given_up
-        )
+        await self.run(lambda driver: driver.execute_fetchall("BEGIN IMMEDIATE"), given_up=given_up)
 
     async def commit(self) -> None:
         """Commit. Outside WAL, readers can be in the way: then it waits, still in transaction."""
@@ -292,7 +296,7 @@ class Source:
         self.notes = tuple(notes)
 
 
-async def open_target(url_path: str, where: str) -> tuple[Connection, Sequence[str]]:
+async def open_target_file(url_path: str, where: str) -> tuple[Connection, Sequence[str]]:
     """Open a file for writing; make it, readable by its owner only, where it is missing.
 
     Returns:

@@ -19,8 +19,7 @@ _CLASSES = {int: "i", str: "t", float: "r", bytes: "b"}
 
 def to_position(values: Sequence[Any]) -> Position:
     """The position of the row with these key values; none of them is NULL."""
-    kinds = {type(value) for value in values}
-    if kinds <= {int, str}:
+    if all(type(value) is int or type(value) is str for value in values):
         return tuple(values)
     classes = "".join(_CLASSES[type(value)] for value in values)
     return (*map(_encode, values), classes)

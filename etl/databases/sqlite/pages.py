@@ -86,7 +86,9 @@ class Paging:
         single = len(self._key) == 1
         names = ", ".join(self._names[i] for i in self._key)
         if any(key is None if single else None in key for key in keys[1:]):
-            raise DataError(f"{self._label}: the key ({names}) is NULL in a row; it orders the read")
+            raise DataError(
+                f"{self._label}: the key ({names}) is NULL in a row; it orders the read"
+            )
         if any(map(_equal, keys, keys[1:])):
             raise DataError(
                 f"{self._label}: two rows have the same key ({names}), so the read could not"

@@ -128,9 +128,7 @@ async def profiled(connection: Connection, shape: Shape, source: str) -> Shape:
     dynamic = [column for column in shape.columns if column.type.kind == "dynamic"]
     if not dynamic:
         return shape
-    await connection.run(
-        lambda driver: driver.create_function(_TEXT_KIND, 1, text_kind, deterministic=True)
-    )
+    await connection.create_function(_TEXT_KIND, text_kind)
     parts = [part for column in dynamic for part in _parts(column)]
     # SQLite allows 2,000 result columns.
     values: list[Any] = []
@@ -152,9 +150,7 @@ async def profiled(connection: Connection, shape: Shape, source: str) -> Shape:
 
 def _parts(column: Column) -> list[str]:
     name = quote(column.name)
-    counts = [
-        f"sum(typeof({name}) = '{one}')" for one in ("integer", "real", "text", "blob")
-    ]
+    counts = [f"sum(typeof({name}) = '{one}')" for one in ("integer", "real", "text", "blob")]
     integer = f"CASE WHEN typeof({name}) = 'integer' THEN {name} END"
     kinds = "NULL"
     if declared_kind(column.type.name) in _CHECKED:

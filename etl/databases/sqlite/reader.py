@@ -58,9 +58,7 @@ class Order:
 
 
 @asynccontextmanager
-async def open_reader(
-    url: Url, spec: ReadSpec, info: RunInfo
-) -> AsyncGenerator[Reader[Any], None]:
+async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[Reader[Any], None]:
     """Open a table or query for one run; see :class:`etl.databases.database.Driver`."""
     reader = SqliteReader(url, spec, info)
     try:
@@ -109,9 +107,7 @@ class SqliteReader:
         self._names = self._selected(table)
         key = self._spec.key or table.key
         shape = _shape(table, key)
-        self._layout = Layout(
-            shape.columns, [_same for _ in shape.columns], is_text=False
-        )
+        self._layout = Layout(shape.columns, [_same for _ in shape.columns], is_text=False)
         row = self._spec.row
         self.shape = shape
         if row is not None:

@@ -15,7 +15,8 @@ from etl.rows import Column, Kind, Shape, Type
 Affinity: TypeAlias = Literal["integer", "text", "blob", "real", "numeric"]
 
 STAGING = "__etl_new"
-"""Ends the name of the table that a replaced table is loaded into."""
+"""In the name of each table that rows are gathered in before they are published."""
+_IS_STAGING = re.compile(rf".*{STAGING}(_[0-9a-f]{{8}})?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +143,15 @@ def affinity_of(declared: str) -> Affinity:
     return "numeric"
 
 
-_NAMED: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE | re.ASCII), kind)
-    for pattern, kind in (
-        (r"bool(ean)?", "bool"),
-        (r"date", "date"),
-        (r"time", "time"),
-        (r"(timestamptz|datetimetz|timestamp with time zone|datetimeoffset)", "timestamptz"),
-        (r"(datetime|timestamp)( without time zone)?", "timestamp"),
-        (r"(numeric|decimal|number|money)", "numeric"),
-        (r"jsonb?", "json"),
-        (r"(uuid|guid|uniqueidentifier)", "uuid"),
-    )
+_NAMES: tuple[tuple[str, Kind], ...] = (
+    (r"bool(ean)?", "bool"),
+    (r"date", "date"),
+    (r"time", "time"),
+    (r"(timestamptz|datetimetz|timestamp with time zone|datetimeoffset)", "timestamptz"),
+    (r"(datetime|timestamp)( without time zone)?", "timestamp"),
+    (r"(numeric|decimal|number|money)", "numeric"),
+    (r"jsonb?", "json"),
+    (r"(uuid|guid|uniqueidentifier)", "uuid"),
 )
 _BY_AFFINITY: Mapping[Affinity, Kind] = {
     "integer": "int64",
@@ -170,8 +168,8 @@ def declared_kind(declared: str) -> Kind:
     A promise only: SQLite stores what it is given.
     """
     name = re.sub(r"\s*\(.*?\)\s*", " ", declared).strip()
-    for pattern, kind in _NAMED:
-        if pattern.fullmatch(name):
+    for pattern, kind in _NAMES:
+        if re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII):
             return kind
     return "text" if not name else _BY_AFFINITY[affinity_of(declared)]
 
@@ -287,4 +285,4 @@ async def table_names(connection: Connection) -> list[str]:
         " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE 'etl\\_%' ESCAPE '\\'"
         " ORDER BY name"
     )
-    return [row[0] for row in rows if not str(row[0]).endswith(STAGING)]
+    return [row[0] for row in rows if _IS_STAGING.fullmatch(row[0]) is None]

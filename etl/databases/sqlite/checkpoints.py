@@ -1,0 +1,112 @@
+"""The table ``etl_checkpoint``: positions that change together with the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from etl.batch import decode_position, encode_position
+from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
+from etl.databases.sqlite.connection import Connection
+from etl.errors import ConfigError, FencedError
+
+_KEY = "pipeline = ? AND flow = ? AND sink = ? AND partition = ?"
+_FIELDS = "epoch, position, complete, fingerprint, rows"
+
+
+def parts(key: CheckpointKey) -> tuple[str, str, str, str]:
+    """A key in the order of its columns."""
+    return (key.pipeline, key.flow, key.sink, key.partition)
+
+
+def now() -> str:
+    """The present for ``updated_at``: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def checkpoint_of(row: Sequence[Any]) -> Checkpoint:
+    """A checkpoint from epoch, position, complete, fingerprint and rows.
+
+    Raises:
+        ConfigError: The stored position cannot be read.
+    """
+    epoch, position, complete, fingerprint, rows = row
+    try:
+        found = decode_position(position)
+    except ValueError as error:
+        raise ConfigError(
+            "a position in etl_checkpoint is damaged: it is not a JSON array. Nothing was moved;"
+            " repair the row, or reset the state of its flow"
+        ) from error
+    return Checkpoint(
+        epoch=epoch, position=found, complete=bool(complete), fingerprint=fingerprint, rows=rows
+    )
+
+
+async def load(
+    connection: Connection, keys: Sequence[CheckpointKey]
+) -> dict[CheckpointKey, Checkpoint]:
+    """Those that exist."""
+    found: dict[CheckpointKey, Checkpoint] = {}
+    for key in keys:
+        rows = await connection.fetch(
+            f"SELECT {_FIELDS} FROM etl_checkpoint WHERE {_KEY}",  # noqa: S608  constants
+            parts(key),
+        )
+        if rows:
+            found[key] = checkpoint_of(rows[0])
+    return found
+
+
+async def raise_epoch(
+    connection: Connection, key: CheckpointKey, fingerprint: str, info: RunInfo
+) -> None:
+    """Take a checkpoint over, or make it."""
+    await connection.execute(
+        "INSERT INTO etl_checkpoint (pipeline, flow, sink, partition, epoch, position, complete,"
+        " generation, fingerprint, batches, rows, run_id, holder, updated_at)"
+        " VALUES (?, ?, ?, ?, 1, NULL, 0, 0, ?, 0, 0, ?, ?, ?)"
+        " ON CONFLICT (pipeline, flow, sink, partition) DO UPDATE SET epoch = epoch + 1,"
+        " fingerprint = excluded.fingerprint, run_id = excluded.run_id,"
+        " holder = excluded.holder, updated_at = excluded.updated_at",
+        (*parts(key), fingerprint, info.run_id, info.holder, now()),
+    )
+
+
+async def start_anew(connection: Connection, key: CheckpointKey) -> None:
+    """A new generation: from the beginning, into a new staging table."""
+    await connection.execute(
+        "UPDATE etl_checkpoint SET position = NULL, complete = 0, generation = generation + 1,"  # noqa: S608
+        f" batches = 0, rows = 0, updated_at = ? WHERE {_KEY}",
+        (now(), *parts(key)),
+    )
+
+
+async def advance(connection: Connection, step: Advance, run_id: str) -> None:
+    """Move one checkpoint from where this run left it.
+
+    Raises:
+        FencedError: It is not there any more: a newer run took over.
+    """
+    changed = await connection.execute(
+        "UPDATE etl_checkpoint SET position = ?, complete = ?, rows = rows + ?,"  # noqa: S608
+        f" batches = batches + 1, run_id = ?, updated_at = ? WHERE {_KEY} AND epoch = ?"
+        " AND position IS ?",
+        (
+            encode_position(step.new),
+            int(step.complete),
+            step.rows,
+            run_id,
+            now(),
+            *parts(step.key),
+            step.epoch,
+            encode_position(step.old),
+        ),
+    )
+    if changed != 1:
+        key = step.key
+        raise FencedError(
+            f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has"
+            " taken over. This one was rolled back and writes nothing more"
+        )

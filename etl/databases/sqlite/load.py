@@ -1,0 +1,452 @@
+"""How one sink gets its rows into its table: append, upsert, or through a staging table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from etl.batch import Batch
+from etl.connector import Sink
+from etl.databases.sql import quote, quote_all
+from etl.databases.sqlite.bind import SLICE, Binder, layout_of, names_of
+from etl.databases.sqlite.connection import Connection
+from etl.databases.sqlite.ddl import (
+    create_staging,
+    create_table,
+    refuse_doubles,
+    suggest_table,
+)
+from etl.databases.sqlite.schema import STAGING, Table, TableColumn, find_table, table_name
+from etl.errors import (
+    ConfigError,
+    DataError,
+    SchemaMismatchError,
+    TargetUnavailableError,
+)
+from etl.rows import Shape, shape_of
+
+
+def staging_names(sink: str, pipeline: str, flow: str) -> tuple[str, str]:
+    """The staging tables of a sink: that of a replaced table, and that of a gathered append.
+
+    Several flows may gather rows for one table, each in its own.
+    """
+    name = table_name(sink) + STAGING
+    own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
+    return name, f"{name}_{own[:8]}"
+
+
+class Load:
+    """One sink of a session.
+
+    Invariant: what is remembered of the tables here was committed, or belongs to the open
+    transaction; :meth:`forget` drops it after a rollback.
+
+    Attributes:
+        is_staged: Rows go into a staging table, which is published at the end of the run.
+        staging: Its name.
+    """
+
+    def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str) -> None:
+        self.sink = sink
+        self.is_staged = sink.mode == "replace"
+        self.label = f"sink {sink.table!r}"
+        self._name = table_name(sink.table)
+        if self._name.lower().startswith(("sqlite_", "etl_")):
+            raise ConfigError(
+                f"{self.label}: names that begin with sqlite_ or etl_ are not for your tables"
+            )
+        replaced, appended = staging_names(sink.table, pipeline, flow)
+        self.staging = appended if sink.mode == "append" else replaced
+        self._shape: Shape | None = None
+        self._into: Table | None = None
+        self._schema_version: int | None = None
+        self._plans: dict[tuple[str, ...], tuple[str, Binder]] = {}
+
+    # -- before the first row ----------------------------------------------------------------
+
+    async def prepare(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Sequence[str]:
+        """Check the table, or make it where that is allowed and its columns are known.
+
+        Raises:
+            SchemaMismatchError: It does not fit.
+        """
+        sink = self.sink
+        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        if sink.add and not resumable:
+            raise SchemaMismatchError(
+                f"{self.label}: the source cannot be resumed, and a second read would add its"
+                f" {', '.join(map(repr, sink.add))} again. Nothing was written; give the source a"
+                " key= with a unique index"
+            )
+        self._shape = shape or (shape_of(sink.row) if sink.row is not None else None)
+        final = await find_table(connection, self._name)
+        if final is None:
+            self._check_creation()
+            if self.is_staged or self._shape is None:
+                return []
+            final = await self._create(connection, self._shape)
+        self._check(final)
+        return self._notes(final)
+
+    def _check_creation(self) -> None:
+        """Whether a missing table can be made; refuses early what is known early."""
+        shape = self._shape
+        suggestion = ""
+        if shape is not None:
+            statement = create_table(self._name, shape, self._new_key(shape))
+            suggestion = f"; this would make it:\n{statement}"
+            self._check_key_names(shape.names)
+        if not self.sink.create:
+            raise SchemaMismatchError(
+                f"{self.label}: the table does not exist, and create=False forbids to make it."
+                f" Nothing was written{suggestion}"
+            )
+
+    async def _create(self, connection: Connection, shape: Shape) -> Table:
+        await connection.execute(create_table(self._name, shape, self._new_key(shape)))
+        found = await find_table(connection, self._name)
+        assert found is not None
+        return found
+
+    def _new_key(self, shape: Shape) -> tuple[str, ...]:
+        return self.sink.key or shape.key
+
+    def _check(self, final: Table) -> None:
+        if final.type not in {"table", "virtual"}:
+            raise SchemaMismatchError(
+                f"{self.label}: {final.name!r} is a {final.type}, not a table. Nothing was written"
+            )
+        if self._shape is not None:
+            self._columns(final, self._shape.names)
+        if self.sink.mode != "upsert":
+            return
+        key = self._key_columns(final)
+        if final.index_on(key) is None:
+            raise SchemaMismatchError(
+                f"{self.label}: no unique index is on exactly the key ({', '.join(key)}) of"
+                f" {final.name!r}; one with WHERE or over expressions does not count. Nothing was"
+                f" written; for example: CREATE UNIQUE INDEX ... ON {quote(final.name)}"
+                f" ({quote_all(key)})"
+            )
+        for name in self.sink.add:
+            column = self._existing(final, name)
+            if column.affinity == "text":
+                raise SchemaMismatchError(
+                    f"{self.label}: column {name!r} is declared {column.declared}, and SQLite adds"
+                    " texts up as floating-point numbers. Nothing was written; declare it INTEGER,"
+                    " NUMERIC or REAL"
+                )
+        if self._shape is not None:
+            self._check_key_names(self._shape.names)
+
+    def _check_key_names(self, names: Sequence[str]) -> None:
+        for name in (*self.sink.key, *self.sink.add):
+            if name not in names:
+                raise SchemaMismatchError(
+                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
+                    f" names; they have {', '.join(names)}. Nothing was written"
+                )
+
+    def _key_columns(self, final: Table) -> tuple[str, ...]:
+        return tuple(self._existing(final, name).name for name in self.sink.key)
+
+    def _existing(self, final: Table, name: str) -> TableColumn:
+        column = final.column(name)
+        if column is None:
+            raise SchemaMismatchError(
+                f"{self.label}: the table {final.name!r} has no column {name!r}, which upsert(key=,"
+                f" add=) names; it has {', '.join(final.names)}. Nothing was written"
+            )
+        return column
+
+    def _columns(
+        self, table: Table, names: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[TableColumn, ...]]:
+        """The rows' columns that are written, and the table's for each.
+
+        Raises:
+            SchemaMismatchError: The table lacks one, or needs one that the rows lack.
+        """
+        refuse_doubles(names, self.label)
+        found = {name: table.column(name) for name in names}
+        unknown = [name for name, column in found.items() if column is None]
+        if unknown:
+            raise SchemaMismatchError(
+                f"{self.label}: the table {table.name!r} has no column"
+                f" {', '.join(map(repr, unknown))}; it has {', '.join(table.names)}. Nothing was"
+                " written; add the column, or leave it out of the rows"
+            )
+        given = {column.name for column in found.values() if column is not None}
+        needed = [c.name for c in table.columns if c.required and c.name not in given]
+        if needed:
+            raise SchemaMismatchError(
+                f"{self.label}: the rows have no {', '.join(map(repr, needed))}, which the table"
+                f" {table.name!r} needs (NOT NULL without a default). Nothing was written"
+            )
+        pairs = [(n, c) for n, c in found.items() if c is not None and not c.generated]
+        if not pairs:
+            raise SchemaMismatchError(f"{self.label}: the rows have no column to write")
+        return tuple(name for name, _ in pairs), tuple(column for _, column in pairs)
+
+    def _notes(self, final: Table) -> list[str]:
+        notes: list[str] = []
+        if self.sink.mode == "upsert":
+            notes.append(
+                f"{self.label}: rows that were deleted in the source stay in {final.name!r}, and a"
+                " row whose key changed leaves its old version"
+            )
+        if self.is_staged and self.sink.mode == "append":
+            notes.append(
+                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
+                f" {self.staging!r} and appended when the run has ended"
+            )
+        if self._shape is not None:
+            left_out = [
+                column.name
+                for name in self._shape.names
+                if (column := final.column(name)) is not None and column.generated
+            ]
+            if left_out:
+                notes.append(
+                    f"{self.label}: {', '.join(map(repr, left_out))} of {final.name!r} is computed"
+                    " by SQLite and not written"
+                )
+        return notes
+
+    # -- staging -----------------------------------------------------------------------------
+
+    async def has_staging(self, connection: Connection) -> bool:
+        """Whether the staging table is there."""
+        return await find_table(connection, self.staging) is not None
+
+    async def make_staging(self, connection: Connection) -> None:
+        """Make it anew, empty; where the columns are not known yet, the first rows make it."""
+        await connection.execute(f"DROP TABLE IF EXISTS {quote(self.staging)}")
+        self.forget()
+        if self._shape is not None:
+            await self._create_staging(connection, self._shape)
+
+    async def _create_staging(self, connection: Connection, shape: Shape) -> None:
+        """For an existing table: the columns that come, with its types, no constraints. For a
+        missing one: the table itself under another name."""
+        final = await find_table(connection, self._name)
+        if final is None:
+            self._check_creation()
+            key = shape.key if self.sink.mode == "replace" else ()
+            await connection.execute(create_table(self.staging, shape, key))
+            return
+        self._check(final)
+        _, columns = self._columns(final, shape.names)
+        statement = create_staging(self.staging, [(c.name, c.declared) for c in columns])
+        await connection.execute(statement)
+
+    async def publish(self, connection: Connection) -> str | None:
+        """Put the staged rows in place, in the open transaction.
+
+        The rows of an existing table are rewritten, so its indexes, triggers, views and rights
+        stay.
+
+        Returns:
+            The name of the table where its former rows are gone.
+        """
+        staged = await find_table(connection, self.staging)
+        final = await find_table(connection, self._name)
+        is_replaced = self.sink.mode == "replace"
+        if final is None:
+            if staged is not None:
+                await connection.execute(
+                    f"ALTER TABLE {quote(self.staging)} RENAME TO {quote(self._name)}"
+                )
+            return self._name if is_replaced else None
+        self._check(final)
+        name = quote(final.name)
+        if is_replaced:
+            await connection.execute(f"DELETE FROM {name}")  # noqa: S608  a quoted name
+        if staged is not None:
+            columns = quote_all(staged.names)
+            expected = await connection.value(f"SELECT count(*) FROM {quote(self.staging)}")  # noqa: S608
+            order = "" if staged.key else " ORDER BY rowid"
+            written = await connection.execute(
+                f"INSERT INTO {name} ({columns})"  # noqa: S608  quoted names
+                f" SELECT {columns} FROM {quote(self.staging)}{order}"
+            )
+            self._check_count(final, expected, written)
+            await connection.execute(f"DROP TABLE {quote(self.staging)}")
+        return final.name if is_replaced else None
+
+    # -- rows --------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Look at the tables again before the next row."""
+        self._into = None
+        self._schema_version = None
+        self._plans.clear()
+
+    async def write(
+        self, connection: Connection, batches: Sequence[Batch[Any]], check: Callable[[], None]
+    ) -> int:
+        """Write the rows of a group, in the open transaction; return how many.
+
+        Args:
+            check: Called between slices; raises where the transaction is gone or given up.
+
+        Raises:
+            DataError: A row does not fit or is refused.
+        """
+        written = 0
+        version = await connection.value("PRAGMA schema_version")
+        if version != self._schema_version:
+            self.forget()
+        for batch in batches:
+            rows = batch.rows
+            if not rows:
+                continue
+            statement, binder = await self._plan(connection, rows)
+            for first in range(0, len(rows), SLICE):
+                check()
+                part = rows if len(rows) <= SLICE else rows[first : first + SLICE]
+                written += await self._write(connection, statement, binder, part, first)
+        check()
+        return written
+
+    async def _write(
+        self,
+        connection: Connection,
+        statement: str,
+        binder: Binder,
+        rows: Sequence[Any],
+        first: int,
+    ) -> int:
+        try:
+            changed = await connection.execute_many(statement, self._tuples(binder, rows, first))
+        except (OverflowError, UnicodeEncodeError) as error:
+            # The driver does not say which value it could not take.
+            binder.refuse_unstorable(rows, first)
+            raise DataError(f"{self.label}: a value cannot be stored ({error})") from error
+        assert self._into is not None
+        if self.sink.mode != "upsert":
+            self._check_count(self._into, len(rows), changed)
+        return len(rows)
+
+    def _tuples(self, binder: Binder, rows: Sequence[Any], first: int) -> Any:
+        """The rows to bind; converted on the connection's thread, as it takes them."""
+        tuples = binder.tuples(rows, first)
+        if self.sink.mode != "upsert":
+            return tuples
+        return self._with_keys(binder, list(tuples), first)
+
+    def _with_keys(
+        self, binder: Binder, rows: list[tuple[Any, ...]], first: int
+    ) -> list[tuple[Any, ...]]:
+        """Refuse NULL in a key: it equals nothing, so such a row would be inserted each time."""
+        columns = [column.name for column in binder.columns]
+        assert self._into is not None
+        for name in self._key_columns(self._into):
+            place = columns.index(name)
+            values = [row[place] for row in rows]
+            if None in values:
+                number = first + values.index(None)
+                raise DataError(
+                    f"{self.label}: the key column {name!r} is None in row {number + 1} of the"
+                    " batch. Nothing of this group was written",
+                    column=name,
+                    row=number,
+                )
+        return rows
+
+    def _check_count(self, table: Table, expected: int, written: int) -> None:
+        if written != expected and table.type == "table":
+            raise DataError(
+                f"{self.label}: SQLite kept {written} of {expected} rows; a trigger on"
+                f" {table.name!r} dropped the others with RAISE(IGNORE). Nothing of this"
+                " transaction was kept"
+            )
+
+    async def _plan(self, connection: Connection, rows: Sequence[Any]) -> tuple[str, Binder]:
+        """The statement and the binder for rows with these columns."""
+        names = names_of(rows, self.label)
+        if self._into is None:
+            self._into = await self._open_table(connection, rows, names)
+            # Making the table has changed it.
+            self._schema_version = await connection.value("PRAGMA schema_version")
+        plan = self._plans.get(names)
+        if plan is None:
+            given, columns = self._columns(self._into, names)
+            binder = Binder(self.label, given, columns)
+            plan = self._plans[names] = (self._statement(self._into, columns), binder)
+        return plan
+
+    async def _open_table(
+        self, connection: Connection, rows: Sequence[Any], names: Sequence[str]
+    ) -> Table:
+        """The table that rows go into: the staging table, or the final one; made if missing."""
+        name = self.staging if self.is_staged else self._name
+        table = await find_table(connection, name)
+        if table is None:
+            shape = self._shape
+            if shape is None:
+                final = await find_table(connection, self._name)
+                shape = self._shape_of(rows, names, final)
+            if self.is_staged:
+                await self._create_staging(connection, shape)
+            else:
+                self._check_creation()
+                await self._create(connection, shape)
+            table = await find_table(connection, name)
+            assert table is not None
+        if not self.is_staged:
+            self._check(table)
+        if self.sink.mode == "upsert":
+            self._check_key_names(names)
+        return table
+
+    def _shape_of(self, rows: Sequence[Any], names: Sequence[str], final: Table | None) -> Shape:
+        """The columns of a table to make, as the first rows tell them."""
+        layout = layout_of(rows)
+        if layout is not None:
+            return Shape(columns=layout.columns)
+        kind: type[Any] = type(rows[0])
+        if is_dataclass(kind):
+            return shape_of(kind)
+        if final is not None:
+            by_name = {column.name: column for column in final.shape.columns}
+            _, columns = self._columns(final, names)
+            return Shape(columns=tuple(by_name[column.name] for column in columns))
+        first: Any = rows[0]
+        values = list(first.values()) if issubclass(kind, Mapping) else list(first)
+        raise SchemaMismatchError(
+            f"{self.label}: the table does not exist, and rows of type {kind.__name__} do"
+            " not tell the types of its columns. Nothing was written; make it, for example:\n"
+            + suggest_table(self._name, names, values, self.sink.key)
+        )
+
+    def _statement(self, table: Table, columns: Sequence[TableColumn]) -> str:
+        names = [column.name for column in columns]
+        marks = ", ".join("?" * len(names))
+        insert = f"INSERT INTO {quote(table.name)} ({quote_all(names)}) VALUES ({marks})"  # noqa: S608
+        if self.sink.mode != "upsert":
+            return insert
+        key = self._key_columns(table)
+        add = {self._existing(table, name).name for name in self.sink.add}
+        changes = [
+            f"{c} = coalesce({c}, 0) + coalesce(excluded.{c}, 0)"
+            if name in add
+            else f"{c} = excluded.{c}"
+            for name in names
+            if name not in key
+            for c in (quote(name),)
+        ]
+        action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
+        return f"{insert} ON CONFLICT ({quote_all(key)}) DO {action}"
+
+
+def gone(where: str) -> TargetUnavailableError:
+    """The transaction ended by itself: SQLite does that on some errors, without a word."""
+    return TargetUnavailableError(
+        f"{where}: SQLite has rolled the transaction back by itself; nothing of it was kept"
+    )

@@ -1,0 +1,405 @@
+"""A SQLite file as a target: sessions that take turns, and the end of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from etl.batch import Batch
+from etl.connector import (
+    Advance,
+    Checkpoint,
+    CheckpointKey,
+    OpenTarget,
+    RunInfo,
+    Session,
+    Sink,
+)
+from etl.databases.migrate import needs_upgrade, upgrade
+from etl.databases.sql import quote
+from etl.databases.sqlite import checkpoints
+from etl.databases.sqlite.connection import Connection, connect_target, open_target_file
+from etl.databases.sqlite.errors import code_of
+from etl.databases.sqlite.load import Load, gone
+from etl.databases.sqlite.lock import run_lock
+from etl.databases.sqlite.schema import find_table, table_names
+from etl.databases.url import Url
+from etl.engine.supervise import finish
+from etl.errors import (
+    CommitInDoubtError,
+    ConfigError,
+    DataError,
+    EtlError,
+    SchemaMismatchError,
+    TargetUnavailableError,
+)
+from etl.rows import Shape
+
+_SURELY_NOT_COMMITTED = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+    }
+)
+
+
+@asynccontextmanager
+async def open_target(
+    url: Url, info: RunInfo, *, sessions: int
+) -> AsyncGenerator[OpenTarget, None]:
+    """Open a file for one run; see :class:`etl.connector.Target`.
+
+    Makes the file where it is missing. Sessions connect when they are used first.
+    """
+    target = SqliteTarget(url, info)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(target.close)
+        await target.open(stack)
+        yield target
+
+
+class SqliteTarget:
+    """See :class:`etl.connector.OpenTarget`.
+
+    Attributes:
+        turn: Held from the begin of a transaction to its end. SQLite has one writer at a time
+            and no queue; this lock is first come, first served.
+        notes: What the first session passes on to a person.
+    """
+
+    def __init__(self, url: Url, info: RunInfo) -> None:
+        self.turn = asyncio.Lock()
+        self.notes: list[str] = []
+        self.where = url.name
+        self.path = Path(url.path)
+        self.info = info
+        self._url = url
+        self._sessions: list[SqliteSession] = []
+        self._staged: dict[str, tuple[str, str]] = {}
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Make the file, lock it for the pipeline, and bring etl's tables up to date."""
+        connection, notes = await open_target_file(self._url.path, self.where)
+        try:
+            await stack.enter_async_context(run_lock(self.path, self.info))
+            if needs_upgrade(await _version(connection)):
+                await upgrade(self._url)
+        finally:
+            await connection.close()
+        self.notes += notes
+
+    async def close(self) -> None:
+        """Close every session's connection."""
+        for session in self._sessions:
+            session.interrupt()
+            await session.close()
+
+    async def connect(self) -> Connection:
+        """A new connection."""
+        return await connect_target(self.path, self.where)
+
+    async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
+        """See the protocol."""
+        session = SqliteSession(self, flow, sinks)
+        self._sessions.append(session)
+        return session
+
+    def claim(self, load: Load, flow: str) -> None:
+        """Refuse two flows that would load one staging table."""
+        owner = self._staged.setdefault(load.staging, (flow, load.sink.table))
+        if owner != (flow, load.sink.table):
+            raise ConfigError(
+                f"flows {owner[0]!r} and {flow!r} both replace the table {load.sink.table!r} in"
+                f" {self.where}; merge them, or give each a table of its own"
+            )
+
+    async def publish(self, steps: Sequence[Advance]) -> None:
+        """See the protocol.
+
+        Raises:
+            DataError: The new rows break a foreign key, or a trigger dropped some.
+            FencedError: Another run took over.
+        """
+        async with self.turn:
+            connection = await self.connect()
+            try:
+                # Rewriting a table must not cascade into others, so foreign keys are looked at
+                # by hand. And renaming must not rewrite, or trip over, views and triggers.
+                await connection.execute("PRAGMA foreign_keys=OFF")
+                await connection.execute("PRAGMA legacy_alter_table=ON")
+                await connection.begin()
+                await self._publish(connection, steps)
+                if not connection.in_transaction:
+                    raise gone(self.where)
+                await finish(connection.commit())
+            finally:
+                connection.poison()
+                await connection.close()
+
+    async def _publish(self, connection: Connection, steps: Sequence[Advance]) -> None:
+        loads = {
+            (session.flow, load.sink.table): load
+            for session in self._sessions
+            for load in session.loads
+            if load.is_staged
+        }
+        ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
+        found = await checkpoints.load(connection, [step.key for step in ordered])
+        broken = await _broken_keys(connection)
+        for owner, group in groupby(ordered, key=lambda step: (step.key.flow, step.key.sink)):
+            of_sink = list(group)
+            if all(_is_in(found.get(step.key), step) for step in of_sink):
+                continue  # by an attempt whose answer was lost
+            for step in of_sink:
+                await checkpoints.advance(connection, step, self.info.run_id)
+            await loads[owner].publish(connection)
+        for table, count in (await _broken_keys(connection)).items():
+            if count > broken.get(table, 0):
+                raise DataError(
+                    f"{self.where}: the replaced tables would leave {count} rows of {table!r}"
+                    " without the row that their foreign key names. Nothing was replaced; the"
+                    " staged rows stay for the next run"
+                )
+
+
+class SqliteSession:
+    """See :class:`etl.connector.Session`.
+
+    A connection whose operation was cut is closed, and a new one opened when it is needed next.
+    """
+
+    uncancellable = True
+
+    def __init__(self, target: SqliteTarget, flow: str, sinks: Sequence[Sink[Any]]) -> None:
+        self.flow = flow
+        self.loads = [Load(sink, pipeline=target.info.pipeline, flow=flow) for sink in sinks]
+        self._target = target
+        self._connection: Connection | None = None
+        self._has_turn = False
+        self._is_working = False
+        self._is_stopped = False
+
+    # -- before the first row ----------------------------------------------------------------
+
+    async def wants_profile(self, sink: int, shape: Shape) -> bool:
+        """A table made here keeps the declared types, whatever the values are."""
+        return False
+
+    async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
+        """See the protocol."""
+        notes, self._target.notes = self._target.notes, []
+        async with self._transaction() as connection:
+            for load, shape in zip(self.loads, shapes, strict=True):
+                notes += await load.prepare(connection, shape, resumable=resumable)
+                if load.is_staged:
+                    self._target.claim(load, self.flow)
+        return notes
+
+    async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """See the protocol."""
+        connection = await self._connected()
+        try:
+            return await checkpoints.load(connection, keys)
+        finally:
+            if not connection.is_open:
+                await self._disconnect()
+
+    async def take_over(
+        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+    ) -> Mapping[CheckpointKey, Checkpoint]:
+        """See the protocol."""
+        async with self._transaction() as connection:
+            pairs = sorted(
+                zip(keys, fingerprints, strict=True), key=lambda pair: checkpoints.parts(pair[0])
+            )
+            for key, fingerprint in pairs:
+                await checkpoints.raise_epoch(connection, key, fingerprint, self._target.info)
+            found = await checkpoints.load(connection, keys)
+            for load in self.loads:
+                own = [key for key in keys if key.sink == load.sink.table]
+                if not load.is_staged:
+                    continue
+                positions = [found[key].position for key in own]
+                is_lost = any(p is not None for p in positions) and not (
+                    await load.has_staging(connection)
+                )
+                is_new = all(p is None for p in positions)
+                if fresh or is_new or is_lost or any(found[key].complete for key in own):
+                    await load.make_staging(connection)
+                    for key in own:
+                        await checkpoints.start_anew(connection, key)
+            return await checkpoints.load(connection, keys)
+
+    # -- the lane's transaction --------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Wait for the turn, then for the file's write lock."""
+        self._is_stopped = False
+        self._is_working = True
+        await self._target.turn.acquire()
+        self._has_turn = True
+        self._check()
+        connection = await self._connected()
+        await connection.begin(lambda: self._is_stopped)
+        # Rows of one transaction may refer to each other in any order.
+        await connection.execute("PRAGMA defer_foreign_keys=ON")
+
+    async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
+        """See the protocol."""
+        return await self.loads[sink].write(self._working(), batches, self._check_transaction)
+
+    async def advance(self, steps: Sequence[Advance]) -> None:
+        """See the protocol."""
+        connection = self._working()
+        for step in steps:
+            self._check_transaction()
+            await checkpoints.advance(connection, step, self._target.info.run_id)
+
+    async def commit(self) -> None:
+        """See the protocol."""
+        connection = self._working()
+        self._check_transaction()
+        try:
+            await connection.commit()
+        except EtlError as error:
+            if code_of(error.__cause__) in _SURELY_NOT_COMMITTED:
+                raise
+            connection.poison()
+            await self._end()
+            raise CommitInDoubtError(
+                f"{self._target.where}: the file reported an error while a transaction was being"
+                " committed"
+            ) from error
+        await self._end()
+
+    async def rollback(self) -> None:
+        """See the protocol."""
+        for load in self.loads:
+            load.forget()
+        if not self._has_turn:
+            self._is_working = False
+            return
+        try:
+            if self._connection is not None:
+                with suppress(EtlError):  # it is poisoned then, and closed below
+                    await self._connection.roll_back()
+        finally:
+            await self._end()
+
+    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        """See the protocol."""
+        await self._disconnect()
+        for load in self.loads:
+            load.forget()
+        async with self._transaction() as connection:
+            return await checkpoints.load(connection, keys)
+
+    def interrupt(self) -> None:
+        """See the protocol."""
+        if self._is_working:
+            self._is_stopped = True
+            if self._connection is not None:
+                self._connection.interrupt()
+
+    # -- the connection ----------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close the connection; what is not committed is rolled back."""
+        if self._connection is not None:
+            self._connection.poison()
+        await self._end()
+        await self._disconnect()
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or not self._connection.is_open:
+            await self._disconnect()
+            self._connection = await self._target.connect()
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _working(self) -> Connection:
+        if self._connection is None:
+            raise gone(self._target.where)
+        return self._connection
+
+    def _check(self) -> None:
+        if self._is_stopped:
+            raise TargetUnavailableError(
+                f"{self._target.where}: the transaction was interrupted; nothing of it was kept"
+            )
+
+    def _check_transaction(self) -> None:
+        """Between statements: an interrupt may have come, or the transaction may be gone."""
+        self._check()
+        if not self._working().in_transaction:
+            raise gone(self._target.where)
+
+    async def _end(self) -> None:
+        """Give the turn back; a poisoned connection is closed first, which frees the file."""
+        self._is_working = False
+        if self._connection is not None and not self._connection.is_open:
+            await self._disconnect()
+        if self._has_turn:
+            self._has_turn = False
+            self._target.turn.release()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Connection, None]:
+        """A transaction of the session's own; rolled back where its body raises."""
+        async with self._target.turn:
+            connection = await self._connected()
+            try:
+                await connection.begin()
+                yield connection
+                if not connection.in_transaction:
+                    raise gone(self._target.where)
+                await finish(connection.commit())
+            except BaseException:
+                for load in self.loads:
+                    load.forget()
+                with suppress(EtlError):
+                    await finish(connection.roll_back())
+                if not connection.is_open:
+                    await self._disconnect()
+                raise
+
+
+def _is_in(checkpoint: Checkpoint | None, step: Advance) -> bool:
+    return (
+        checkpoint is not None
+        and checkpoint.complete
+        and checkpoint.epoch == step.epoch
+        and checkpoint.position == step.new
+    )
+
+
+async def _version(connection: Connection) -> list[str] | None:
+    """What the version table of etl's tables holds; None where there is none."""
+    if await find_table(connection, "etl_version") is None:
+        return None
+    return [str(row[0]) for row in await connection.fetch("SELECT version_num FROM etl_version")]
+
+
+async def _broken_keys(connection: Connection) -> dict[str, int]:
+    """How many rows of each table name a row by a foreign key that is not there."""
+    broken: dict[str, int] = {}
+    for table in await table_names(connection):
+        if not await connection.fetch("SELECT 1 FROM pragma_foreign_key_list(?)", (table,)):
+            continue
+        # The key's own definition may not fit; SQLite says so when rows are written.
+        with suppress(SchemaMismatchError):
+            rows = await connection.fetch(f"PRAGMA foreign_key_check({quote(table)})")
+            broken[table] = len(rows)
+    return broken

@@ -1,0 +1,362 @@
+"""PostgreSQL that goes away, is slow, locked or full, and tasks that are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from etl.batch import Batch
+from etl.connector import RunInfo
+from etl.databases import postgres
+from etl.databases.database import Database, ReadSpec
+from etl.databases.postgres import connect, session
+from etl.databases.url import parse_url
+from etl.errors import (
+    CommitInDoubtError,
+    ConfigError,
+    DataError,
+    EtlError,
+    SourceUnavailableError,
+    TargetUnavailableError,
+    TransientError,
+)
+from tests.integration.postgres_kit import lane, run_sql, sql, texts, value
+
+BIG = RunInfo(pipeline="p", run_id="run", batch_rows=10_000, batch_bytes=256 * 1024)
+BIG_TABLE = (
+    "CREATE TABLE big (id int PRIMARY KEY, v text);"
+    "INSERT INTO big SELECT i, repeat('x', 1000) FROM generate_series(1, 50000) AS i"
+)
+
+
+def batch(start: int, count: int, size: int = 1000) -> Batch[Any]:
+    text = "x" * size
+    return Batch([{"id": i, "v": text} for i in range(start, start + count)], position=("1",))
+
+
+async def until(found: Callable[[], Awaitable[Any]]) -> Any:
+    """Wait for something to become true."""
+    async with asyncio.timeout(10):
+        while not (answer := await found()):
+            await asyncio.sleep(0.01)
+    return answer
+
+
+async def backends(url: str, like: str) -> list[int]:
+    async with sql(url) as connection:
+        rows = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'etl/p/run' AND query LIKE $1 AND state <> 'idle'",
+            like,
+        )
+    return [row["pid"] for row in rows]
+
+
+async def kill(url: str, like: str) -> float:
+    """Terminate the backends that run such a statement; when that was."""
+    pids = await until(lambda: backends(url, like))
+    started = time.monotonic()
+    async with sql(url) as connection:
+        for pid in pids:
+            await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
+    return started
+
+
+async def test_a_backend_killed_in_copy_out_is_a_lost_source(postgres_url: str) -> None:
+    await run_sql(postgres_url, BIG_TABLE)
+    got: list[Batch[Any]] = []
+    go_on = asyncio.Event()
+
+    async def emit(one: Batch[Any]) -> None:
+        got.append(one)
+        if len(got) == 2:
+            await go_on.wait()
+
+    async with postgres.open_reader(parse_url(postgres_url), ReadSpec(table="big"), BIG) as reader:
+        pumping = asyncio.create_task(reader.pump(None, None, emit))
+        await until(lambda: asyncio.sleep(0, len(got) == 2))
+        started = await kill(postgres_url, "COPY%")
+        go_on.set()
+        with pytest.raises(SourceUnavailableError, match="lost"):
+            await pumping
+        assert time.monotonic() - started < 2
+        assert pumping.cancelling() == 0
+
+        # The same reader goes on behind the last batch that was emitted.
+        seen = sum(len(one.rows) for one in got)
+        after, got = got[-1].position, []
+        await reader.pump(after, None, emit)
+        assert [row["id"] for one in got for row in one.rows] == list(range(seen + 1, 50001))
+
+
+async def test_a_cancelled_read_ends_at_once_and_closes_its_connection(postgres_url: str) -> None:
+    await run_sql(postgres_url, BIG_TABLE)
+    reached = asyncio.Event()
+
+    async def emit(_: Batch[Any]) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with postgres.open_reader(parse_url(postgres_url), ReadSpec(table="big"), BIG) as reader:
+        pumping = asyncio.create_task(reader.pump(None, None, emit))
+        await reached.wait()
+        started = time.monotonic()
+        pumping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pumping
+        assert time.monotonic() - started < 2
+        assert await until(lambda: _none_left(postgres_url))
+
+
+async def _none_left(url: str) -> bool:
+    return not await value(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'etl/p/run'",
+    )
+
+
+async def test_an_error_of_emit_passes_unchanged(postgres_url: str) -> None:
+    await run_sql(postgres_url, BIG_TABLE)
+    error = RuntimeError("stop")
+
+    async def emit(_: Batch[Any]) -> None:
+        raise error
+
+    async with postgres.open_reader(parse_url(postgres_url), ReadSpec(table="big"), BIG) as reader:
+        with pytest.raises(RuntimeError) as caught:
+            await reader.pump(None, None, emit)
+        assert caught.value is error
+
+
+async def test_a_backend_killed_in_copy_in_is_a_lost_target(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        """
+        CREATE TABLE big (id int PRIMARY KEY, v text);
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;
+        CREATE TRIGGER s BEFORE INSERT ON big FOR EACH ROW EXECUTE FUNCTION slow();
+        """,
+    )
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one:
+        groups = [batch(i * 1000, 1000, 20_000) for i in range(3)]
+        writing = asyncio.create_task(one.write(groups, ("1",)))
+        started = await kill(postgres_url, "COPY%")
+        with pytest.raises(TargetUnavailableError, match="lost"):
+            await writing
+        assert time.monotonic() - started < 2
+        assert writing.cancelling() == 0
+        assert await value(postgres_url, "SELECT count(*) FROM big") == 0
+
+        await run_sql(postgres_url, "DROP TRIGGER s ON big")
+        await one.write([batch(0, 100)], ("1",))
+    assert await value(postgres_url, "SELECT count(*) FROM big") == 100
+
+
+async def test_a_cancelled_write_leaves_nothing_and_the_session_goes_on(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
+        postgres_url
+    ) as blocker:
+        await blocker.execute("BEGIN; INSERT INTO big VALUES (5)")
+        writing = asyncio.create_task(one.write([batch(0, 10)], ("1",)))
+        await until(lambda: backends(postgres_url, "COPY%"))
+        started = time.monotonic()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert time.monotonic() - started < 4
+        await blocker.execute("ROLLBACK")
+        assert await value(postgres_url, "SELECT count(*) FROM big") == 0
+        await one.write([batch(0, 10)], ("1",))
+    assert await value(postgres_url, "SELECT count(*) FROM big") == 10
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+async def test_a_write_cancelled_anywhere_is_in_whole_or_not_at_all(
+    postgres_url: str, after_s: float, mode: str
+) -> None:
+    await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
+    database = Database(postgres_url)
+    sink = database.append("big") if mode == "append" else database.upsert("big", key=("id",))
+    async with lane(postgres_url, sink) as one:
+        writing = asyncio.create_task(one.write([batch(0, 2000), batch(2000, 500)], ("1",)))
+        await asyncio.sleep(after_s)
+        writing.cancel()
+        try:
+            await writing
+        except asyncio.CancelledError:
+            pass
+        found = (await one.session.settle(one.keys))[one.keys[0]].position
+        count = await value(postgres_url, "SELECT count(*) FROM big")
+        assert (found, count) in {(None, 0), (("1",), 2500)}
+        if found is None:
+            await one.write([batch(0, 2500)], ("1",))
+    assert await value(postgres_url, "SELECT count(*) FROM big") == 2500
+
+
+async def test_interrupt_ends_a_running_write(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
+        postgres_url
+    ) as blocker:
+        one.session.interrupt()
+        await blocker.execute("BEGIN; INSERT INTO big VALUES (5)")
+        writing = asyncio.create_task(one.write([batch(0, 10)], ("1",)))
+        await until(lambda: backends(postgres_url, "COPY%"))
+        one.session.interrupt()
+        with pytest.raises(TransientError):
+            await writing
+        await blocker.execute("ROLLBACK")
+        await one.write([batch(0, 10)], ("1",))
+
+
+async def test_a_lock_is_not_waited_for_for_ever(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connect._SETTINGS, "lock_timeout", "200ms")  # type: ignore[arg-type]
+    await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
+        postgres_url
+    ) as blocker:
+        await blocker.execute("BEGIN; LOCK TABLE big")
+        with pytest.raises(TargetUnavailableError, match="holds a lock"):
+            await one.write([batch(0, 10)], ("1",))
+        await blocker.execute("ROLLBACK")
+        await one.write([batch(0, 10)], ("1",))
+
+
+async def test_a_connection_lost_in_commit_is_in_doubt_and_settled(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        """
+        CREATE TABLE big (id int PRIMARY KEY, v text);
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(30); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER s AFTER INSERT ON big DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION slow();
+        """,
+    )
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one:
+        writing = asyncio.create_task(one.write([batch(0, 1)], ("1",)))
+        await kill(postgres_url, "COMMIT%")
+        with pytest.raises(CommitInDoubtError):
+            await writing
+        found = await one.session.settle(one.keys)
+        assert found[one.keys[0]].position is None
+        await run_sql(postgres_url, "DROP TRIGGER s ON big")
+        await one.write([batch(0, 1)], ("1",))
+
+
+async def test_a_commit_without_an_answer_is_in_doubt_and_settle_waits_for_it(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "COMMIT_S", 0.3)
+    await run_sql(
+        postgres_url,
+        """
+        CREATE TABLE big (id int PRIMARY KEY, v text);
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER s AFTER INSERT ON big DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION slow();
+        """,
+    )
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one:
+        with pytest.raises(CommitInDoubtError):
+            await one.write([batch(0, 1)], ("1",))
+        position = (await one.session.settle(one.keys))[one.keys[0]].position
+        count = await value(postgres_url, "SELECT count(*) FROM big")
+        assert (position, count) in {(None, 0), (("1",), 1)}
+
+
+async def test_a_refused_commit_is_certain(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE big (id int UNIQUE DEFERRABLE INITIALLY DEFERRED, v text)",
+    )
+    async with lane(postgres_url, Database(postgres_url).append("big")) as one:
+        with pytest.raises(DataError, match="big_id_key"):
+            await one.write([batch(1, 1), batch(1, 1)], ("1",))
+        await one.write([batch(1, 1)], ("1",))
+    assert await texts(postgres_url, "SELECT id FROM big") == ["(1)"]
+
+
+# --- connecting ----------------------------------------------------------------------------
+
+
+def with_parts(url: str, *, netloc: str | None = None, path: str | None = None) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(
+        parts._replace(
+            netloc=parts.netloc if netloc is None else netloc,
+            path=parts.path if path is None else path,
+        )
+    )
+
+
+async def open_source(url: str) -> None:
+    async with postgres.open_reader(parse_url(url), ReadSpec(table="t"), BIG):
+        pass
+
+
+async def test_an_unknown_database_or_user_is_a_wrong_configuration(postgres_url: str) -> None:
+    with pytest.raises(ConfigError, match='"nowhere" does not exist'):
+        await open_source(with_parts(postgres_url, path="/nowhere"))
+    host = urlsplit(postgres_url).netloc.rpartition("@")[2]
+    with pytest.raises(ConfigError, match="nobody") as caught:
+        await open_source(with_parts(postgres_url, netloc=f"nobody:s3cr3t@{host}"))
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_a_server_that_is_not_there_is_tried_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "_PATIENCE_S", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"postgresql://u:s3cr3t@127.0.0.1:{port}/db"
+    with pytest.raises(SourceUnavailableError, match="cannot be reached") as caught:
+        await open_source(url)
+    assert "s3cr3t" not in str(caught.value)
+    with pytest.raises(TargetUnavailableError, match="cannot be reached"):
+        async with postgres.open_target(parse_url(url), BIG, sessions=1):
+            pass
+
+
+async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "CONNECT_S", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"postgresql://u:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/db?sslmode=disable"
+        with pytest.raises(SourceUnavailableError, match="did not answer"):
+            await open_source(url)
+
+
+async def test_tls_that_is_demanded_is_not_given_up(postgres_url: str) -> None:
+    if await value(postgres_url, "SHOW ssl") == "on":
+        pytest.skip("this server has TLS")
+    mark = "&" if "?" in postgres_url else "?"
+    with pytest.raises(EtlError, match="SSL|TLS|secure"):
+        await open_source(f"{postgres_url}{mark}sslmode=require")
+
+
+async def test_a_read_only_target_is_a_wrong_configuration(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE big (id int, v text)")
+    async with lane(postgres_url, Database(postgres_url).append("big")):
+        pass
+    name = await value(postgres_url, "SELECT current_database()")
+    await run_sql(postgres_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with pytest.raises(ConfigError, match="read-only"):
+        async with lane(postgres_url, Database(postgres_url).append("big")) as one:
+            await one.write([batch(0, 1)], ("1",))
