@@ -7,7 +7,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# The command stands on .venv's own path, not on the user's.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 # The first interpreter that is new enough; PYTHON=/path/to/python names another one.
@@ -20,7 +19,9 @@ help: ## what can be made
 
 demo: $(VENV)/.installed ## real flights, from an operational database into a warehouse
 	@$(RUN) python -m pipelines.flights build
-	@$(RUN) etl run pipelines/flights.py
+	@# Exit code 4: a run is going on, such as one whose make was killed. Wait for its end.
+	@$(RUN) sh -c 'while etl run pipelines/flights.py; code=$$?; test $$code = 4; do sleep 1; done; \
+	exit $$code'
 	@$(RUN) python -m pipelines.flights report
 
 test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine

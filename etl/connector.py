@@ -235,7 +235,7 @@ class Sink(Generic[T_contra]):
         target: The database. Sinks of a flow with equal targets share a transaction.
         table: The table's name as given, with its schema where one was given; the checkpoint's
             ``sink``.
-        mode: ``append``; ``upsert`` by ``key``; ``replace`` the whole table when all has ended well.
+        mode: ``append``; ``upsert`` by ``key``; ``replace`` the whole table at a good end.
         key: The columns that identify a row, for ``upsert``.
         add: Columns that an upsert adds to, instead of replacing their value.
         swap: How a ``replace`` is published: ``rename`` a new table into place, or ``rewrite``

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from etl.cli.sigterm import Terminated, handle_sigterm
+from etl.cli.sigterm import Terminated, end_at_once, handle_sigterm
 from etl.cli.streams import StandardStreams
 from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 
@@ -24,6 +24,7 @@ def main() -> NoReturn:
         code = run_command(sys.argv[1:])
     except KeyboardInterrupt as stop:  # while modules were imported
         code = EXIT_SIGTERM if isinstance(stop, Terminated) else EXIT_SIGINT
+    end_at_once()
     error = streams.lost
     if error is not None:
         sys.stderr.write(f"error: stdout is incomplete: {error.strerror}\n")

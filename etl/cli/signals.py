@@ -101,7 +101,10 @@ class StopSignals:
     ) -> None:
         for number, previous in self._previous.items():
             self._loop.remove_signal_handler(number)  # sets Python's default, not the previous one
-            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+            # Stopped already: one signal more ends the process, without a KeyboardInterrupt that
+            # would come out of whatever is still printed.
+            stopped = self.received is not None or previous is None
+            signal.signal(number, signal.SIG_DFL if stopped else previous)
         os.close(self._tell)
         self._watcher.join()
         os.close(self._told)

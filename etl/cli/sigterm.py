@@ -19,5 +19,11 @@ def handle_sigterm() -> None:
     signal.signal(signal.SIGTERM, _raise)
 
 
+def end_at_once() -> None:
+    """From now on a signal just ends the process: nothing is left to clean up."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _raise(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated

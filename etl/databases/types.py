@@ -368,6 +368,20 @@ def text_decoder(type: Type, *, nullable: bool, column: str = "") -> Decoder:
     return _or_null(read) if nullable else read
 
 
+def same(value: Any) -> Any:
+    """The decoder of values that need no decoding; writers skip it."""
+    return value
+
+
+def plain_reader(type: Type) -> Decoder:
+    """A decoder for fields that are not NULL, without an error that names the column.
+
+    Raises:
+        Exception: By the decoder, anything: what it is, :func:`text_decoder` tells.
+    """
+    return _READERS.get(type.kind, unescape)
+
+
 def _text_or_null(field: str) -> str | None:
     if "\\" in field:
         return None if field == NULL else _ESCAPED.sub(_unescaped, field)
@@ -640,15 +654,31 @@ def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
         case _:
             found = _only(values, column, datetime, str)
     texts = list(map(str, values))
-    if str in found or len(found) > 1:
-        for i, value in enumerate(values):
-            if isinstance(value, str) and _ISO[kind].fullmatch(value) is None:
-                _refuse(column, f"it is a text that is not {_ISO_WANTED[kind]}", i)
+    if found == {str}:
+        if not all(map(_ISO[kind].fullmatch, texts)):
+            _refuse_text(values, kind, column)
+    elif str in found or len(found) > 1:
+        _refuse_text(values, kind, column)
+    if kind != "date" and found != {str}:
+        # The length of their text tells whether all have a zone; only a doubt needs a closer look.
+        lengths = set(map(len, texts))
+        if not (lengths.isdisjoint(_NAIVE) if kind == "timestamptz" else lengths <= _NAIVE):
+            _check_zones(values, kind, column)
     if kind != "date":
-        _check_zones(values, kind, column)
         if _digits(column.type) < 6 and _too_fine(_digits(column.type)).search("\n".join(texts)):
             _refuse_fraction(texts, column)
     return texts
+
+
+_NAIVE = frozenset({8, 15, 19, 26})
+"""How long Python's text of a time or timestamp without a zone is; one with a zone never is."""
+
+
+def _refuse_text(values: Sequence[Any], kind: Kind, column: Column) -> None:
+    """Refuse a text that is no ISO date or time, where there is one."""
+    for i, value in enumerate(values):
+        if isinstance(value, str) and _ISO[kind].fullmatch(value) is None:
+            _refuse(column, f"it is a text that is not {_ISO_WANTED[kind]}", i)
 
 
 def _check_zones(values: Sequence[Any], kind: Kind, column: Column) -> None:

@@ -268,6 +268,8 @@ class ChaosProxy:
             await self._send(link, direction, piece[: trigger.nbytes])
             piece = piece[trigger.nbytes :]
             self._pull(link, direction, trigger.fault)
+            if link.writers[direction].is_closing() or link.is_half_closed[direction]:
+                return  # the rest is lost
             await link.gates[direction].wait()
         if waiting:
             waiting[0].nbytes -= len(piece)

@@ -124,13 +124,16 @@ def make_both(place: Place) -> None:
 
 
 def empty_sqlite(place: Place) -> None:
-    """A new SQLite target with an empty ``lineitem`` without a key."""
-    file = sqlite_target(place)
-    for one in file.parent.glob(f"{file.name}*"):
-        one.unlink()
-    with closing(sqlite3.connect(file)) as connection:
+    """An empty ``lineitem`` without a key in the SQLite target.
+
+    The file stays, and with it the tables that etl keeps there, as it does in PostgreSQL.
+    """
+    with closing(sqlite3.connect(sqlite_target(place))) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("DROP TABLE IF EXISTS lineitem")
         connection.execute(f"CREATE TABLE lineitem ({define(_SQLITE_TYPES)})")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def sqlite_digest(place: Place) -> object:

@@ -56,6 +56,7 @@ def reset(place: Place) -> None:
         "CREATE TABLE wide (id integer PRIMARY KEY, body text NOT NULL)",
     )
     with closing(sqlite3.connect(lineitem.sqlite_target(place))) as connection:
+        connection.execute("DROP TABLE IF EXISTS wide")
         connection.execute("CREATE TABLE wide (id INTEGER PRIMARY KEY, body TEXT NOT NULL)")
 
 

@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 GUARD_S = 45.0
 """Only a guard against hanging: every run here ends much sooner."""
-ROWS = 1500
+ROWS = 900
 QUICK = Retry(attempts=4, base_s=0.02, cap_s=0.1, total_s=20.0)
-SMALL = Limits(batch_rows=50, batch_bytes="8KiB", group_rows=150, channel_batches=2)
+SMALL = Limits(batch_rows=50, batch_bytes="8KiB", group_rows=100, channel_batches=2)
 NAME = "under fault"
 
 

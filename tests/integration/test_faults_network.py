@@ -35,6 +35,12 @@ from tests.integration.fault_kit import (
 
 Side = Literal["source", "target"]
 SIDES: tuple[Side, ...] = ("source", "target")
+MODES = ("append", "add", "replace")
+
+
+def main_flow(side: Side) -> Direction:
+    """Where the rows go."""
+    return "to_server" if side == "target" else "to_client"
 
 
 class Bench:
@@ -56,14 +62,25 @@ class Bench:
         pipeline = copy(self.via_source, self.via_target, mode)
         return await end_of(pipeline, within_s=within_s, observers=(self.note,))
 
-    async def empty(self) -> None:
-        """As before the first run; counting of the proxy begins again."""
+    async def empty(self, *, whole: bool = False) -> None:
+        """As before the first run; with ``whole``, etl's own tables are gone as well."""
         async with sql(self.target) as connection:
-            await connection.execute(
-                "TRUNCATE copies, totals;"
-                "DROP TABLE IF EXISTS etl_checkpoint, etl_version, copies__etl_new"
-            )
+            await connection.execute("TRUNCATE copies, totals; DELETE FROM etl_checkpoint")
+            if whole:
+                await connection.execute("DROP TABLE etl_checkpoint, etl_version")
         self.retries.clear()
+        self.proxy.struck.clear()
+
+    async def measure(self, direction: Direction, mode: str = "append") -> tuple[int, int]:
+        """Bytes that pass in a clean run: until it is open, and to its end."""
+        for _ in range(2):  # the first one makes etl's tables
+            before = self.proxy.passed[direction]
+            run = await copy(self.via_source, self.via_target, mode).start()
+            opened = self.proxy.passed[direction] - before
+            await run.wait()
+            total = self.proxy.passed[direction] - before
+            await self.empty()
+        return opened, total
 
     async def heal_when_struck(self, after_s: float) -> None:
         await self.proxy.struck.wait()
@@ -108,11 +125,11 @@ async def test_a_cut_at_any_byte_loses_and_repeats_nothing(
 ) -> None:
     async with bench(databases, side) as one:
         await one.run()
-        whole = one.proxy.passed[direction]
+        whole = one.proxy.passed[direction]  # with the making of etl's tables
         # From the first bytes of the connection to the last of the run, and some at random.
         chosen = [1, whole // 5, whole // 2, whole - 20, *random.sample(range(whole), 3)]
         for offset in chosen:
-            await one.empty()
+            await one.empty(whole=True)
             one.proxy.after(offset, direction, how)
             end = await one.run()
             await one.check(end)
@@ -120,27 +137,31 @@ async def test_a_cut_at_any_byte_loses_and_repeats_nothing(
             one.proxy.strikes = 0
 
 
-@pytest.mark.parametrize("mode", ["append", "add", "replace"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("side", SIDES)
-async def test_many_cuts_in_one_run(databases: tuple[str, str], side: Side, mode: str) -> None:
-    async with bench(databases, side) as one:
-        await one.run(mode)
-        whole = one.proxy.passed["to_server" if side == "target" else "to_client"]
-        await one.empty()
-        one.proxy.after(whole // 6, "to_server" if side == "target" else "to_client", "rst", times=5)
-        await one.check(await one.run(mode), mode)
-        assert one.proxy.strikes >= 3
-
-
-async def test_a_connection_that_is_cut_again_and_again_ends_the_run(
-    databases: tuple[str, str],
+async def test_many_cuts_in_one_run_cost_no_row(
+    databases: tuple[str, str], side: Side, mode: str
 ) -> None:
-    async with bench(databases, "target") as one:
-        await one.run()
-        start = one.proxy.passed["to_server"] // 2
-        await one.empty()
-        one.proxy.after(start, "to_server", "rst")
-        one.proxy.after(1, "to_server", "rst", times=100)  # each new connection at its first byte
+    flow = main_flow(side)
+    async with bench(databases, side) as one:
+        opened, total = await one.measure(flow, mode)
+        one.proxy.after(opened + (total - opened) // 5, flow, "rst")
+        one.proxy.after((total - opened) // 4, flow, "rst", times=3)
+        end = await one.run(mode)
+        assert isinstance(end, Report)  # each time there was progress, so it tried again
+        assert len(one.retries) == one.proxy.strikes == 4
+        await one.check(end, mode)
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_connection_that_is_cut_again_and_again_ends_the_run(
+    databases: tuple[str, str], side: Side
+) -> None:
+    flow = main_flow(side)
+    async with bench(databases, side) as one:
+        opened, total = await one.measure(flow)
+        one.proxy.after((opened + total) // 2, flow, "rst")
+        one.proxy.after(1, flow, "rst", times=100)  # each new connection at its first byte
         end = await one.run()
         assert isinstance(end, PipelineFailedError)
         assert len(one.retries) == 3  # four tries, as the policy says
@@ -154,7 +175,7 @@ COMMIT_FAULTS: tuple[CommitFault, ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["append", "add", "replace"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fault", COMMIT_FAULTS)
 async def test_a_commit_in_doubt_is_settled(
     databases: tuple[str, str], fault: CommitFault, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -163,18 +184,21 @@ async def test_a_commit_in_doubt_is_settled(
     if fault == "hold_answer":
         shorten_waits(monkeypatch, 0.3)
     async with bench(databases, "target") as one:
+        await one.measure("to_server", mode)
+        before = one.proxy.commits
         await one.run(mode)
-        commits = one.proxy.commits
-        assert commits > 8
-        # The middle ones are alike.
-        for nth in (1, 2, 3, commits // 2, commits - 1, commits):
+        commits = one.proxy.commits - before
+        assert commits > 6
+        # The preparation, the take-over, groups, and the last one, which completes the read.
+        # How many groups there are is a matter of timing, so that one may not come.
+        for nth in (1, 2, 4, commits):
             await one.empty()
-            one.proxy.struck.clear()
             one.proxy.at_commit(fault, nth=nth)
-            late = asyncio.create_task(one.heal_when_struck(0.2)) if fault.startswith("hold") else None
+            late = asyncio.create_task(one.heal_when_struck(0.1)) if "hold" in fault else None
             end = await one.run(mode)
-            assert one.proxy.struck.is_set(), f"COMMIT {nth} of {commits} did not come"
+            assert one.proxy.struck.is_set() or nth == commits
             if late is not None:
+                one.proxy.struck.set()
                 await late
             await one.check(end, mode)
 

@@ -162,9 +162,10 @@ async def test_a_backend_killed_in_copy_in_is_a_lost_target(postgres_url: str) -
 
 async def test_a_cancelled_write_leaves_nothing_and_the_session_goes_on(postgres_url: str) -> None:
     await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
-    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
-        postgres_url
-    ) as blocker:
+    async with (
+        lane(postgres_url, Database(postgres_url).append("big")) as one,
+        sql(postgres_url) as blocker,
+    ):
         await blocker.execute("BEGIN; INSERT INTO big VALUES (5)")
         writing = asyncio.create_task(one.write([batch(0, 10)], ("1",)))
         await until(lambda: backends(postgres_url, "COPY%"))
@@ -205,9 +206,10 @@ async def test_a_write_cancelled_anywhere_is_in_whole_or_not_at_all(
 
 async def test_interrupt_ends_a_running_write(postgres_url: str) -> None:
     await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
-    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
-        postgres_url
-    ) as blocker:
+    async with (
+        lane(postgres_url, Database(postgres_url).append("big")) as one,
+        sql(postgres_url) as blocker,
+    ):
         one.session.interrupt()
         await blocker.execute("BEGIN; INSERT INTO big VALUES (5)")
         writing = asyncio.create_task(one.write([batch(0, 10)], ("1",)))
@@ -222,11 +224,12 @@ async def test_interrupt_ends_a_running_write(postgres_url: str) -> None:
 async def test_a_lock_is_not_waited_for_for_ever(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connect._SETTINGS, "lock_timeout", "200ms")  # type: ignore[arg-type]
+    monkeypatch.setitem(connect._SETTINGS, "lock_timeout", "200ms")
     await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
-    async with lane(postgres_url, Database(postgres_url).append("big")) as one, sql(
-        postgres_url
-    ) as blocker:
+    async with (
+        lane(postgres_url, Database(postgres_url).append("big")) as one,
+        sql(postgres_url) as blocker,
+    ):
         await blocker.execute("BEGIN; LOCK TABLE big")
         with pytest.raises(TargetUnavailableError, match="holds a lock"):
             await one.write([batch(0, 10)], ("1",))

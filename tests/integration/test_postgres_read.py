@@ -59,7 +59,7 @@ async def test_a_read_resumes_after_every_position(postgres_url: str) -> None:
         ("char(3)", ["'a'", "'ab'", "'abc'"]),
         ("date", ["'-infinity'", "'0044-03-15 BC'", "'2024-01-01'", "'12024-01-01'"]),
         ("numeric", ["'-Infinity'", "-1.50", "0.00", "12345678901234567890.1", "'NaN'"]),
-        ("uuid", ["'00000000-0000-0000-0000-000000000001'", "'f0000000-0000-0000-0000-00000000000f'"]),
+        ("uuid", ["'00000000-0000-0000-0000-000000000001'", "gen_random_uuid()"]),
         ("double precision", ["'-Infinity'", "0.1", "1e300", "'NaN'"]),
         ("text", ["''", "E'\\\\N'", "E'a\\tb'", "'ä'", "'z'"]),
         ("interval", ["'1 day'", "'1 mon'", "'1 year 2 mons'"]),
@@ -90,7 +90,8 @@ async def test_an_enum_key_and_odd_names_resume(postgres_url: str) -> None:
         """
         CREATE SCHEMA "my.schema";
         CREATE TYPE "my.schema"."Mo od" AS ENUM ('z', 'a''"', 'm');
-        CREATE TABLE "my.schema"."t ""x" ("K ""%s {} $1" "my.schema"."Mo od" PRIMARY KEY, "select" int);
+        CREATE TABLE "my.schema"."t ""x" (
+            "K ""%s {} $1" "my.schema"."Mo od" PRIMARY KEY, "select" int);
         INSERT INTO "my.schema"."t ""x" VALUES ('m', 3), ('z', 1), ('a''"', 2);
         """,
     )
@@ -126,7 +127,7 @@ async def test_a_query_is_read_by_its_key(postgres_url: str) -> None:
         query="SELECT b AS id, v, '$1' AS money FROM items WHERE v <> '$2' -- all", key=("id",)
     )
     found = await read(postgres_url, spec)
-    assert found.column("id") == [row for row in range(1, 501)]
+    assert found.column("id") == list(range(1, 501))
     assert found.column("money")[0] == "$1"
     rest = await read(postgres_url, spec, after=("490",), until=("495",))
     assert rest.column("id") == [491, 492, 493, 494, 495]
@@ -233,9 +234,7 @@ async def test_row_security_is_an_error_and_not_a_short_read(postgres_url: str) 
             async with postgres.open_reader(other, ReadSpec(table="t"), INFO) as reader:
                 await reader.pump(None, None, _ignore)
         with pytest.raises(ConfigError, match="settle="):
-            async with postgres.open_reader(
-                other, ReadSpec(table="t", cursor=("id",)), INFO
-            ):
+            async with postgres.open_reader(other, ReadSpec(table="t", cursor=("id",)), INFO):
                 pass
     finally:
         await run_sql(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
@@ -339,7 +338,8 @@ async def test_a_value_that_python_cannot_hold_matters_only_when_touched(postgre
 
 async def test_a_time_cursor_stops_below_the_oldest_open_transaction(postgres_url: str) -> None:
     await run_sql(
-        postgres_url, "CREATE TABLE e (id serial PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
+        postgres_url,
+        "CREATE TABLE e (id serial PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())",
     )
     spec = ReadSpec(table="e", cursor=("at",))
     async with sql(postgres_url) as slow, sql(postgres_url) as quick:

@@ -159,8 +159,8 @@ async def test_a_dropped_staging_table_ends_the_run(postgres_url: str) -> None:
         ("CREATE MATERIALIZED VIEW v AS SELECT id FROM t", "the view v"),
         ("CREATE TABLE u (t int REFERENCES t)", "the foreign key u_t_fkey of u"),
         (
-            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
-            "CREATE TRIGGER tr AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+            """CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+            CREATE TRIGGER tr AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()""",
             "its trigger tr",
         ),
         ("CREATE POLICY p ON t", "its row security"),

@@ -324,7 +324,7 @@ async def test_added_columns_add_up_and_null_adds_nothing(postgres_url: str) -> 
         "INSERT INTO f VALUES ('old', 5, NULL, '1 hour', 'before'), ('null', NULL, NULL, NULL, '')",
     )
     sink = db(postgres_url).upsert("f", key=("k",), add=("n", "s", "i"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"k": "old", "n": 1, "s": Decimal("0.10"), "i": None, "t": "first"},
         {"k": "old", "n": 2, "s": None, "i": None, "t": "last"},
         {"k": "new", "n": 7, "s": Decimal(1), "i": None, "t": "new"},
@@ -334,7 +334,7 @@ async def test_added_columns_add_up_and_null_adds_nothing(postgres_url: str) -> 
         await one.write([batch(*rows)], ("1",))
         await one.write([batch(*rows)], ("2",))
         with pytest.raises(DataError, match="out of range"):
-            await one.write([batch(*[rows[0] | {"n": 30000}] * 2)], ("3",))
+            await one.write([batch(*[{**rows[0], "n": 30000}] * 2)], ("3",))
     assert await texts(postgres_url, "SELECT * FROM f ORDER BY k") == [
         "(new,14,2.00,,new)", "(null,,,,null)", "(old,11,0.20,01:00:00,last)",
     ]  # fmt: skip

@@ -216,6 +216,9 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
 async def close(connection: Connection) -> None:
     """Close a connection in bounded time, whatever state it is in."""
     if connection.is_closed():
+        # A COPY that was cut by the loss left a task of asyncpg's that would send a cancel.
+        connection.terminate()
+        await asyncio.sleep(0)
         return
     try:
         async with asyncio.timeout(CLOSE_S):

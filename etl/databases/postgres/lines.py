@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, cast
 
-from etl.databases.types import Decoder, encode_column, way
+from etl.databases.types import Decoder, encode_column, same, way
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Layout, Row, TextRows, ValueRows
 
@@ -277,7 +277,11 @@ class _Plan:
 
     def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """The columns of the COPY from those of value rows."""
-        return [list(map(self.layout.decoders[i], columns[i])) for i in self.places]
+        decoders = self.layout.decoders
+        return [
+            columns[i] if decoders[i] is same else list(map(decoders[i], columns[i]))
+            for i in self.places
+        ]
 
     def decoded_rows(
         self, rows: Sequence[Row], changes: Sequence[dict[int, Any] | None]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from enum import Enum
 from operator import methodcaller
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeGuard, get_origin, get_type_hints
 
 from etl.batch import Position
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import Relation, describe_types, get_relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import quote, quote_all
-from etl.databases.types import NULL, Decoder, text_decoder
+from etl.databases.types import NULL, Decoder, plain_reader, text_decoder
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Shape, Type, shape_of, strip_optional
 
@@ -377,39 +377,71 @@ Builder = Callable[[Sequence[str]], list[Any]]
 def row_builder(row: type[Any], selection: Selection) -> Builder:
     """A function from COPY lines to instances of a dataclass.
 
-    It is compiled for the columns, so that no name is looked up and no loop over columns runs
-    for each row. Of the user's names it holds field names of the dataclass only.
+    Two are compiled for the columns, so that no name is looked up and no loop over columns runs
+    for each row. The quick one is used first; when it fails, the careful one says which column
+    did. Of the user's names their text holds field names of the dataclass only.
     """
+    careful = _compiled(row, selection, _careful_argument)
+    quick = _compiled(row, selection, _quick_argument)
+
+    def build(lines: Sequence[str]) -> list[Any]:
+        try:
+            return quick(lines)
+        except Exception:
+            return careful(lines)
+
+    return build
+
+
+Argument = Callable[[int, Column, type[Any], bool, dict[str, Any]], str]
+
+
+def _compiled(row: type[Any], selection: Selection, argument: Argument) -> Builder:
     hints = get_type_hints(row)
-    sure = selection.proven
-    names: dict[str, Any] = {"make": row, "split": _split}
-    arguments: list[str] = []
     places = {column.name: i for i, column in enumerate(selection.columns)}
+    names: dict[str, Any] = {"make": row, "split": _split, "NULL": NULL}
+    arguments: list[str] = []
     # Positional arguments stand before the keyword-only ones.
     for field in sorted(
         (f for f in dataclass_fields(row) if f.init), key=lambda f: bool(f.kw_only)
     ):
         i = places[field.name]
-        column = selection.columns[i]
-        read: Decoder = text_decoder(column.type, nullable=column.nullable, column=column.name)
-        if not column.nullable and not sure:
-            read = _not_null(read, column)
         hint = strip_optional(hints[field.name])[0]
-        plain = get_origin(hint) or hint
-        if isinstance(plain, type) and issubclass(plain, Enum):
-            names[f"d{i}"] = _enum_reader(read, plain, column)
-            text = f"d{i}(f{i})"
-        elif column.type.kind in {"text", "other"} and (column.nullable or sure):
-            names[f"d{i}"] = read
-            text = f"(d{i}(f{i}) if '\\\\' in f{i} else f{i})"
-        else:
-            names[f"d{i}"] = read
-            text = f"d{i}(f{i})"
-        arguments.append(text if not field.kw_only else f"{field.name}={text}")
+        text = argument(i, selection.columns[i], get_origin(hint) or hint, selection.proven, names)
+        arguments.append(f"{field.name}={text}" if field.kw_only else text)
     fields = ", ".join(f"f{i}" for i in range(selection.width))
     code = f"lambda lines: [make({', '.join(arguments)}) for {fields}, in map(split, lines)]"
     builder: Builder = eval(compile(code, "<rows>", "eval"), names)
     return builder
+
+
+def _careful_argument(
+    i: int, column: Column, hint: type[Any], proven: bool, names: dict[str, Any]
+) -> str:
+    read: Decoder = text_decoder(column.type, nullable=column.nullable, column=column.name)
+    if not column.nullable and not proven:
+        read = _not_null(read, column)
+    if _is_enum(hint):
+        read = _enum_reader(read, hint, column)
+    names[f"d{i}"] = read
+    return f"d{i}(f{i})"
+
+
+def _quick_argument(
+    i: int, column: Column, hint: type[Any], proven: bool, names: dict[str, Any]
+) -> str:
+    """As above without a call where none is needed; any error is left to the careful one."""
+    if _is_enum(hint) or (not column.nullable and not proven):
+        return _careful_argument(i, column, hint, proven, names)
+    names[f"d{i}"] = plain_reader(column.type)
+    text = f"d{i}(f{i})"
+    if column.type.kind in {"text", "other"}:
+        text = f"({text} if '\\\\' in f{i} else f{i})"
+    return f"(None if f{i} == NULL else {text})" if column.nullable else text
+
+
+def _is_enum(hint: object) -> TypeGuard[type[Enum]]:
+    return isinstance(hint, type) and issubclass(hint, Enum)
 
 
 _split = methodcaller("split", "\t")

@@ -179,8 +179,8 @@ _AS_IS: Mapping[Affinity, frozenset[type[Any]]] = {
     "numeric": frozenset({int, bytes, _NONE}),
     "real": frozenset({bytes, _NONE}),
 }
-"""Classes that a column of an affinity stores unchanged; in a TEXT column an int becomes its digits.
-Integers of more than 64 bits are refused by the driver, and found then."""
+"""Classes that a column of an affinity stores as they are; in a TEXT column an int becomes its
+digits. Integers of more than 64 bits are refused by the driver, and found then."""
 
 
 def bind_values(values: _Values, column: TableColumn) -> _Values:
@@ -289,7 +289,7 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     layout = layout_of(rows)
     if layout is not None:
         return layout.names
-    kind: type[Any] = type(rows[0])
+    kind = kind_of(rows[0])
     if is_dataclass(kind):
         return tuple(field.name for field in dataclass_fields(kind))
     fields = cast("tuple[str, ...]", getattr(kind, "_fields", ()))
@@ -304,6 +304,11 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
         " Nothing of this batch was written; return a dataclass, a dict, a NamedTuple or the row"
         " itself"
     )
+
+
+def kind_of(row: object) -> type[Any]:
+    """A row's class."""
+    return type(row)
 
 
 def layout_of(rows: Sequence[Any]) -> Layout | None:

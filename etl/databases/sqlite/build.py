@@ -140,7 +140,7 @@ _CONVERT: Mapping[Any, _Convert] = {
 
 
 def _class(value: Any) -> str:
-    names = {_NONE: "NULL", int: "an integer", float: "a real", str: "text", bytes: "a blob"}
+    names: dict[Any, str] = {_NONE: "NULL", int: "an integer", float: "a real", str: "text", bytes: "a blob"}
     return names.get(type(value), type(value).__name__)
 
 
@@ -170,7 +170,7 @@ class Builder:
             raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")
         for field in fields:
             hint, nullable = strip_optional(hints[field.name])
-            plain: Any = get_origin(hint) or hint
+            plain = get_origin(hint) or hint
             convert = _CONVERT.get(plain)
             if convert is None:
                 convert = _enum(plain)  # nothing else passes shape_of()

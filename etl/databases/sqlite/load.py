@@ -10,7 +10,7 @@ from typing import Any
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.sql import quote, quote_all
-from etl.databases.sqlite.bind import SLICE, Binder, layout_of, names_of
+from etl.databases.sqlite.bind import SLICE, Binder, kind_of, layout_of, names_of
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.ddl import (
     create_staging,
@@ -19,6 +19,7 @@ from etl.databases.sqlite.ddl import (
     suggest_table,
 )
 from etl.databases.sqlite.schema import STAGING, Table, TableColumn, find_table, table_name
+from etl.engine import failpoints
 from etl.errors import (
     ConfigError,
     DataError,
@@ -311,6 +312,7 @@ class Load:
                 check()
                 part = rows if len(rows) <= SLICE else rows[first : first + SLICE]
                 written += await self._write(connection, statement, binder, part, first)
+                failpoints.hit("lane.mid_copy")
         check()
         return written
 
@@ -410,7 +412,7 @@ class Load:
         layout = layout_of(rows)
         if layout is not None:
             return Shape(columns=layout.columns)
-        kind: type[Any] = type(rows[0])
+        kind = kind_of(rows[0])
         if is_dataclass(kind):
             return shape_of(kind)
         if final is not None:
