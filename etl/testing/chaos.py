@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -176,6 +176,10 @@ class ChaosProxy:
         """
         self._waiting[direction] += [_Trigger(nbytes, fault) for _ in range(times)]
 
+    def call_after(self, nbytes: int, direction: Direction, act: Callable[[], None]) -> None:
+        """As :meth:`after`, with anything that this object can do: ``proxy.refuse``."""
+        self._waiting[direction].append(_Trigger(nbytes, act))
+
     def at_commit(self, fault: CommitFault, *, nth: int = 1, how: How = "rst") -> None:
         """Strike at the n-th COMMIT from now on.
 
@@ -275,8 +279,10 @@ class ChaosProxy:
             waiting[0].nbytes -= len(piece)
         await self._send(link, direction, piece)
 
-    def _pull(self, link: _Link, direction: Direction, fault: Fault) -> None:
-        if fault == "black_hole":
+    def _pull(self, link: _Link, direction: Direction, fault: Fault | Callable[[], None]) -> None:
+        if callable(fault):
+            fault()
+        elif fault == "black_hole":
             self.black_hole()
         elif fault == "half_close":
             link.half_close(direction)
@@ -325,9 +331,9 @@ class ChaosProxy:
 class _Trigger:
     """A fault that waits until so many bytes have passed."""
 
-    def __init__(self, nbytes: int, fault: Fault) -> None:
+    def __init__(self, nbytes: int, fault: Fault | Callable[[], None]) -> None:
         self.nbytes = nbytes
-        self.fault: Fault = fault
+        self.fault: Fault | Callable[[], None] = fault
 
 
 class _Link:

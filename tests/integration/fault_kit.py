@@ -18,18 +18,18 @@ import asyncpg
 import pytest
 
 from etl import Database, Limits, Pipeline, Report, Retry
-from etl.databases.postgres import connect, copying, guard, reader, session
+from etl.databases.postgres import connect, copying, guard, load, reader, session
 from etl.errors import EXIT_TEMPORARY, PipelineFailedError, TransientError, exit_code_of
-from etl.flow import Flow
 from etl.events import Observer
+from etl.flow import Flow
 
 T = TypeVar("T")
 
 GUARD_S = 45.0
 """Only a guard against hanging: every run here ends much sooner."""
-ROWS = 900
+ROWS = 500
 QUICK = Retry(attempts=4, base_s=0.02, cap_s=0.1, total_s=20.0)
-SMALL = Limits(batch_rows=50, batch_bytes="8KiB", group_rows=100, channel_batches=2)
+SMALL = Limits(batch_rows=30, batch_bytes="8KiB", group_rows=60, channel_batches=2)
 NAME = "under fault"
 
 
@@ -179,3 +179,7 @@ def shorten_waits(patch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
     patch.setattr(session, "ROLLBACK_S", seconds / 2)
     for module in (guard, copying, reader):
         patch.setattr(module, "STALL_S", seconds)
+    for module in (guard, copying, load):
+        patch.setattr(module, "GROUP_S", seconds)
+    # The first bytes of a read come at once here; with the real limit a sort may last.
+    patch.setattr(reader, "PATIENT_S", seconds)

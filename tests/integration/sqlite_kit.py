@@ -1,8 +1,10 @@
-"""What the SQLite tests share: plain connections, reading into a list, and a lane in a few lines."""
+"""What the SQLite tests share: plain connections, reading into a list, a lane in few lines."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -32,7 +34,7 @@ def script(url: str, statements: str) -> None:
 def insert(url: str, table: str, rows: Sequence[Sequence[Any]]) -> None:
     with closing(sqlite3.connect(path_of(url))) as connection, connection:
         marks = ", ".join("?" * len(rows[0]))
-        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
 
 
 def fetch(url: str, query: str) -> list[tuple[Any, ...]]:
@@ -42,6 +44,22 @@ def fetch(url: str, query: str) -> list[tuple[Any, ...]]:
 
 def value(url: str, query: str) -> Any:
     return fetch(url, query)[0][0]
+
+
+async def holding(path: str, statement: str) -> asyncio.subprocess.Process:
+    """Another process that holds a lock until it is killed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        " c.execute(sys.argv[2]); print('held', flush=True); time.sleep(60)",
+        path,
+        statement,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    return process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +145,7 @@ class Lane:
     async def publish(self) -> None:
         await self.target.publish([self.step(self.position, complete=True)])
 
-    def step(
-        self, position: Position | None, *, rows: int = 0, complete: bool = False
-    ) -> Advance:
+    def step(self, position: Position | None, *, rows: int = 0, complete: bool = False) -> Advance:
         return Advance(
             key=self.key,
             epoch=self.epoch,

@@ -52,7 +52,7 @@ async def backends(url: str, like: str) -> list[int]:
     async with sql(url) as connection:
         rows = await connection.fetch(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name = 'etl/p/run' AND query LIKE $1 AND state <> 'idle'",
+            " AND application_name LIKE 'etl/p/run%' AND query LIKE $1 AND state <> 'idle'",
             like,
         )
     return [row["pid"] for row in rows]
@@ -118,19 +118,19 @@ async def _none_left(url: str) -> bool:
     return not await value(
         url,
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name = 'etl/p/run'",
+        " AND application_name LIKE 'etl/p/run%'",
     )
 
 
-async def test_an_error_of_emit_passes_unchanged(postgres_url: str) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("stop"), TimeoutError("slow"), OSError("disk")])
+async def test_an_error_of_emit_passes_unchanged(postgres_url: str, error: Exception) -> None:
     await run_sql(postgres_url, BIG_TABLE)
-    error = RuntimeError("stop")
 
     async def emit(_: Batch[Any]) -> None:
         raise error
 
     async with postgres.open_reader(parse_url(postgres_url), ReadSpec(table="big"), BIG) as reader:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(type(error)) as caught:
             await reader.pump(None, None, emit)
         assert caught.value is error
 
@@ -224,7 +224,7 @@ async def test_interrupt_ends_a_running_write(postgres_url: str) -> None:
 async def test_a_lock_is_not_waited_for_for_ever(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connect._SETTINGS, "lock_timeout", "200ms")
+    monkeypatch.setitem(connect.SETTINGS, "lock_timeout", "200ms")
     await run_sql(postgres_url, "CREATE TABLE big (id int PRIMARY KEY, v text)")
     async with (
         lane(postgres_url, Database(postgres_url).append("big")) as one,

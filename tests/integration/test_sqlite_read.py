@@ -21,7 +21,7 @@ from etl.databases.database import ReadSpec
 from etl.databases.sqlite.reader import SqliteReader
 from etl.databases.url import parse_url
 from etl.errors import ConfigError, DataError, SchemaMismatchError, SourceUnavailableError
-from tests.integration.sqlite_kit import INFO, fetch, insert, path_of, read, script, stored
+from tests.integration.sqlite_kit import INFO, fetch, holding, insert, path_of, read, script, stored
 
 ITEMS = """
 CREATE TABLE items (a TEXT, b INTEGER, v TEXT, PRIMARY KEY (a, b));
@@ -78,7 +78,7 @@ async def test_keys_of_every_class_resume_exactly(sqlite_url: str) -> None:
 @pytest.mark.parametrize(
     "create",
     [
-        "CREATE TABLE t (k TEXT COLLATE NOCASE, v INT); CREATE UNIQUE INDEX i ON t (k COLLATE BINARY)",
+        "CREATE TABLE t (k COLLATE NOCASE, v INT); CREATE UNIQUE INDEX i ON t (k COLLATE BINARY)",
         "CREATE TABLE t (k TEXT PRIMARY KEY, v INT) WITHOUT ROWID",
         "CREATE TABLE t (k TEXT PRIMARY KEY NOT NULL, v INT) STRICT",
         'CREATE TABLE t (k TEXT COLLATE "RTRIM" PRIMARY KEY, v INT)',
@@ -96,7 +96,9 @@ async def test_the_order_is_that_of_the_unique_index(sqlite_url: str, create: st
         assert rest.column("k") == whole.column("k")[number + 1 :]
 
 
-@pytest.mark.parametrize("source", ["CREATE TABLE t (a, b)", "CREATE TABLE s (a, b); CREATE VIEW t AS SELECT * FROM s"])  # fmt: skip
+@pytest.mark.parametrize(
+    "source", ["CREATE TABLE t (a, b)", "CREATE TABLE s (a, b); CREATE VIEW t AS SELECT * FROM s"]
+)
 async def test_without_a_key_a_read_is_whole_and_not_resumable(
     sqlite_url: str, source: str
 ) -> None:
@@ -199,8 +201,7 @@ async def test_a_query_that_cannot_be_read_is_refused(
             "floating-point",
         ),
         (
-            "CREATE TABLE t (a, UNIQUE (a)); CREATE UNIQUE INDEX i ON t (a) WHERE a > 1;"
-            " DROP TABLE t; CREATE TABLE t (a); CREATE UNIQUE INDEX i ON t (a) WHERE a > 1",
+            "CREATE TABLE t (a); CREATE UNIQUE INDEX i ON t (a) WHERE a > 1",
             ReadSpec(table="t", key=("a",)),
             "no unique index",
         ),
@@ -279,8 +280,26 @@ async def test_rows_become_a_dataclass(sqlite_url: str) -> None:
     key = UUID("12345678-1234-1234-1234-123456789abc")
     born = date(1815, 12, 10)
     assert found.rows == [
-        Person(1, "Ada", born, datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC), Decimal("1.5"), True, key, ["a"]),  # fmt: skip
-        Person(2, None, born, datetime(2024, 1, 2, 1, 4, 5, 500000, tzinfo=UTC), Decimal("12.3"), False, key, []),  # fmt: skip
+        Person(
+            1,
+            "Ada",
+            born,
+            datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC),
+            Decimal("1.5"),
+            True,
+            key,
+            ["a"],
+        ),  # fmt: skip
+        Person(
+            2,
+            None,
+            born,
+            datetime(2024, 1, 2, 1, 4, 5, 500000, tzinfo=UTC),
+            Decimal("12.3"),
+            False,
+            key,
+            [],
+        ),  # fmt: skip
     ]
     assert found.shape.key == ("id",)
     assert found.batches[-1].position == (2,)
@@ -405,7 +424,7 @@ async def test_a_source_that_is_locked_for_long_is_a_passing_condition(
 ) -> None:
     monkeypatch.setattr("etl.databases.sqlite.connection.LOCK_WAIT_S", 0.2)
     script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY)")
-    locker = await _holding(path_of(sqlite_url), "BEGIN EXCLUSIVE")
+    locker = await holding(path_of(sqlite_url), "BEGIN EXCLUSIVE")
     try:
         with pytest.raises(SourceUnavailableError, match="locked by another connection"):
             await read(sqlite_url, ReadSpec(table="t"))
@@ -413,22 +432,6 @@ async def test_a_source_that_is_locked_for_long_is_a_passing_condition(
         locker.kill()
         await locker.wait()
     assert (await read(sqlite_url, ReadSpec(table="t"))).rows == []
-
-
-async def _holding(path: str, statement: str) -> asyncio.subprocess.Process:
-    """Another process that holds a lock."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
-        " c.execute(sys.argv[2]); print('held', flush=True); time.sleep(60)",
-        path,
-        statement,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    await process.stdout.readline()
-    return process
 
 
 READ_ONLY = """

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import asyncpg
 
+from etl.connector import RunInfo
 from etl.databases.postgres.translate import (
     DRIVER_ERRORS,
     Side,
@@ -54,7 +55,7 @@ _OPTIONS = frozenset(
     " ssl_max_protocol_version target_session_attrs options passfile".split()
 )
 
-_SETTINGS: Mapping[str, str] = {
+SETTINGS: Mapping[str, str] = {
     # Text forms must be the same on both sides, whatever the role or the database sets.
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
@@ -85,6 +86,17 @@ SELECT count(set_config(wanted.name, wanted.value, false))
 FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
 WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE lower(s.name) = lower(wanted.name))
 """
+
+
+READING = "/read"
+"""Ends the application_name of sessions that cannot write: nobody needs to wait for them."""
+
+
+def application_name(info: RunInfo, side: Side) -> str:
+    """``etl/<pipeline>/<run>``, as far as PostgreSQL keeps it."""
+    suffix = READING if side == "source" else ""
+    name = f"etl/{info.pipeline}/{info.run_id}".encode("ascii", "replace").decode()
+    return name[: 63 - len(suffix)] + suffix
 
 
 def check_options(url: Url) -> None:
@@ -144,7 +156,7 @@ async def _open(url: Url, application: str) -> Connection:
         command_timeout=COMMAND_S,
         # With a cache, types of a table that was changed meanwhile would be taken from it.
         statement_cache_size=0,
-        server_settings={"application_name": application[:63]},
+        server_settings={"application_name": application},
     )
     _keep_alive(connection)
     return connection
@@ -174,7 +186,7 @@ def _keep_alive(connection: Connection) -> None:
 
 
 async def _pin(connection: Connection, side: Side) -> None:
-    settings = dict(_SETTINGS)
+    settings = dict(SETTINGS)
     if side == "source":
         settings["default_transaction_read_only"] = "on"
     await connection.fetchval(_SET, list(settings), list(settings.values()))

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.databases.postgres.connect import Connection
-from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
+from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
 from etl.engine import failpoints
 
 
@@ -45,4 +45,4 @@ async def _paced(chunks: Sequence[bytes], watch: Watch) -> AsyncGenerator[bytes]
         watch.expect(STALL_S)
         yield chunk
     # What follows is the server's: indexes, triggers, constraints.
-    watch.expect(PATIENT_S)
+    watch.expect(GROUP_S)

@@ -18,8 +18,10 @@ from etl.databases.postgres.translate import ConnectionLostError
 
 STALL_S = 300.0
 """Longest time without any progress in the middle of a COPY."""
+GROUP_S = 600.0
+"""For the server's own work on one group after its last byte: indexes, triggers, merging."""
 PATIENT_S = 24 * 3600.0
-"""For the server's own work before the first and after the last byte: sorting, triggers."""
+"""For the server's own work before the first byte of a read: sorting."""
 
 
 class Watch:

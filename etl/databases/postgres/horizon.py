@@ -8,7 +8,10 @@ made. So a read stops below what a transaction that is still open could yet brin
   for those of clients whose clocks agree with it within 200 ms.
 - Other cursors: the highest value is noted; then every transaction that was open at that moment
   must end; then rows up to the noted value are read. Sound for values drawn from one sequence
-  without a cache. With ``settle``, that time is waited too.
+  without a cache (``CACHE 1``, the default). With ``settle``, that time is waited too.
+
+A prepared transaction counts from when it was prepared; rows that it made with an earlier clock
+need ``settle``.
 
 A role that cannot see other users' transactions, and a standby, where they do not show, need
 ``settle`` instead: an upper bound of how long a writing transaction lasts.
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from etl.batch import Position
-from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.connect import LONG_S, READING, Connection
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
 from etl.errors import ConfigError
@@ -33,13 +36,14 @@ _POLL_S = 0.1
 
 _TIME_KINDS: frozenset[Kind] = frozenset({"timestamp", "timestamptz", "date"})
 
-# Transactions that may write rows; a base backup or a vacuum does not.
-_OPEN = """
+# Transactions that may write rows; a base backup, a vacuum or a read of etl does not.
+_OPEN = f"""
 FROM pg_catalog.pg_stat_activity
 WHERE datid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
     AND pid <> pg_catalog.pg_backend_pid() AND xact_start IS NOT NULL
     AND backend_type NOT IN ('autovacuum worker', 'parallel worker', 'walsender')
-"""
+    AND NOT (application_name LIKE 'etl/%' AND application_name LIKE '%{READING}')
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

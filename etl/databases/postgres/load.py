@@ -11,8 +11,9 @@ from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.postgres import staging
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
-from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import Encoder, columns_of, names_of, payload
 from etl.databases.postgres.tables import (
     DDL_LOCK,
@@ -84,7 +85,7 @@ class Load:
             await staging.check_rename(connection, final, self._staging, self.label)
         if not self.staged:
             self._into = final
-        return self._notes(final)
+        return self._notes()
 
     def _check(self, final: Relation) -> None:
         check_target(final, self.label)
@@ -122,10 +123,7 @@ class Load:
                     " be added up. Nothing was written"
                 )
 
-    def _notes(self, final: Relation) -> list[str]:
-        if self.sink.mode == "upsert":
-            note = f"{self.label}: rows that were deleted in the source stay in {final.label!r},"
-            return [f"{note} and a row whose key changed leaves its old version"]
+    def _notes(self) -> list[str]:
         if self.staged and self.sink.mode == "append":
             note = f"{self.label}: the read cannot be resumed, so its rows are gathered in"
             return [f"{note} {self._staging!r} and appended when the run has ended"]
@@ -370,18 +368,18 @@ class Load:
         nulls = " OR ".join(f"{quote(name)} IS NULL" for name in key)
         if await connection.fetchval(
             f"SELECT EXISTS (SELECT FROM {qualify('pg_temp', temporary)} WHERE {nulls})",  # noqa: S608
-            timeout=LONG_S,
+            timeout=GROUP_S,
         ):
             raise DataError(
                 f"{self.label}: a row has NULL in its key ({', '.join(key)}), so it could never be"
                 " found again. This group was rolled back; filter such rows out"
             )
-        status = await connection.execute(self._merge_sql(into, temporary), timeout=LONG_S)
+        status = await connection.execute(self._merge_sql(into, temporary), timeout=GROUP_S)
         if self._has_triggers:
             distinct: int = await connection.fetchval(
                 f"SELECT count(*) FROM (SELECT DISTINCT {quote_all(key)}"  # noqa: S608
                 f" FROM {qualify('pg_temp', temporary)}) AS k",
-                timeout=LONG_S,
+                timeout=GROUP_S,
             )
             if set(self._names) != set(key):
                 self._check_kept(int(status.rpartition(" ")[2]), distinct)

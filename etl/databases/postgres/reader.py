@@ -13,7 +13,7 @@ from etl.batch import Batch, Position
 from etl.connector import Emit, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
-from etl.databases.postgres.connect import Connection, close, connect
+from etl.databases.postgres.connect import Connection, application_name, close, connect
 from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
 from etl.databases.postgres.selection import (
@@ -37,8 +37,7 @@ UNCHANGED = "the source was not changed"
 @asynccontextmanager
 async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[PostgresReader]:
     """Connect, describe the read, and refuse what cannot be read safely."""
-    application = f"etl/{info.pipeline}/{info.run_id}"
-    connection = await connect(url, "source", application)
+    connection = await connect(url, "source", application_name(info, "source"))
     reader: PostgresReader | None = None
     try:
         with translating("source", spec.label, UNCHANGED):
@@ -108,21 +107,25 @@ class PostgresReader:
             after = until = None  # no order, so no place to continue: the whole table again
         connection = self._connection
         if connection is None or connection.is_closed():
-            connection = await connect(
-                self._url, "source", f"etl/{self._info.pipeline}/{self._info.run_id}"
-            )
+            name = application_name(self._info, "source")
+            connection = await connect(self._url, "source", name)
         self._connection = None
         clean = False
+        failed: Exception | None = None
         try:
             with translating("source", selection.label, UNCHANGED):
                 await self._read(connection, after, until, emit)
             clean = True
+        except _EmitFailedError as error:
+            failed = error.reason
         finally:
             # A connection whose COPY was cut short may get a late cancel: it is not used again.
             if clean:
                 self._connection = connection
             else:
                 await finish(close(connection))
+        if failed is not None:
+            raise failed
 
     async def _read(
         self,
@@ -142,10 +145,7 @@ class PostgresReader:
             upper, below = horizon.upper, horizon.below
         await set_bounds(connection, after, until, upper)
         await connection.execute("BEGIN")
-        if selection.relation is not None and selection.relation.is_table:
-            await connection.execute(
-                f"LOCK TABLE {selection.relation.qualified} IN ACCESS SHARE MODE"
-            )
+        await self._lock(connection)
         if await _fingerprint(connection, selection) != self._before:
             raise SchemaMismatchError(
                 f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
@@ -162,11 +162,30 @@ class PostgresReader:
             await cutter.end()
         await connection.execute("COMMIT")
 
+    async def _lock(self, connection: Connection) -> None:
+        """Keep DDL away from the table until the read has ended."""
+        relation = self._selection.relation
+        if relation is None or not relation.is_table:
+            return
+        # A user who may read some columns only may not lock the table.
+        if await connection.fetchval(
+            "SELECT pg_catalog.has_table_privilege($1::bigint::oid, 'SELECT')", relation.oid
+        ):
+            await connection.execute(f"LOCK TABLE {relation.qualified} IN ACCESS SHARE MODE")
+
     async def aclose(self) -> None:
         """Close the connection, in bounded time."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await finish(close(connection))
+
+
+class _EmitFailedError(Exception):
+    """Carries an error of ``emit`` past the translation of the driver's errors."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 class _Cutter:
@@ -242,12 +261,12 @@ class _Cutter:
             rows = self._build(lines)
             batch: Batch[Any] = Batch(rows, position=position, nbytes=2 * nbytes + 64 * len(rows))
         else:
-            if selection.hidden:
-                width = len(selection.hidden)
-                lines = [line.rsplit("\t", width)[0] for line in lines]
             text = TextRows(self._layout, lines, nbytes)
             batch = Batch(text, position=position, nbytes=text.nbytes)
-        await self._emit(batch)
+        try:
+            await self._emit(batch)
+        except Exception as error:
+            raise _EmitFailedError(error) from error
 
     def _watch_keys(self, lines: Sequence[str]) -> None:
         """Refuse a NULL or double key: a resumed read would leave such rows out."""

@@ -9,7 +9,13 @@ from typing import Any
 from etl.connector import Advance, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
-from etl.databases.postgres.connect import Connection, close, connect, connected
+from etl.databases.postgres.connect import (
+    Connection,
+    application_name,
+    close,
+    connect,
+    connected,
+)
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.session import PostgresSession, commit
 from etl.databases.postgres.translate import translating
@@ -22,7 +28,7 @@ from etl.errors import ConfigError
 @asynccontextmanager
 async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerator[PostgresTarget]:
     """See :meth:`etl.connector.Target.open`. Each session opens its own connection when used."""
-    application = f"etl/{info.pipeline}/{info.run_id}"
+    application = application_name(info, "target")
     async with connected(url, "target", application) as connection:
         schema = await home_schema(connection, url)
         found = await versions(connection, schema)

@@ -140,7 +140,13 @@ _CONVERT: Mapping[Any, _Convert] = {
 
 
 def _class(value: Any) -> str:
-    names: dict[Any, str] = {_NONE: "NULL", int: "an integer", float: "a real", str: "text", bytes: "a blob"}
+    names: dict[Any, str] = {
+        _NONE: "NULL",
+        int: "an integer",
+        float: "a real",
+        str: "text",
+        bytes: "a blob",
+    }
     return names.get(type(value), type(value).__name__)
 
 

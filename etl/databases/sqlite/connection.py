@@ -139,20 +139,20 @@ class Connection:
         self,
         work: Callable[[aiosqlite.Connection], Awaitable[T]],
         *,
-        wait_s: float = LOCK_WAIT_S,
+        wait_s: float | None = None,
         given_up: Callable[[], bool] = lambda: False,
     ) -> T:
         """One operation of the driver; cut by a cancellation, it poisons the connection.
 
         Args:
             work: Called again while another connection's lock is in the way.
-            wait_s: How long.
+            wait_s: How long; default: ``LOCK_WAIT_S``.
             given_up: Whether to stop waiting.
         """
         aio = self._aio
         if aio is None or self.poisoned:
             raise unavailable(self.side, f"{self.where}: the connection is closed")
-        deadline = monotonic() + wait_s
+        deadline = monotonic() + (LOCK_WAIT_S if wait_s is None else wait_s)
         try:
             while True:
                 try:

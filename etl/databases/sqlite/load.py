@@ -196,11 +196,6 @@ class Load:
 
     def _notes(self, final: Table) -> list[str]:
         notes: list[str] = []
-        if self.sink.mode == "upsert":
-            notes.append(
-                f"{self.label}: rows that were deleted in the source stay in {final.name!r}, and a"
-                " row whose key changed leaves its old version"
-            )
         if self.is_staged and self.sink.mode == "append":
             notes.append(
                 f"{self.label}: the read cannot be resumed, so its rows are gathered in"

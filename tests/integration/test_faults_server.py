@@ -1,0 +1,258 @@
+"""The server fails: sessions are terminated, a backend freezes, it restarts, it takes nobody.
+
+On a server of its own, so that no other test is hit. The source and the target are two databases
+of it. What holds after each fault is told in ``fault_kit``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncGenerator, Iterator
+from time import monotonic
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from etl import Report
+from etl.errors import PipelineFailedError, TransientError
+from tests.integration.fault_kit import (
+    assert_exact,
+    assert_prefix,
+    bounded,
+    copy,
+    end_of,
+    make_source,
+    make_target,
+    shorten_waits,
+    sql,
+)
+from tests.integration.own_postgres import OwnServer, StopMode, own_postgres
+
+SLOW = "SELECT pg_sleep(0.03)"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnServer]:
+    with own_postgres() as one:
+        yield one
+
+
+@pytest.fixture
+async def databases(server: OwnServer) -> AsyncGenerator[tuple[str, str]]:
+    names = [f"etl_test_{secrets.token_hex(6)}" for _ in range(2)]
+    urls = [urlunsplit(urlsplit(server.url)._replace(path=f"/{name}")) for name in names]
+    async with sql(server.url) as connection:
+        for name in names:
+            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+    await make_source(urls[0])
+    await make_target(urls[1])
+    # Each row costs the target some time, so that a fault finds a run at work.
+    async with sql(urls[1]) as connection:
+        await connection.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END';"
+            "CREATE TRIGGER slow AFTER INSERT ON copies FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+        )
+    yield urls[0], urls[1]
+    async with sql(server.url) as connection:
+        for name in names:
+            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def finish_and_compare(source: str, target: str) -> None:
+    await bounded(copy(source, target).run())
+    await assert_exact(target)
+
+
+async def sessions(server: OwnServer, database: str) -> list[int]:
+    """The server processes of etl's sessions in a database."""
+    name = urlsplit(database).path[1:]
+    async with sql(server.url) as connection:
+        rows = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'etl/%'",
+            name,
+        )
+    return [row["pid"] for row in rows]
+
+
+async def session_of(server: OwnServer, database: str, *, rows_in: bool = True) -> int:
+    """The one session in a database of a run that is at work."""
+    while True:
+        if not rows_in or await assert_prefix(database):
+            found = await sessions(server, database)
+            if len(found) == 1:
+                return found[0]
+        await asyncio.sleep(0.01)
+
+
+# --- pg_terminate_backend ---
+
+
+@pytest.mark.parametrize("side", ["source", "target", "both"])
+async def test_sessions_that_are_terminated_at_random_cost_no_row(
+    server: OwnServer, databases: tuple[str, str], side: str
+) -> None:
+    source, target = databases
+    hit = {"source": [source], "target": [target], "both": [source, target]}[side]
+    names = [urlsplit(url).path[1:] for url in hit]
+    killed = 0
+    for _ in range(3):
+        run = asyncio.create_task(end_of(copy(source, target)))
+        async with sql(server.url) as connection:
+            while not run.done():
+                await asyncio.sleep(random.uniform(0.0, 0.3))
+                killed += await connection.fetchval(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE datname = ANY($1) AND application_name LIKE 'etl/%'",
+                    names,
+                )
+        end = await run
+        await assert_prefix(target)
+        if isinstance(end, Report):
+            await assert_exact(target)
+            break
+    assert killed
+    await finish_and_compare(source, target)
+
+
+async def test_a_terminated_writer_is_replaced_at_once(
+    server: OwnServer, databases: tuple[str, str]
+) -> None:
+    source, target = databases
+    run = asyncio.create_task(end_of(copy(source, target)))
+    pid = await bounded(session_of(server, target))
+    async with sql(server.url) as connection:
+        assert await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
+    began = monotonic()
+    assert isinstance(await run, Report)
+    assert monotonic() - began < 10
+    await assert_exact(target)
+
+
+# --- a frozen backend ---
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_a_backend_frozen_for_a_moment_is_waited_for(
+    server: OwnServer, databases: tuple[str, str], side: str
+) -> None:
+    source, target = databases
+    run = asyncio.create_task(end_of(copy(source, target)))
+    pid = await bounded(session_of(server, target))
+    if side == "source":
+        found = await sessions(server, source)
+        pid = found[0] if found else pid
+    with server.frozen(pid):
+        await asyncio.sleep(0.5)
+        assert not run.done()
+    assert isinstance(await run, Report)
+    await assert_exact(target)
+
+
+async def test_a_backend_frozen_for_good_ends_the_run_within_its_limits(
+    server: OwnServer, databases: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch, 0.4)
+    source, target = databases
+    run = asyncio.create_task(end_of(copy(source, target), within_s=25))
+    pid = await bounded(session_of(server, target))
+    with server.frozen(pid):
+        end = await run
+        # It holds the checkpoint's lock, or not, depending on where it was: no answer in time,
+        # or a new session that took over the rest.
+        assert isinstance(end, Report | PipelineFailedError)
+    await assert_prefix(target)
+    await finish_and_compare(source, target)
+
+
+async def test_an_abort_does_not_wait_for_a_frozen_backend(
+    server: OwnServer, databases: tuple[str, str]
+) -> None:
+    source, target = databases
+    run = await copy(source, target).start()
+    pid = await bounded(session_of(server, target))
+    with server.frozen(pid):
+        await bounded(run.abort(), 25)
+    await assert_prefix(target)
+    await finish_and_compare(source, target)
+
+
+# --- restarts ---
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_restart_in_the_middle_is_survived(
+    server: OwnServer, databases: tuple[str, str], mode: StopMode
+) -> None:
+    source, target = databases
+    run = asyncio.create_task(end_of(copy(source, target)))
+    await bounded(session_of(server, target))
+    await asyncio.to_thread(server.restart, mode)
+    end = await run
+    assert isinstance(end, Report)  # a new connection is tried for some seconds
+    await assert_exact(target)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_server_that_stays_away_is_a_passing_failure(
+    server: OwnServer,
+    databases: tuple[str, str],
+    mode: StopMode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shorten_waits(monkeypatch, 0.5)
+    source, target = databases
+    run = asyncio.create_task(end_of(copy(source, target)))
+    await bounded(session_of(server, target))
+    await asyncio.to_thread(server.stop, mode)
+    try:
+        end = await run
+        assert isinstance(end, PipelineFailedError)
+        again = await end_of(copy(source, target))
+        assert isinstance(again, TransientError)
+    finally:
+        await asyncio.to_thread(server.start)
+    await assert_prefix(target)
+    await finish_and_compare(source, target)
+
+
+# --- no room ---
+
+
+async def test_too_many_connections_are_a_passing_failure(
+    server: OwnServer, databases: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch, 0.5)
+    source, target = databases
+    held: list[asyncpg.Connection[asyncpg.Record]] = []
+    try:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                held.append(await asyncpg.connect(server.url))
+        end = await end_of(copy(source, target))
+        assert isinstance(end, TransientError)
+    finally:
+        for connection in held:
+            await connection.close()
+    await finish_and_compare(source, target)
+
+
+async def test_room_that_comes_free_is_taken(server: OwnServer, databases: tuple[str, str]) -> None:
+    source, target = databases
+    held: list[asyncpg.Connection[asyncpg.Record]] = []
+    try:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                held.append(await asyncpg.connect(server.url))
+        run = asyncio.create_task(end_of(copy(source, target)))
+        await asyncio.sleep(0.3)  # not a wait for anything: there is no room for that long
+        assert not run.done()
+    finally:
+        for connection in held:
+            await connection.close()
+    assert isinstance(await run, Report)
+    await assert_exact(target)
