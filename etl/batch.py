@@ -154,6 +154,8 @@ class OpenPieces:
 
 
 _SAMPLE = 16
+_ALL = 64  # so few rows are weighed one by one: each of them may be huge
+_NUMBERS = frozenset({int, float, bool})  # as good as equal in size
 _PLAIN = frozenset({int, float, str, bytes, bool, NoneType})
 
 
@@ -165,9 +167,12 @@ def weigh(rows: Sequence[Any]) -> int:
     count = len(rows)
     if count == 0:
         return 0
-    step = max(1, count // _SAMPLE)
+    kind = rows[0].__class__
+    if kind in _NUMBERS:
+        return sys.getsizeof(rows[0]) * count
+    step = 1 if count <= _ALL else count // _SAMPLE
     sample = [rows[i] for i in range(0, count, step)]
-    size = sys.getsizeof if sample[0].__class__ in _PLAIN else _size
+    size = sys.getsizeof if kind in _PLAIN else _size
     return max(count, sum(map(size, sample)) * count // len(sample))
 
 

@@ -197,9 +197,6 @@ def _pip_server() -> Generator[Server]:
     # Not started by the package: it would listen on a socket only, and plain URLs name a port.
     package = get_server(data, start=False)
     user = package.system_user  # as root, PostgreSQL runs as a user that the package made
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LC_ALL", "C")  # the user's locale need not be one that is installed
-        package.ensure_pgdata_inited()
     if user is not None:
         shutil.chown(home, user)
     # Ends when this process closes its end of the pipe, or dies: then it stops the server. In a
@@ -213,6 +210,9 @@ def _pip_server() -> Generator[Server]:
         user=user, cwd="/", start_new_session=True,
     )  # fmt: skip
     try:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("LC_ALL", "C")  # the user's locale may be one that is not installed
+            package.ensure_pgdata_inited()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

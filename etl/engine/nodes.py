@@ -21,6 +21,7 @@ from etl.policy import Retry
 from etl.stages import RowStep, fuse, through_stage
 
 _FAIR_S = 0.005
+_SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON form
 
 
 class Breather:
@@ -29,12 +30,15 @@ class Breather:
     def __init__(self) -> None:
         self._since = monotonic()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether this task has run for long without suspending here."""
+        return monotonic() - self._since > _FAIR_S
+
     async def breathe(self) -> None:
-        """Suspend once if this task has run for long without doing so."""
-        now = monotonic()
-        if now - self._since > _FAIR_S:
-            await asyncio.sleep(0)
-            self._since = monotonic()
+        """Let the others run."""
+        await asyncio.sleep(0)
+        self._since = monotonic()
 
 
 class _Drained(Exception):  # a way out of the read, not an error
@@ -143,7 +147,8 @@ class Pump:
         self._reading = False
         if batch.rows or batch.position is not None:  # else there is nothing to hand on
             await self._hand_on(batch)
-        await self._breather.breathe()
+        if self._breather.is_due:
+            await self._breather.breathe()
         if self._draining and not self._unsettled:
             raise _Drained
         self._reading = not self._draining  # draining: go on to the next position
@@ -172,16 +177,17 @@ class Pump:
 
     def _check_position(self, batch: Batch[Any]) -> None:
         where = f"source of flow {self._flow!r}"
-        try:
-            encode_position(batch.position)
-            kind = batch.position.__class__
-            if not issubclass(kind, tuple):
-                raise TypeError(f"it is a {kind.__name__}")
-        except (TypeError, ValueError) as error:
-            raise StageError(
-                f"{where} gave a position that cannot be kept: {error}. A position is a tuple of"
-                " texts, numbers and None. Its batch was not written"
-            ) from error
+        position: Any = batch.position
+        if position.__class__ is not tuple or not _SIMPLE.issuperset(map(type, position)):
+            try:
+                encode_position(position)
+                if not isinstance(position, tuple):
+                    raise TypeError(f"it is a {type(position).__name__}")
+            except (TypeError, ValueError) as error:
+                raise StageError(
+                    f"{where} gave a position that cannot be kept: {error}. A position is a tuple"
+                    " of texts, numbers and None. Its batch was not written"
+                ) from error
         if batch.rows and batch.position == self._last:
             raise ConservationError(
                 f"{where} gave rows without moving its position, so a restart would skip them."
@@ -225,7 +231,8 @@ async def run_inline(
             failpoints.hit("stage.before_emit")
             await out.put(batch, batch.nbytes)
             failpoints.hit("stage.after_emit")
-            await breather.breathe()
+            if breather.is_due:
+                await breather.breathe()
     out.close()
 
 
@@ -248,9 +255,12 @@ async def run_parallel(
     if step.concurrency == 1:
         async with aclosing(source.drain_items()) as batches:
             async for batch in batches:
-                done = await call(batch)
+                done = batch
+                if batch.rows:
+                    done = batch.derive(await _call(step, batch.rows, on_retry))
                 await out.put(done, done.nbytes)
-                await breather.breathe()
+                if breather.is_due:
+                    await breather.breathe()
         out.close()
         return
 
@@ -316,33 +326,34 @@ async def _call(
     on_retry: Callable[[str, int, float, BaseException], None],
 ) -> Sequence[Any]:
     function: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]] = step.function
-    name = name_of(function)
-    attempts = Attempts(step.retry) if step.retry is not None else None
+    attempts: Attempts | None = None
     while True:
         try:
             result = await function(rows)
         except (TransientError, OSError, TimeoutError) as error:
-            wait_s = attempts.next_wait_s() if attempts is not None else None
+            if step.retry is None:
+                raise _failed(function, error) from error
+            attempts = attempts or Attempts(step.retry)
+            wait_s = attempts.next_wait_s()
             if wait_s is None:
-                raise _failed(name, error) from error
-            assert attempts is not None
-            on_retry(name, attempts.failed, wait_s, error)
+                raise _failed(function, error) from error
+            on_retry(name_of(function), attempts.failed, wait_s, error)
             await asyncio.sleep(wait_s)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            raise _failed(name, error) from error
+            raise _failed(function, error) from error
         else:
-            if not isinstance(result, Sequence):
+            if result.__class__ is not list and not isinstance(result, Sequence):
                 raise StageError(
-                    f"map_batches {name} returned {type(result).__name__}; it must return a list of"
+                    f"map_batches {name_of(function)} returned {type(result).__name__}; it must return a list of"
                     " rows"
                 )
             return result
 
 
-def _failed(name: str, error: BaseException) -> StageError:
+def _failed(function: object, error: BaseException) -> StageError:
     return StageError(
-        f"map_batches {name} failed: {type(error).__name__}: {str(error)[:500]}. The batch was"
+        f"map_batches {name_of(function)} failed: {type(error).__name__}: {str(error)[:500]}. The batch was"
         " not written and the checkpoint did not move"
     )

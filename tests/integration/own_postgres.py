@@ -111,3 +111,12 @@ def own_postgres() -> Generator[OwnServer]:
         assert keeper.stdin is not None
         keeper.stdin.close()
         keeper.wait(timeout=START_LIMIT_S)
+
+
+@contextmanager
+def own_postgres_url(max_connections: int = 120) -> Generator[str]:
+    """The URL of such a server with room for many sessions; for programs."""
+    with own_postgres() as server:
+        server.stop("fast")
+        server.start(max_connections=str(max_connections))
+        yield server.url

@@ -21,7 +21,7 @@ from etl.databases.sqlite.connection import connect_target, path_of
 from etl.databases.url import parse_url
 from etl.errors import ResourceError, TargetUnavailableError
 from etl.rows import shape_of
-from tests.integration.sqlite_kit import INFO, fetch, insert, lane, read, script, value
+from tests.integration.sqlite_kit import INFO, fetch, insert, lane, read, script, target, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,3 +301,21 @@ def _is_free(url: str) -> None:
     with closing(sqlite3.connect(parse_url(url).path, isolation_level=None, timeout=0)) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
+
+
+async def test_a_target_closes_all_its_sessions_through_cancellations(sqlite_url: str) -> None:
+    script(sqlite_url, "CREATE TABLE t (id INT, v TEXT)")
+    sink = Database(sqlite_url).append("t")
+
+    async def work() -> None:
+        async with target(sqlite_url) as opened:
+            for number in range(4):
+                session = await opened.session(f"f{number}", [sink])
+                await session.prepare([None], resumable=True)
+
+    k, came = 0, True
+    while came:
+        k += 1
+        came = await cancelled_at(work(), k, 3)
+        assert _threads() == 0, k
+    assert k > 20

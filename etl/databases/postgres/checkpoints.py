@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etl.batch import decode_position, encode_position
-from etl.connector import Advance, Checkpoint, CheckpointKey
+from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify
 from etl.errors import ConfigError, FencedError
@@ -47,10 +45,10 @@ def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
 class Checkpoints:
     """Reads and moves checkpoints in one schema. The caller owns the transaction."""
 
-    def __init__(self, schema: str, run_id: str | None = None) -> None:
+    def __init__(self, schema: str, info: RunInfo) -> None:
         self._table = qualify(schema, TABLE)
-        self._run_id = run_id
-        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._run_id = info.run_id
+        self._holder = info.holder
 
     async def load(
         self, connection: Connection, keys: Sequence[CheckpointKey], *, lock: bool = False

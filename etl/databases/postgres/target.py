@@ -8,13 +8,13 @@ from typing import Any
 
 from etl.connector import Advance, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
+from etl.databases.postgres import lock
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import (
     Connection,
     application_name,
     close,
     connect,
-    connected,
 )
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.session import PostgresSession, commit
@@ -27,18 +27,29 @@ from etl.errors import ConfigError
 
 @asynccontextmanager
 async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerator[PostgresTarget]:
-    """See :meth:`etl.connector.Target.open`. Each session opens its own connection when used."""
-    application = application_name(info, "target")
-    async with connected(url, "target", application) as connection:
-        schema = await home_schema(connection, url)
-        found = await versions(connection, schema)
-    if migrate.needs_upgrade(found):
-        await migrate.upgrade(url)
-    target = PostgresTarget(url, info, schema, application)
+    """See :meth:`etl.connector.Target.open`. Each session opens its own connection when used.
+
+    One more connection has the lock of the pipeline, until every session is closed.
+
+    Raises:
+        AlreadyRunningError: Another run has the lock.
+    """
+    control = await connect(url, "target", lock.control_name(info))
+    held = False
     try:
-        yield target
+        with translating("target", url.name):
+            schema = await home_schema(control, url)
+            held = await lock.acquire(control, schema, info)
+            found = await versions(control, schema)
+        if migrate.needs_upgrade(found):
+            await migrate.upgrade(url)
+        target = PostgresTarget(url, info, schema, application_name(info, "target"))
+        try:
+            yield target
+        finally:
+            await finish(target.aclose())
     finally:
-        await finish(target.aclose())
+        await finish(lock.release(control, held=held))
 
 
 async def home_schema(connection: Connection, url: Url) -> str:
@@ -73,7 +84,7 @@ class PostgresTarget:
         self._info = info
         self._schema = schema
         self._application = application
-        self._checkpoints = Checkpoints(schema, info.run_id)
+        self._checkpoints = Checkpoints(schema, info)
         self._sessions: list[PostgresSession] = []
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> PostgresSession:

@@ -367,6 +367,10 @@ def _has_content(path: Path) -> bool:
 
 
 def _wants_shared_memory(path: Path) -> bool:
-    """Whether the header says WAL: the file's read version is 2."""
+    """Whether the header says WAL: the file's read version is 2.
+
+    Closing a descriptor drops every lock that this process has on the file; so this is only for a
+    file that SQLite could not open.
+    """
     with path.open("rb") as file:
         return file.read(20)[19:20] == b"\x02"

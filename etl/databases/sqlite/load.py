@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -330,22 +330,22 @@ class Load:
             self._check_count(self._into, len(rows), changed)
         return len(rows)
 
-    def _tuples(self, binder: Binder, rows: Sequence[Any], first: int) -> Any:
-        """The rows to bind; converted on the connection's thread, as it takes them."""
-        tuples = binder.tuples(rows, first)
-        if self.sink.mode != "upsert":
-            return tuples
-        return self._with_keys(binder, list(tuples), first)
+    def _tuples(self, binder: Binder, rows: Sequence[Any], first: int) -> Iterator[tuple[Any, ...]]:
+        """The rows to bind; converted on the connection's thread, as it takes them.
 
-    def _with_keys(
-        self, binder: Binder, rows: list[tuple[Any, ...]], first: int
-    ) -> list[tuple[Any, ...]]:
-        """Refuse NULL in a key: it equals nothing, so such a row would be inserted each time."""
+        Raises:
+            DataError: NULL in the key of an upsert: it equals nothing, so such a row would be
+                inserted each time.
+        """
+        if self.sink.mode != "upsert":
+            yield from binder.tuples(rows, first)
+            return
+        tuples = list(binder.tuples(rows, first))
         columns = [column.name for column in binder.columns]
         assert self._into is not None
         for name in self._key_columns(self._into):
             place = columns.index(name)
-            values = [row[place] for row in rows]
+            values = [row[place] for row in tuples]
             if None in values:
                 number = first + values.index(None)
                 raise DataError(
@@ -354,7 +354,7 @@ class Load:
                     column=name,
                     row=number,
                 )
-        return rows
+        yield from tuples
 
     def _check_count(self, table: Table, expected: int, written: int) -> None:
         if written != expected and table.type == "table":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, cast
 
 import aiosqlite
@@ -32,6 +33,8 @@ from etl.errors import SchemaMismatchError
 from etl.rows import Column, Layout, Shape, ValueRows, shape_of
 
 _VIEW = "etl_query"
+_LONG_READ_BYTES = 64 << 20
+"""From this size of a file on, somebody may notice that it is being read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,8 @@ class SqliteReader:
         self._connection = source.connection
         if first:
             self.notes += source.notes
-            if source.journal not in {"wal", "immutable"}:
+            size = Path(self._url.path).stat().st_size
+            if source.journal not in {"wal", "immutable"} and size > _LONG_READ_BYTES:
                 self.notes.append(
                     f"{self._url.name} is not in WAL mode: programs that write to it wait while"
                     " it is read"

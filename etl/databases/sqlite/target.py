@@ -97,9 +97,13 @@ class SqliteTarget:
         self.notes += notes
 
     async def close(self) -> None:
-        """Close every session's connection."""
+        """Close every session's connection, through any number of cancellations."""
         for session in self._sessions:
             session.interrupt()
+        await finish(self._close())
+
+    async def _close(self) -> None:
+        for session in self._sessions:
             await session.close()
 
     async def connect(self) -> Connection:
