@@ -190,6 +190,17 @@ class Session(Protocol):
 
     async def begin(self) -> None: ...
 
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        """Bring rows into the form in which they are written, if that is smaller.
+
+        The lane calls it as it takes a batch, so that a group that is gathered holds no objects
+        of the user's. It may return the batch as it is.
+
+        Raises:
+            DataError: A row cannot be converted; names the column.
+        """
+        ...
+
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """Write the rows of a group into one sink; return how many rows were written.
 

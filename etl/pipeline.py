@@ -57,6 +57,7 @@ class Pipeline:
         observers: Sequence[Observer] = (),
         full: bool = False,
         accept_change: bool = False,
+        take_over: bool = False,
         limits: Limits | None = None,
     ) -> Report:
         """Run to the end. Cancelling it rolls open transactions back; a rerun is exact.
@@ -64,15 +65,22 @@ class Pipeline:
         Args:
             full: Read everything again, whatever the positions say.
             accept_change: Keep the positions although source, key or sink changed.
+            take_over: Start although another run of it is active: that one is fenced off, and
+                fails when it commits next.
             limits: Instead of the pipeline's own.
 
         Raises:
             ConfigError: The set-up is wrong; nothing was moved.
             TransientError: A database cannot be reached; nothing was moved.
+            AlreadyRunningError: Another run of it is active; nothing was moved.
             PipelineFailedError: A flow failed; what was committed stays.
         """
         run = await self.start(
-            observers=observers, full=full, accept_change=accept_change, limits=limits
+            observers=observers,
+            full=full,
+            accept_change=accept_change,
+            take_over=take_over,
+            limits=limits,
         )
         return await run.wait()
 
@@ -82,6 +90,7 @@ class Pipeline:
         observers: Sequence[Observer] = (),
         full: bool = False,
         accept_change: bool = False,
+        take_over: bool = False,
         limits: Limits | None = None,
     ) -> Run:
         """Start a run and return its handle, once every database is open and checked.
@@ -94,6 +103,7 @@ class Pipeline:
             observers=observers,
             full=full,
             accept_change=accept_change,
+            take_over=take_over,
         )
 
     def run_sync(
@@ -102,6 +112,7 @@ class Pipeline:
         observers: Sequence[Observer] = (),
         full: bool = False,
         accept_change: bool = False,
+        take_over: bool = False,
         limits: Limits | None = None,
     ) -> Report:
         """:meth:`run` for a script without an event loop.
@@ -118,7 +129,13 @@ class Pipeline:
                 "run_sync() cannot run inside a running event loop; use 'await pipeline.run()' here"
             )
         return asyncio.run(
-            self.run(observers=observers, full=full, accept_change=accept_change, limits=limits)
+            self.run(
+                observers=observers,
+                full=full,
+                accept_change=accept_change,
+                take_over=take_over,
+                limits=limits,
+            )
         )
 
     def __repr__(self) -> str:

@@ -186,7 +186,8 @@ class TextRows(Sequence[Row]):
         return len(self.lines)
 
     def __iter__(self) -> Iterator[Row]:
-        return map(Row, repeat(self.layout), map(_split, self.lines))
+        # Tuples of texts leave the garbage collector's lists; lists would stay in them.
+        return map(Row, repeat(self.layout), map(tuple, map(_split, self.lines)))
 
     @overload
     def __getitem__(self, i: int) -> Row: ...

@@ -49,6 +49,12 @@ AcceptChange = Annotated[
         "--accept-change", help="Keep the positions although source, key or target changed."
     ),
 ]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Start although another run of it is active; that one is fenced off."
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Read everything again from the beginning.")]
 PipelineFile = Annotated[
     str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which pipeline in it.")
@@ -119,6 +125,7 @@ def run(
     memory: Memory = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
+    take_over: TakeOver = False,
 ) -> int:
     """Run a pipeline.
 
@@ -128,7 +135,13 @@ def run(
     from etl.cli.discover import find_pipeline
     from etl.cli.running import RunOptions, run_pipeline
 
-    options = RunOptions(full=full, accept_change=accept_change, memory=memory, drain_s=drain)
+    options = RunOptions(
+        full=full,
+        accept_change=accept_change,
+        take_over=take_over,
+        memory=memory,
+        drain_s=drain,
+    )
     return run_pipeline(find_pipeline(target), options, screen)
 
 
@@ -220,6 +233,7 @@ def copy(
     memory: Memory = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
+    take_over: TakeOver = False,
 ) -> int:
     """Copy tables from one database to another, all together.
 
@@ -239,7 +253,13 @@ def copy(
         swap=swap,
         name=name,
     )
-    options = RunOptions(full=full, accept_change=accept_change, memory=memory, drain_s=drain)
+    options = RunOptions(
+        full=full,
+        accept_change=accept_change,
+        take_over=take_over,
+        memory=memory,
+        drain_s=drain,
+    )
     pipeline = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     return run_pipeline(pipeline, options, screen)
 

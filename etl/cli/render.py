@@ -11,6 +11,7 @@ from itertools import groupby
 from etl.batch import MAIN_PARTITION, encode_position
 from etl.cli.screen import Screen
 from etl.databases.database import Finding, State
+from etl.engine.holder import describe, is_alive_here
 from etl.events import FlowReport, Report
 from etl.observe.figures import count, duration, printable, size
 from etl.observe.jsonlines import as_line
@@ -63,7 +64,10 @@ def show_states(screen: Screen, states: Sequence[State]) -> None:
         return
     for pipeline, group in groupby(states, key=lambda state: state.key.pipeline):
         screen.out(printable(pipeline), style="bold")
-        _show_positions(screen, list(group))
+        of_pipeline = list(group)
+        _show_positions(screen, of_pipeline)
+        for line in _holder_lines(of_pipeline):
+            screen.out(printable(line))
 
 
 def _show_positions(screen: Screen, states: Sequence[State]) -> None:
@@ -86,6 +90,15 @@ def _show_positions(screen: Screen, states: Sequence[State]) -> None:
     screen.table(head, rows, right="<" * len(partition) + "<<<>", indent="  ")
 
 
+def _holder_lines(states: Sequence[State]) -> list[str]:
+    """Who runs a pipeline, or ran it last: one line for each process."""
+    lines: list[str] = []
+    for holder in dict.fromkeys(state.holder for state in states if state.holder):
+        alive = "; that process is alive" if is_alive_here(holder) else ""
+        lines.append(f"  held last by {describe(holder)}{alive}")
+    return lines
+
+
 def _state_record(state: State) -> dict[str, object]:
     position = state.checkpoint.position
     return {
@@ -97,7 +110,15 @@ def _state_record(state: State) -> dict[str, object]:
         "fingerprint": json.loads(state.checkpoint.fingerprint or "null"),
         "run_id": state.run_id,
         "updated_at": state.updated_at,
+        "holder": _json_or_text(state.holder),
     }
+
+
+def _json_or_text(holder: str | None) -> object:
+    try:
+        return json.loads(holder) if holder is not None else None
+    except ValueError:  # an etl before the first release wrote another form
+        return holder
 
 
 def show_findings(screen: Screen, database: str, findings: Sequence[Finding]) -> None:

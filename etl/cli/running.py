@@ -24,6 +24,7 @@ class RunOptions:
 
     full: bool = False
     accept_change: bool = False
+    take_over: bool = False
     memory: str | None = None
     drain_s: float | None = None
 
@@ -70,6 +71,7 @@ async def _run(
                 observers=(view, shown),
                 full=options.full,
                 accept_change=options.accept_change,
+                take_over=options.take_over,
                 limits=limits,
             )
         )

@@ -66,12 +66,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """One row of ``etl state show``."""
+    """One row of ``etl state show``.
+
+    Attributes:
+        holder: The process that took it over last (see ``etl.engine.holder``).
+    """
 
     key: CheckpointKey
     checkpoint: Checkpoint
     run_id: str | None
     updated_at: str | None
+    holder: str | None = None
 
 
 class StateStore(Protocol):

@@ -51,10 +51,12 @@ def _read(holder: str | None) -> dict[str, Any]:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks since boot; None where it cannot be told."""
+    """When a living process began, in the kernel's ticks since boot; None: that cannot be told."""
     try:
         # The second field, the program's name, may hold spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        return fields.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *rest = fields.rpartition(")")[2].split()
+        # A process that has ended stays listed until its parent asks for its status.
+        return None if state in {"Z", "X"} else rest[18]
+    except (OSError, IndexError, ValueError):
         return None

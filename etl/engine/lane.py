@@ -162,7 +162,7 @@ class Lane:
                     f" {token.partition!r}. It was not written"
                 )
             self._expected[token.partition] = token.new
-        group.add(batch)
+        group.add(self._session.pack(batch))
 
     async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
         """One group, tried until it is in or the policy gives up."""

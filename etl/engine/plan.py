@@ -113,9 +113,13 @@ class Plan:
 
     @property
     def targets(self) -> Mapping[Target, int]:
-        """The databases written to, and the sessions that each needs."""
+        """The databases written to, and the sessions that each needs.
+
+        In order of their names: each is locked for the pipeline when it is opened, and two runs
+        that lock in different orders would wait for each other.
+        """
         found: dict[Target, int] = {}
-        for flow in self.flows:
+        for flow in sorted(self.flows, key=lambda flow: flow.target.name):
             found[flow.target] = found.get(flow.target, 0) + 1
         return found
 

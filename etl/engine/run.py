@@ -19,6 +19,7 @@ from typing import Any
 from etl.connector import RunInfo
 from etl.engine import failpoints
 from etl.engine.assemble import Assembly
+from etl.engine.holder import this_process
 from etl.engine.plan import Plan
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish, guard, supervise, wait_for_root
@@ -51,6 +52,7 @@ class Run:
         observers: Sequence[Observer],
         full: bool,
         accept_change: bool,
+        take_over: bool,
     ) -> None:
         self.run_id = uuid.uuid4().hex
         self.state: RunState = "starting"
@@ -69,6 +71,8 @@ class Run:
             run_id=self.run_id,
             batch_rows=plan.limits.batch_rows,
             batch_bytes=min(plan.limits.batch_nbytes, plan.share),
+            holder=this_process(self.run_id),
+            take_over=take_over,
         )
         self._assembly = Assembly(
             plan, info, retry=retry, full=full, accept_change=accept_change, tell=self._tell
@@ -299,16 +303,25 @@ async def start(
     observers: Sequence[Observer],
     full: bool,
     accept_change: bool,
+    take_over: bool,
 ) -> Run:
     """Start a run; returns when every database is open and checked.
 
     Raises:
         ConfigError: The set-up is wrong; nothing was moved.
         TransientError: A database cannot be reached.
+        AlreadyRunningError: Another run of the pipeline is active; nothing was moved.
     """
     if asyncio.get_running_loop().is_closed():
         raise ConfigError("the event loop is closed")
-    run = Run(plan, retry=retry, observers=observers, full=full, accept_change=accept_change)
+    run = Run(
+        plan,
+        retry=retry,
+        observers=observers,
+        full=full,
+        accept_change=accept_change,
+        take_over=take_over,
+    )
     root = run._root  # pyright: ignore[reportPrivateUsage]  this module's own class
     _running.add(root)
     root.add_done_callback(_running.discard)

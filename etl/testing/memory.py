@@ -176,6 +176,9 @@ class MemorySession:
         assert self._rows is None, "begin inside a transaction"
         self._rows, self._steps = [], []
 
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        return batch
+
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         target = self._target
         for _ in range(target.yields_per_write):

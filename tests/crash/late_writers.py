@@ -33,7 +33,7 @@ CURSORS: dict[str, tuple[str, ...]] = {
 }
 OPEN_S = 2.0
 """How long a transaction stays open, at most."""
-SETTLED_S = 1.5
+SETTLED_S = 2.5
 """After the last commit: what a time cursor in whole seconds, rounded up, leaves for later."""
 
 

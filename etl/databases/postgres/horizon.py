@@ -5,7 +5,9 @@ made. So a read stops below what a transaction that is still open could yet brin
 
 - Time cursors: strictly below the start of the oldest open transaction, 200 ms before now, and
   ``settle`` before that. Sound for values that the database makes itself with ``now()``, and
-  for those of clients whose clocks agree with it within 200 ms.
+  for those of clients whose clocks agree with it within 200 ms. Without a time zone they must
+  be in UTC or in the time zone that the server gives to sessions, and one that has summer time
+  repeats an hour of each year.
 - Other cursors: the highest value is noted; then every transaction that was open at that moment
   must end; then rows up to the noted value are read. Sound for values drawn from one sequence
   without a cache (``CACHE 1``, the default). With ``settle``, that time is waited too.
@@ -105,16 +107,29 @@ async def find_horizon(
 
 
 async def _time_horizon(connection: Connection, selection: Selection, settle: timedelta) -> Horizon:
+    # A column of fewer digits rounds or cuts what now() gives, so a row may have a value below the
+    # start of its own transaction. A view's or a query's column does not tell.
+    assert selection.leads is not None
+    of_table = selection.relation is not None and selection.relation.is_table
+    zone = "'UTC'"
+    if selection.leads.kind != "timestamptz":
+        zone = "(SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'TimeZone')"
+    unit = "microsecond" if of_table and "(" not in selection.leads.name else "second"
+    cast = selection.casts[0]
     upper: str = await connection.fetchval(
+        # Without a time zone, the text of an instant depends on the zone of who wrote it: the
+        # lower of UTC and of what sessions have by default here.
         f"""
-        SELECT (least(
-            clock_timestamp() - interval '200 ms',
-            CASE WHEN pg_catalog.pg_is_in_recovery()
-                THEN pg_catalog.pg_last_xact_replay_timestamp() END,
-            (SELECT min(xact_start) {_OPEN}),
-            (SELECT min(prepared) FROM pg_catalog.pg_prepared_xacts
-                WHERE database = current_database())
-        ) - $1::interval)::{selection.casts[0]}::text
+        SELECT least(instant::{cast}, (instant AT TIME ZONE zone)::{cast})::text
+        FROM (SELECT date_trunc('{unit}', least(
+                clock_timestamp() - interval '200 ms',
+                CASE WHEN pg_catalog.pg_is_in_recovery()
+                    THEN pg_catalog.pg_last_xact_replay_timestamp() END,
+                (SELECT min(xact_start) {_OPEN}),
+                (SELECT min(prepared) FROM pg_catalog.pg_prepared_xacts
+                    WHERE database = current_database())
+            ) - $1::interval) AS instant) AS i,
+            (SELECT {zone} AS zone) AS z
         """,  # noqa: S608  the server's own spelling of a type
         settle,
     )

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, cast
 
-from etl.databases.types import Decoder, encode_column, same, way
+from etl.databases.types import Decoder, encode_column, same, text_decoder, way
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Layout, Row, TextRows, ValueRows
 
@@ -84,6 +84,9 @@ class Encoder:
         self._columns = tuple(columns)
         self._names = tuple(column.name for column in columns)
         self._plans: dict[int, _Plan] = {}
+        # What its lines are made of: such rows pass an encoder of the same columns untouched.
+        decoders = [text_decoder(one.type, nullable=one.nullable) for one in columns]
+        self.layout = Layout(columns, decoders, is_text=True)
 
     def lines(self, rows: Sequence[Any]) -> list[str]:
         """One line for each row, without line ends.

@@ -25,7 +25,7 @@ from etl.databases.postgres.tables import (
 )
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Kind, Shape, shape_of
+from etl.rows import Kind, Shape, TextRows, shape_of
 
 _ADDABLE: frozenset[Kind] = frozenset(
     {"int16", "int32", "int64", "float32", "float64", "numeric", "interval"}
@@ -221,6 +221,16 @@ class Load:
         self._fingerprint = None
         self._encoder = None
         self._temporary = None
+
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        """The rows as lines for the table, once it is known; see ``Session.pack``."""
+        rows = batch.rows
+        if self._encoder is None or not rows or isinstance(rows, TextRows):
+            return batch
+        if names_of(rows, self.label) != self._names:
+            return batch  # in another order, or with columns to leave out: ``write`` sees to it
+        lines = self._encoder.lines(rows)
+        return batch.derive(TextRows(self._encoder.layout, lines, sum(map(len, lines))))
 
     async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
         """Write a group of batches; return how many rows they had.

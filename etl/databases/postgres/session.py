@@ -128,6 +128,10 @@ class PostgresSession:
         for load in self.loads:
             load.begin()
 
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        """See :meth:`etl.connector.Session.pack`."""
+        return self.loads[0].pack(batch) if len(self.loads) == 1 else batch
+
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """See :meth:`etl.connector.Session.write`. Rows are encoded before the COPY begins."""
         load = self.loads[sink]

@@ -47,7 +47,8 @@ class PostgresState:
         with translating("target", "reading the checkpoints", "nothing was changed"):
             rows = await self._connection.fetch(
                 "SELECT pipeline, flow, sink, partition, epoch, position, complete,"  # noqa: S608
-                f" fingerprint, rows, run_id, updated_at::text AS updated_at FROM {self._table}"
+                " fingerprint, rows, run_id, holder, updated_at::text AS updated_at"
+                f" FROM {self._table}"
                 " WHERE $1::text IS NULL OR pipeline = $1"
                 " ORDER BY pipeline, flow, sink, partition",
                 pipeline,
@@ -63,6 +64,7 @@ class PostgresState:
                 checkpoint=checkpoint_of(row),
                 run_id=row["run_id"],
                 updated_at=row["updated_at"],
+                holder=row["holder"],
             )
             for row in rows
         ]

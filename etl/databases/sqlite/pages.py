@@ -141,11 +141,13 @@ class PagedCursor(sqlite3.Cursor):
         paging = cast("PagedConnection", self.connection).paging
         assert paging is not None
         pages: list[Page] = []
-        while len(pages) < _PAGES and not paging.must_restart:
+        room = _PAGES * paging.batch_bytes
+        while len(pages) < _PAGES and room > 0 and not paging.must_restart:
             rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
             if not rows:
                 break
             pages.append(paging.page(rows, nbytes))
+            room -= nbytes
         return pages
 
     def _measured(self, paging: Paging) -> tuple[list[Fields], int]:

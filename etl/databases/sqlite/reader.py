@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +57,14 @@ class Order:
             quote(column) if collation is None else f"{quote(column)} COLLATE {quote(collation)}"
             for column, collation in zip(self.columns, self.collations, strict=True)
         ]
+
+
+class _Place:
+    """Where a read stands: the key of the last row, and how many were given."""
+
+    def __init__(self, last: Fields | None) -> None:
+        self.last = last
+        self.given = 0
 
 
 @asynccontextmanager
@@ -138,8 +145,7 @@ class SqliteReader:
         self._connection = source.connection
         if first:
             self.notes += source.notes
-            size = Path(self._url.path).stat().st_size
-            if source.journal not in {"wal", "immutable"} and size > _LONG_READ_BYTES:
+            if source.journal not in {"wal", "immutable"} and _takes_long(self._url.path):
                 self.notes.append(
                     f"{self._url.name} is not in WAL mode: programs that write to it wait while"
                     " it is read"
@@ -265,27 +271,50 @@ class SqliteReader:
                 where=f"{self._where}, column {self._spec.cursor[0]!r}",
             )
         indexes = [self._names.index(name) for name in order.columns]
-        key_of = itemgetter(*indexes) if indexes else None
         paging = self._paging(indexes)
         cast("PagedConnection", connection.raw).paging = paging
-        given = 0
-        cursor = await self._run(connection, start, stop, bound, given)
-        while True:
-            pages = cast("list[Page]", await connection.run(lambda _, c=cursor: c.fetchmany()))  # type: ignore[misc]
-            for page in pages:
-                given += len(page.rows)
-                position: Position = (given,)
-                if key_of is not None:
-                    last = key_of(page.rows[-1])
-                    start = (last,) if count == 1 else last
-                    self._refuse_floats(start)
-                    position = to_position(start)
-                await emit(self._batch(page, position))
-            if paging.must_restart:
-                paging.must_restart = False
-                cursor = await self._run(connection, start, stop, bound, given)
-            elif not pages:
-                return
+        place = _Place(start)
+        cursor = await self._run(connection, place, stop, bound)
+        while await self._hand_on(connection, cursor, indexes, place, emit):
+            pass
+        if paging.must_restart:
+            # A large value came up. The same instant, so the rows go on as they would have.
+            paging.must_restart = False
+            cursor = await self._run(connection, place, stop, bound)
+            while await self._hand_on(connection, cursor, indexes, place, emit):
+                pass
+
+    async def _hand_on(
+        self,
+        connection: Connection,
+        cursor: aiosqlite.Cursor,
+        key: Sequence[int],
+        place: _Place,
+        emit: Emit[Any],
+    ) -> bool:
+        """Fetch some pages and emit them; whether there may be more.
+
+        A function of its own, so that nothing holds the last pages while the next are fetched.
+        """
+
+        async def fetch(driver: aiosqlite.Connection) -> list[Page]:
+            return cast("list[Page]", await cursor.fetchmany())
+
+        pages = await connection.run(fetch)
+        pages.reverse()
+        if not pages:
+            return False
+        while pages:
+            page = pages.pop()
+            place.given += len(page.rows)
+            position: Position = (place.given,)
+            if key:
+                last = page.rows[-1]
+                place.last = tuple(last[number] for number in key)
+                self._refuse_floats(place.last)
+                position = to_position(place.last)
+            await emit(self._batch(page, position))
+        return True
 
     def _paging(self, key: Sequence[int]) -> Paging:
         row = self._spec.row
@@ -310,15 +339,13 @@ class SqliteReader:
     async def _run(
         self,
         connection: Connection,
-        after: Fields | None,
+        place: _Place,
         until: Fields | None,
         bound: Any,
-        given: int,
     ) -> aiosqlite.Cursor:
-        sql, parameters = self._statement(after=after, until=until, bound=bound)
-        if not self._order.columns and given:
-            # The same instant, so the same rows in the same order.
-            sql += f" LIMIT -1 OFFSET {given}"
+        sql, parameters = self._statement(after=place.last, until=until, bound=bound)
+        if not self._order.columns and place.given:
+            sql += f" LIMIT -1 OFFSET {place.given}"
 
         async def execute(driver: aiosqlite.Connection) -> aiosqlite.Cursor:
             return await driver.execute(sql, parameters)
@@ -361,6 +388,10 @@ class SqliteReader:
                     " do not order exactly; use an integer or text column. The checkpoint stays"
                     " where it is"
                 )
+
+
+def _takes_long(path: str) -> bool:
+    return Path(path).stat().st_size > _LONG_READ_BYTES
 
 
 def _same(value: Any) -> Any:

@@ -45,7 +45,7 @@ class SqliteState:
             if await find_table(connection, "etl_checkpoint") is None:
                 return []
             rows = await connection.fetch(
-                "SELECT pipeline, flow, sink, partition, run_id, updated_at,"
+                "SELECT pipeline, flow, sink, partition, run_id, updated_at, holder,"
                 " epoch, position, complete, fingerprint, rows FROM etl_checkpoint"
                 " WHERE ? IS NULL OR pipeline = ? ORDER BY pipeline, flow, sink, partition",
                 (pipeline, pipeline),
@@ -53,9 +53,10 @@ class SqliteState:
         return [
             State(
                 key=CheckpointKey(pipeline=row[0], flow=row[1], sink=row[2], partition=row[3]),
-                checkpoint=checkpoint_of(row[6:]),
+                checkpoint=checkpoint_of(row[7:]),
                 run_id=row[4],
                 updated_at=row[5],
+                holder=row[6],
             )
             for row in rows
         ]

@@ -61,8 +61,8 @@ async def open_target(
     """
     target = SqliteTarget(url, info)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(target.close)
         await target.open(stack)
+        stack.push_async_callback(target.close)  # before the lock is given back
         yield target
 
 
@@ -255,6 +255,10 @@ class SqliteSession:
         await connection.begin(lambda: self._is_stopped)
         # Rows of one transaction may refer to each other in any order.
         await connection.execute("PRAGMA defer_foreign_keys=ON")
+
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        """Rows are bound on the connection's thread, as they are."""
+        return batch
 
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """See the protocol."""

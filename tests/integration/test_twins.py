@@ -1,0 +1,161 @@
+"""Two runs of one pipeline at once: the older one is fenced, and the target is exact."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from etl import Report, Retry
+from etl.errors import EXIT_ACTIVE, FencedError, PipelineFailedError, exit_code_of
+from tests.integration.fault_kit import (
+    ROWS,
+    assert_exact,
+    assert_prefix,
+    bounded,
+    copied,
+    copy,
+    make_source,
+    make_target,
+    sql,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def databases(postgres_database: Callable[[], str]) -> tuple[str, str]:
+    source, target = postgres_database(), postgres_database()
+    await make_source(source)
+    await make_target(target)
+    # Each group costs some time, so that the second run finds the first one at work.
+    async with sql(target) as connection:
+        await connection.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END';"
+        )
+        for table in ("copies", "totals"):
+            await connection.execute(
+                f"CREATE TRIGGER slow AFTER INSERT ON {table}"
+                " FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+            )
+    return source, target
+
+
+async def until_moved(target: str) -> None:
+    """Until some group is in."""
+    async with sql(target) as connection:
+        while True:
+            if await connection.fetchval("SELECT to_regclass('etl_checkpoint') IS NOT NULL"):
+                if await connection.fetchval("SELECT bool_or(batches > 0) FROM etl_checkpoint"):
+                    return
+            await asyncio.sleep(0.01)
+
+
+def assert_fenced(error: PipelineFailedError) -> None:
+    assert isinstance(error.errors[0], FencedError), repr(error.errors[0])
+    assert exit_code_of(error) == EXIT_ACTIVE
+
+
+@pytest.mark.parametrize("mode", ["append", "add"])
+async def test_the_older_run_is_fenced_and_the_target_exact(
+    databases: tuple[str, str], mode: str
+) -> None:
+    source, target = databases
+    older = asyncio.create_task(copy(source, target, mode).run())
+    await bounded(until_moved(target))
+
+    report = await bounded(copy(source, target, mode).run())
+
+    assert report.status == "completed"
+    with pytest.raises(PipelineFailedError) as failure:
+        await bounded(older)
+    assert_fenced(failure.value)
+    await assert_exact(target, mode)
+
+
+async def test_a_replace_that_is_overtaken_publishes_nothing(databases: tuple[str, str]) -> None:
+    source, target = databases
+    older = await copy(source, target, "replace").start()  # has read nothing yet, or little
+
+    report = await bounded(copy(source, target, "replace").run(full=True))
+
+    assert report.status == "completed"
+    with pytest.raises(PipelineFailedError) as failure:
+        await bounded(older.wait())
+    assert_fenced(failure.value)
+    await assert_exact(target, "replace")
+
+
+async def test_many_runs_at_once_end_exact(databases: tuple[str, str]) -> None:
+    """One of them wins; the others are fenced, or failed in passing while they waited."""
+    source, target = databases
+    patient = Retry(attempts=10, base_s=0.02, cap_s=0.2, total_s=20)
+    runs = [copy(source, target, retry=patient).run() for _ in range(5)]
+
+    ends = await bounded(asyncio.gather(*runs, return_exceptions=True))
+
+    assert any(isinstance(end, Report) for end in ends), ends
+    for end in ends:
+        if isinstance(end, PipelineFailedError):
+            assert_fenced(end)
+        else:
+            assert isinstance(end, Report), repr(end)
+    await assert_exact(target)
+
+
+async def test_a_stopped_process_that_was_overtaken_writes_nothing_more(
+    databases: tuple[str, str], tmp_path: Path
+) -> None:
+    source, target = databases
+    job = tmp_path / "job.py"
+    job.write_text(
+        f"from tests.integration.fault_kit import copy\npipeline = copy({source!r}, {target!r})\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "etl", "run", str(job)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        await bounded(until_moved(target))
+        await bounded(stop_between_locks(process.pid, target))
+        assert 0 < await assert_prefix(target) < ROWS
+
+        report = await bounded(copy(source, target).run())
+        assert report.status == "completed"
+        done = await copied(target)
+        assert done == list(range(1, ROWS + 1))
+
+        process.send_signal(signal.SIGCONT)
+        printed, _ = await asyncio.to_thread(process.communicate, timeout=30)
+        assert process.returncode == EXIT_ACTIVE, printed
+        assert "has taken over" in " ".join(printed.split())
+        assert await copied(target) == done
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def stop_between_locks(pid: int, target: str) -> None:
+    """Stop the process where it holds no checkpoint: one that does is waited for, as it must be."""
+    async with sql(target) as connection:
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.15)  # what it has sent is done by the server meanwhile
+            if not await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'etl_checkpoint'::regclass"
+                " AND mode = 'RowExclusiveLock')"
+            ):
+                return
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.005)
