@@ -14,10 +14,9 @@ from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from itertools import repeat
 from operator import methodcaller
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, overload
 from uuid import UUID
 
 from etl.errors import ConfigError
@@ -89,9 +88,11 @@ class Layout:
         decoders: From a raw field to its Python value, one a column; they handle NULL.
         is_text: True when the raw fields are PostgreSQL's COPY text (escaped, ``\\N`` for NULL),
             False when they are the driver's own values.
+        row: The class of its rows: a ``Row`` that knows this layout, so that no row has to
+            carry it.
     """
 
-    __slots__ = ("columns", "decoders", "index", "is_text", "names")
+    __slots__ = ("columns", "decoders", "index", "is_text", "names", "row")
 
     def __init__(
         self,
@@ -105,23 +106,24 @@ class Layout:
         self.names = tuple(column.name for column in columns)
         self.index = {name: i for i, name in enumerate(self.names)}
         self.is_text = is_text
+        self.row: type[Row] = type("Row", (Row,), {"__slots__": (), "layout": self})
 
 
 class Row(Mapping[str, Any]):
     """An immutable row. ``row["price"]`` decodes that field only; ``replace`` makes a changed copy.
 
+    Made by ``layout.row(fields)``.
+
     Attributes:
-        layout: The columns.
+        layout: The columns; one for the class.
         fields: The raw fields, in the layout's order; never changed.
         changes: Replaced values by field number, or None. The sink encodes them.
     """
 
-    __slots__ = ("changes", "fields", "layout")
+    __slots__ = ("changes", "fields")
+    layout: ClassVar[Layout]
 
-    def __init__(
-        self, layout: Layout, fields: Sequence[Any], changes: dict[int, Any] | None = None
-    ) -> None:
-        self.layout = layout
+    def __init__(self, fields: Sequence[Any], changes: dict[int, Any] | None = None) -> None:
         self.fields = fields
         self.changes = changes
 
@@ -149,15 +151,16 @@ class Row(Mapping[str, Any]):
             KeyError: No such column. Return a dict or a dataclass to make new columns.
         """
         index = self.layout.index
-        changes = dict(self.changes) if self.changes is not None else {}
-        for name, value in values.items():
-            if name not in index:
-                raise KeyError(
-                    f"no column {name!r} to replace; the row has {', '.join(self.layout.names)}."
-                    " Return a dict or a dataclass to make new columns"
-                )
-            changes[index[name]] = value
-        return Row(self.layout, self.fields, changes)
+        changes = {} if self.changes is None else self.changes.copy()
+        try:
+            for name, value in values.items():
+                changes[index[name]] = value
+        except KeyError as error:
+            raise KeyError(
+                f"no column {error} to replace; the row has {', '.join(self.layout.names)}."
+                " Return a dict or a dataclass to make new columns"
+            ) from None
+        return self.__class__(self.fields, changes)
 
     @property
     def nbytes(self) -> int:
@@ -187,7 +190,7 @@ class TextRows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         # Tuples of texts leave the garbage collector's lists; lists would stay in them.
-        return map(Row, repeat(self.layout), map(tuple, map(_split, self.lines)))
+        return map(self.layout.row, map(tuple, map(_split, self.lines)))
 
     @overload
     def __getitem__(self, i: int) -> Row: ...
@@ -197,7 +200,7 @@ class TextRows(Sequence[Row]):
         if isinstance(i, slice):
             lines = self.lines[i]
             return TextRows(self.layout, lines, sum(map(len, lines)))
-        return Row(self.layout, self.lines[i].split("\t"))
+        return self.layout.row(tuple(self.lines[i].split("\t")))
 
 
 class ValueRows(Sequence[Row]):
@@ -214,7 +217,7 @@ class ValueRows(Sequence[Row]):
         return len(self.tuples)
 
     def __iter__(self) -> Iterator[Row]:
-        return map(Row, repeat(self.layout), self.tuples)
+        return map(self.layout.row, self.tuples)
 
     @overload
     def __getitem__(self, i: int) -> Row: ...
@@ -224,7 +227,7 @@ class ValueRows(Sequence[Row]):
         if isinstance(i, slice):
             tuples = self.tuples[i]
             return ValueRows(self.layout, tuples, self.nbytes * len(tuples) // max(1, len(self)))
-        return Row(self.layout, self.tuples[i])
+        return self.layout.row(self.tuples[i])
 
 
 _KINDS: dict[Any, Kind] = {

@@ -24,7 +24,13 @@ from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish
-from etl.errors import CommitInDoubtError, ConservationError, FencedError, TransientError
+from etl.errors import (
+    CommitInDoubtError,
+    ConservationError,
+    EtlError,
+    FencedError,
+    TransientError,
+)
 from etl.policy import Limits, Retry
 
 _IDLE_COMMIT_S = 5.0
@@ -184,6 +190,12 @@ class Lane:
                     break
             except TransientError as error:
                 await self._pause("writing", attempts, error)
+            except EtlError as error:
+                # A newer run drops the staging table under an older one, say: then what failed
+                # here is only the consequence.
+                if not isinstance(error, FencedError) and await self._is_overtaken(steps):
+                    raise self._fenced() from error
+                raise
         for step in steps:
             self.committed[step.key] = step.new
             self._rows[step.key] += step.rows
@@ -264,6 +276,14 @@ class Lane:
         if at_old == len(steps):
             return False
         raise self._fenced() from doubt
+
+    async def _is_overtaken(self, steps: Sequence[Advance]) -> bool:
+        """Whether a newer run has a checkpoint of these, as far as can be found out."""
+        try:
+            found = await finish(self._session.load([step.key for step in steps]))
+        except EtlError:
+            return False
+        return any(step.key in found and found[step.key].epoch != step.epoch for step in steps)
 
     def _is_after(self, step: Advance, now: Checkpoint) -> bool:
         if now.position != step.new or now.complete != step.complete:

@@ -74,6 +74,7 @@ class ChaosProxy:
         self._is_hole: dict[Direction, bool] = dict.fromkeys(DIRECTIONS, False)
         self._delay_s = 0.0
         self._rate: float | None = None
+        self._hides_ends = False
         self._waiting: dict[Direction, list[_Trigger]] = {name: [] for name in DIRECTIONS}
         self._at_commit: dict[int, tuple[CommitFault, How]] = {}
 
@@ -113,12 +114,14 @@ class ChaosProxy:
         """Let everything pass again; what was held goes out now. Forget what has not struck."""
         self._delay_s = 0.0
         self._rate = None
+        self._hides_ends = False
         self._at_commit.clear()
         for direction in DIRECTIONS:
             self._is_hole[direction] = False
             self._waiting[direction].clear()
             for link in self._links:
                 link.gates[direction].set()
+                link.may_end[direction].set()
 
     def delay(self, seconds: float) -> None:
         """Hold each piece (64 KiB at most) that long."""
@@ -134,6 +137,13 @@ class ChaosProxy:
             self._is_hole[direction] = True
             for link in self._links:
                 link.gates[direction].clear()
+
+    def keep_open(self) -> None:
+        """Let bytes pass, but not the end of a connection."""
+        self._hides_ends = True
+        for link in self._links:
+            for gate in link.may_end.values():
+                gate.clear()
 
     def refuse(self) -> None:
         """Refuse new connections; those that are open stay."""
@@ -211,6 +221,8 @@ class ChaosProxy:
             for direction in DIRECTIONS:
                 if self._is_hole[direction]:
                     link.gates[direction].clear()
+                if self._hides_ends:
+                    link.may_end[direction].clear()
             self._links.add(link)
             await self._run(link)
         except asyncio.CancelledError:
@@ -248,8 +260,10 @@ class ChaosProxy:
                         await self._forward(link, direction, piece)
         except OSError:
             await gate.wait()
+            await link.may_end[direction].wait()
             raise
         await gate.wait()
+        await link.may_end[direction].wait()
         link.half_close(direction)
 
     def _piece_size(self) -> int:
@@ -355,10 +369,11 @@ class _Link:
             "to_client": writer,
         }
         self.gates = {direction: asyncio.Event() for direction in DIRECTIONS}
+        self.may_end = {direction: asyncio.Event() for direction in DIRECTIONS}
         self.is_half_closed: dict[Direction, bool] = dict.fromkeys(DIRECTIONS, False)
         self.cut_at_answer: How | None = None
         self.ended_well = False
-        for gate in self.gates.values():
+        for gate in (*self.gates.values(), *self.may_end.values()):
             gate.set()
 
     def cut(self, how: How) -> None:

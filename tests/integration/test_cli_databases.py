@@ -302,6 +302,8 @@ from etl.policy import Limits
 async def slow(rows):
     Path(__file__).with_name("seen").touch()
     await asyncio.sleep(0.1)
+    while Path(__file__).with_name("hold").exists():
+        await asyncio.sleep(0.02)
     return rows
 
 pipeline = Pipeline(
@@ -360,13 +362,19 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert rows(house, whole) == rows(shop, whole)
 
 
-def test_of_two_runs_at_once_one_goes_through(
-    job: Callable[[], subprocess.Popen[str]], shop: str, house: str
+def test_of_two_runs_at_once_the_second_ends_and_names_the_first(
+    job: Callable[[], subprocess.Popen[str]], shop: str, house: str, tmp_path: Path
 ) -> None:
-    ends = [_end_of(process) for process in [job(), job()]]
-    assert sorted(code for code, _, _ in ends) == [0, 4], ends
-    loser = next(err for code, _, err in ends if code == 4)
-    assert loser.count("error: ") == 1
+    (tmp_path / "hold").touch()
+    first = job()
+    code, out, err = _end_of(job())
+    assert (code, out) == (4, ""), err
+    assert err.count("\n") == 1
+    assert err.startswith("error: pipeline 'job' is already running: ")
+    assert f"process {first.pid} on host {os.uname().nodename}, since 20" in err
+    (tmp_path / "hold").unlink()
+    code, _, err = _end_of(first)
+    assert code == 0, err
     whole = "SELECT id, customer, amount, updated_at FROM orders ORDER BY id"
     assert rows(house, whole) == rows(shop, whole)
 

@@ -17,8 +17,11 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from etl import Report
-from etl.errors import PipelineFailedError, TransientError
+from etl import Limits, Report
+from etl.databases.postgres.translate import translating
+from etl.errors import PipelineFailedError, TargetUnavailableError, TransientError
+from etl.events import Event, Retrying
+from etl.testing.chaos import ChaosProxy
 from tests.integration.fault_kit import (
     assert_exact,
     assert_prefix,
@@ -31,8 +34,6 @@ from tests.integration.fault_kit import (
     sql,
 )
 from tests.integration.own_postgres import OwnServer, StopMode, own_postgres
-
-SLOW = "SELECT pg_sleep(0.03)"
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +70,12 @@ async def finish_and_compare(source: str, target: str) -> None:
 
 
 async def sessions(server: OwnServer, database: str) -> list[int]:
-    """The server processes of etl's sessions in a database."""
+    """The server processes of etl's sessions in a database, but for the one with the lock."""
     name = urlsplit(database).path[1:]
     async with sql(server.url) as connection:
         rows = await connection.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'etl/%'",
+            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'etl/%'"
+            " AND application_name NOT LIKE 'etl/lock/%'",
             name,
         )
     return [row["pid"] for row in rows]
@@ -89,6 +91,29 @@ async def session_of(server: OwnServer, database: str, *, rows_in: bool = True) 
         await asyncio.sleep(0.01)
 
 
+WIDE = Limits(batch_rows=30, batch_bytes="1MiB", group_rows=60, channel_batches=2)
+
+
+async def widen(source: str) -> None:
+    """Rows that do not fit into the buffers of a socket: then the read lasts as long as the run."""
+    async with sql(source) as connection:
+        await connection.execute("UPDATE items SET filler = repeat('x', 30000)")
+
+
+async def reading_session(server: OwnServer, source: str) -> int:
+    """The session in the middle of its COPY, which waits for the run to take more."""
+    async with sql(server.url) as connection:
+        while True:
+            pid: int | None = await connection.fetchval(
+                "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'COPY%'"
+                " AND state = 'active' AND wait_event = 'ClientWrite'",
+                urlsplit(source).path[1:],
+            )
+            if pid is not None:
+                return pid
+            await asyncio.sleep(0.005)
+
+
 # --- pg_terminate_backend ---
 
 
@@ -97,11 +122,13 @@ async def test_sessions_that_are_terminated_at_random_cost_no_row(
     server: OwnServer, databases: tuple[str, str], side: str
 ) -> None:
     source, target = databases
+    if side == "source":
+        await widen(source)
     hit = {"source": [source], "target": [target], "both": [source, target]}[side]
     names = [urlsplit(url).path[1:] for url in hit]
     killed = 0
     for _ in range(3):
-        run = asyncio.create_task(end_of(copy(source, target)))
+        run = asyncio.create_task(end_of(copy(source, target, limits=WIDE)))
         async with sql(server.url) as connection:
             while not run.done():
                 await asyncio.sleep(random.uniform(0.0, 0.3))
@@ -133,6 +160,27 @@ async def test_a_terminated_writer_is_replaced_at_once(
     await assert_exact(target)
 
 
+async def test_a_terminated_reader_goes_on_after_its_last_row(
+    server: OwnServer, databases: tuple[str, str]
+) -> None:
+    source, target = databases
+    await widen(source)
+    retries: list[Retrying] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Retrying):
+            retries.append(event)
+
+    pipeline = copy(source, target, limits=WIDE)
+    run = asyncio.create_task(end_of(pipeline, observers=(note,)))
+    pid = await bounded(reading_session(server, source))
+    async with sql(server.url) as connection:
+        assert await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
+    assert isinstance(await run, Report)
+    assert [retry.what for retry in retries] == ["reading"]
+    await assert_exact(target)
+
+
 # --- a frozen backend ---
 
 
@@ -141,15 +189,29 @@ async def test_a_backend_frozen_for_a_moment_is_waited_for(
     server: OwnServer, databases: tuple[str, str], side: str
 ) -> None:
     source, target = databases
-    run = asyncio.create_task(end_of(copy(source, target)))
-    pid = await bounded(session_of(server, target))
+    await widen(source)
+    run = asyncio.create_task(end_of(copy(source, target, limits=WIDE)))
     if side == "source":
-        found = await sessions(server, source)
-        pid = found[0] if found else pid
+        pid = await bounded(reading_session(server, source))
+    else:
+        pid = await bounded(session_of(server, target))
     with server.frozen(pid):
         await asyncio.sleep(0.5)
         assert not run.done()
     assert isinstance(await run, Report)
+    await assert_exact(target)
+
+
+async def test_a_frozen_reader_is_given_up_and_replaced(
+    server: OwnServer, databases: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch, 0.5)
+    source, target = databases
+    await widen(source)
+    run = asyncio.create_task(end_of(copy(source, target, limits=WIDE)))
+    pid = await bounded(reading_session(server, source))
+    with server.frozen(pid):
+        assert isinstance(await run, Report)  # a new session reads on
     await assert_exact(target)
 
 
@@ -256,3 +318,25 @@ async def test_room_that_comes_free_is_taken(server: OwnServer, databases: tuple
             await connection.close()
     assert isinstance(await run, Report)
     await assert_exact(target)
+
+
+async def test_a_server_that_says_good_bye_between_two_statements_is_lost(
+    server: OwnServer,
+) -> None:
+    """asyncpg has read the server's last message, but not yet the end of the connection."""
+    async with ChaosProxy(server.url) as proxy:
+        connection = await asyncpg.connect(proxy.url)
+        pid = connection.get_server_pid()
+        await connection.fetchval("SELECT 1")
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
+        proxy.call_after(1, "to_client", lambda: None)
+        proxy.keep_open()
+        async with sql(server.url) as other:
+            await other.fetchval("SELECT pg_terminate_backend($1)", pid)
+        await bounded(proxy.struck.wait())
+        await asyncio.sleep(0.05)
+        assert not lost.is_set()
+        with pytest.raises(TargetUnavailableError), translating("target", "here"):
+            await connection.execute("UPDATE x SET y = $1", 1)
+        connection.terminate()

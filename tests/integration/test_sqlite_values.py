@@ -138,8 +138,8 @@ def _bound(field: str, kind: Kind, affinity: Affinity) -> Any:
     binder = Binder("sink", ["v"], [_column(affinity.upper(), affinity)])
     ways = [
         list(binder.tuples(TextRows(layout, [field, "\\N"], 0))),
-        list(binder.tuples([Row(layout, [field]), Row(layout, ["\\N"])])),
-        list(binder.tuples([Row(layout, [field]), Row(layout, ["x"], {0: None})])),
+        list(binder.tuples([layout.row([field]), layout.row(["\\N"])])),
+        list(binder.tuples([layout.row([field]), layout.row(["x"], {0: None})])),
     ]
     assert ways[0] == ways[1] == ways[2]
     assert ways[0][1] == (None,)

@@ -7,15 +7,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from etl import Report, Retry
-from etl.errors import EXIT_ACTIVE, FencedError, PipelineFailedError, exit_code_of
+from etl import Batch, Database, Pipeline, Report, stage
+from etl.errors import (
+    EXIT_ACTIVE,
+    AlreadyRunningError,
+    FencedError,
+    PipelineFailedError,
+    exit_code_of,
+)
 from tests.integration.fault_kit import (
+    NAME,
     ROWS,
+    SMALL,
+    Item,
     assert_exact,
     assert_prefix,
     bounded,
@@ -71,7 +80,7 @@ async def test_the_older_run_is_fenced_and_the_target_exact(
     older = asyncio.create_task(copy(source, target, mode).run())
     await bounded(until_moved(target))
 
-    report = await bounded(copy(source, target, mode).run())
+    report = await bounded(copy(source, target, mode).run(take_over=True))
 
     assert report.status == "completed"
     with pytest.raises(PipelineFailedError) as failure:
@@ -80,11 +89,27 @@ async def test_the_older_run_is_fenced_and_the_target_exact(
     await assert_exact(target, mode)
 
 
-async def test_a_replace_that_is_overtaken_publishes_nothing(databases: tuple[str, str]) -> None:
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_replace_that_is_overtaken_publishes_nothing(
+    databases: tuple[str, str], full: bool
+) -> None:
     source, target = databases
-    older = await copy(source, target, "replace").start()  # has read nothing yet, or little
+    async with sql(target) as connection:
+        await connection.execute("DROP TRIGGER slow ON copies")  # it would be lost in a replace
+    overtaken = asyncio.Event()
 
-    report = await bounded(copy(source, target, "replace").run(full=True))
+    @stage
+    async def held_up(batches: AsyncIterator[Batch[Item]]) -> AsyncGenerator[Batch[Item], None]:
+        async for batch in batches:
+            yield batch
+            await overtaken.wait()
+
+    items = Database(source).table("items", row=Item).through(held_up)
+    flow = items.into(Database(target).replace("copies"))
+    older = await Pipeline(NAME, flow, limits=SMALL).start()
+
+    report = await bounded(copy(source, target, "replace").run(full=full, take_over=True))
+    overtaken.set()
 
     assert report.status == "completed"
     with pytest.raises(PipelineFailedError) as failure:
@@ -93,11 +118,13 @@ async def test_a_replace_that_is_overtaken_publishes_nothing(databases: tuple[st
     await assert_exact(target, "replace")
 
 
-async def test_many_runs_at_once_end_exact(databases: tuple[str, str]) -> None:
-    """One of them wins; the others are fenced, or failed in passing while they waited."""
+async def test_many_take_overs_at_once_end_exact(databases: tuple[str, str]) -> None:
+    """One of them wins; the others are fenced."""
     source, target = databases
-    patient = Retry(attempts=10, base_s=0.02, cap_s=0.2, total_s=20)
-    runs = [copy(source, target, retry=patient).run() for _ in range(5)]
+    await bounded(copy(source, target).run())  # etl's tables are there
+    async with sql(target) as connection:
+        await connection.execute("TRUNCATE copies; DELETE FROM etl_checkpoint")
+    runs = [copy(source, target).run(take_over=True) for _ in range(5)]
 
     ends = await bounded(asyncio.gather(*runs, return_exceptions=True))
 
@@ -107,6 +134,22 @@ async def test_many_runs_at_once_end_exact(databases: tuple[str, str]) -> None:
             assert_fenced(end)
         else:
             assert isinstance(end, Report), repr(end)
+    await assert_exact(target)
+
+
+async def test_the_second_run_ends_at_once_and_the_first_goes_on(
+    databases: tuple[str, str],
+) -> None:
+    source, target = databases
+    first = asyncio.create_task(copy(source, target).run())
+    await bounded(until_moved(target))
+
+    with pytest.raises(AlreadyRunningError) as refused:
+        await bounded(copy(source, target).run(), 5)
+
+    assert exit_code_of(refused.value) == EXIT_ACTIVE
+    assert str(os.getpid()) in str(refused.value)
+    assert (await bounded(first)).status == "completed"
     await assert_exact(target)
 
 
@@ -131,7 +174,7 @@ async def test_a_stopped_process_that_was_overtaken_writes_nothing_more(
         await bounded(stop_between_locks(process.pid, target))
         assert 0 < await assert_prefix(target) < ROWS
 
-        report = await bounded(copy(source, target).run())
+        report = await bounded(copy(source, target).run(take_over=True))
         assert report.status == "completed"
         done = await copied(target)
         assert done == list(range(1, ROWS + 1))
@@ -143,7 +186,7 @@ async def test_a_stopped_process_that_was_overtaken_writes_nothing_more(
         assert await copied(target) == done
     finally:
         process.kill()
-        process.wait()
+        await asyncio.to_thread(process.communicate)
 
 
 async def stop_between_locks(pid: int, target: str) -> None:

@@ -36,7 +36,7 @@ def layout_of(*decoders: Any, is_text: bool = True) -> Layout:
 
 
 def test_a_row_is_a_mapping_of_its_columns() -> None:
-    row = Row(layout_of(), ["7", "Ada"])
+    row = layout_of().row(["7", "Ada"])
     assert row["id"] == 7
     assert dict(row) == {"id": 7, "name": "Ada"}
     assert list(row) == ["id", "name"]
@@ -50,7 +50,7 @@ def test_a_row_is_a_mapping_of_its_columns() -> None:
 
 def test_a_field_is_decoded_only_when_it_is_looked_at() -> None:
     number, text = Decoder(int), Decoder(str)
-    row = Row(layout_of(number, text), ["7", "Ada"])
+    row = layout_of(number, text).row(["7", "Ada"])
     assert "name" in row
     assert len(row) == 2
     assert repr(row)
@@ -60,7 +60,7 @@ def test_a_field_is_decoded_only_when_it_is_looked_at() -> None:
 
 
 def test_replace_makes_a_changed_copy_and_leaves_the_row() -> None:
-    row = Row(layout_of(), ["7", "Ada"])
+    row = layout_of().row(["7", "Ada"])
     other = row.replace(name="Bob").replace(id=8)
     assert dict(other) == {"id": 8, "name": "Bob"}
     assert dict(row) == {"id": 7, "name": "Ada"}
@@ -69,20 +69,20 @@ def test_replace_makes_a_changed_copy_and_leaves_the_row() -> None:
 
 
 def test_replace_with_none_is_a_change_and_not_a_missing_value() -> None:
-    assert Row(layout_of(), ["7", "Ada"]).replace(name=None)["name"] is None
+    assert layout_of().row(["7", "Ada"]).replace(name=None)["name"] is None
 
 
 def test_replace_of_an_unknown_column_names_those_that_there_are() -> None:
     with pytest.raises(KeyError, match="no column 'nam'.*id, name"):
-        Row(layout_of(), ["7", "Ada"]).replace(nam="Bob")
+        layout_of().row(["7", "Ada"]).replace(nam="Bob")
 
 
 def test_repr_shows_names_and_no_values() -> None:
-    assert repr(Row(layout_of(), ["7", "secret"])) == "<Row of id, name>"
+    assert repr(layout_of().row(["7", "secret"])) == "<Row of id, name>"
 
 
 def test_the_weight_of_a_row_grows_with_its_fields_and_changes() -> None:
-    row = Row(layout_of(), ["7", "x" * 1000])
+    row = layout_of().row(["7", "x" * 1000])
     assert row.nbytes > 1000
     assert row.replace(name="y" * 5000).nbytes > 6000
 

@@ -107,7 +107,7 @@ def test_a_key_error_names_the_columns_that_there_are() -> None:
     layout = Layout(
         [Column(name="id", type=text), Column(name="naem", type=text)], [str, str], is_text=True
     )
-    rows = [Row(layout, ["1", "secret"])]
+    rows = [layout.row(["1", "secret"])]
     with pytest.raises(StageError, match="KeyError: 'name'.*the row has id, naem") as failed:
         fuse([Map(lambda row: row["name"])])(rows)
     assert "secret" not in str(failed.value)

@@ -114,6 +114,8 @@ class Encoder:
 
     def _objects(self, rows: Sequence[Any]) -> list[str]:
         kinds: set[type[Any]] = set(map(type, rows))
+        if all(issubclass(kind, Row) for kind in kinds):
+            return self._all_rows(cast("Sequence[Row]", rows), is_uniform=len(kinds) == 1)
         if len(kinds) > 1:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise SchemaMismatchError(
@@ -121,8 +123,6 @@ class Encoder:
                 " written; let the function return one type"
             )
         kind = kinds.pop()
-        if kind is Row:
-            return self._all_rows(cast("Sequence[Row]", rows))
         if is_dataclass(kind):
             self._check_names(_field_names(kind))
             columns = _transposed(map(attrgetter(*self._names), rows), len(self._names))
@@ -135,12 +135,11 @@ class Encoder:
             columns = self._mappings(rows)
         return self._together(columns)
 
-    def _all_rows(self, rows: Sequence[Row]) -> list[str]:
+    def _all_rows(self, rows: Sequence[Row], *, is_uniform: bool) -> list[str]:
         lines: list[str] = []
         for start in range(0, len(rows), _SLICE):
             part = rows[start : start + _SLICE]
-            layout = part[0].layout
-            if {id(row.layout) for row in part} == {id(layout)}:
+            if is_uniform:  # of one layout
                 lines += self._rows(part)
                 continue
             for _, some in groupby(part, key=lambda row: id(row.layout)):
@@ -184,7 +183,7 @@ class Encoder:
         changed = set[int]().union(*filter(None, changes))
         if not changed and not plan.converts:
             return plan.join_untouched([row.fields for row in rows])
-        fields = [[*row.fields] for row in rows]
+        fields = [list(row.fields) for row in rows]
         for i in changed & plan.used.keys():
             _replace(fields, i, plan.used[i], changes, plan.decoders.get(i))
         return plan.join(fields, skip=changed)

@@ -66,7 +66,11 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
     server = next((one for one in chain(error) if isinstance(one, asyncpg.PostgresError)), None)
     code = getattr(server, "sqlstate", None) or ""
     text = safe_message(server) if server is not None else ""
-    if kind == "lost" or isinstance(error, ConnectionLostError | asyncpg.InterfaceError):
+    if (
+        kind == "lost"
+        or isinstance(error, ConnectionLostError | asyncpg.InterfaceError)
+        or _is_dying(error)
+    ):
         why = f" ({text})" if text else ""
         if isinstance(error, asyncpg.InterfaceError) and kind == "unknown" and not _is_lost(error):
             return EtlError(f"{where}: the driver refused: {first_line(error)}{tail}")
@@ -101,6 +105,11 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
     if kind == "unknown" and server is None and isinstance(error, OSError):
         return _UNAVAILABLE[side](f"{where}: {first_line(error)}{tail}")
     return EtlError(f"{where}: {text or first_line(error)}{tail}")
+
+
+def _is_dying(error: BaseException) -> bool:
+    """The server has said good-bye between two statements, and the driver has not seen the end."""
+    return isinstance(error, asyncpg.InternalClientError) and "switch to state" in str(error)
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -93,14 +93,14 @@ async def _acquire(path: Path, info: RunInfo) -> int | None:
         except OSError as error:
             _warn(path, error)
             return None
-        locked = False
+        kept = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = _is_still(path, descriptor)
-            if locked:
+            if _is_still(path, descriptor):
                 os.truncate(descriptor, 0)
                 os.pwrite(descriptor, info.holder.encode(), 0)
                 _held.add(descriptor)
+                kept = True
                 return descriptor
         except BlockingIOError:
             holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
@@ -121,7 +121,7 @@ async def _acquire(path: Path, info: RunInfo) -> int | None:
             _warn(path, error)
             return None
         finally:
-            if not locked:
+            if not kept:
                 os.close(descriptor)
         await asyncio.sleep(_POLL_S)
 
