@@ -126,8 +126,11 @@ def declare_postgres(type: Type) -> str:
     """How PostgreSQL spells a column of this type.
 
     A bounded type of another dialect becomes its unbounded kind: SQLite, for one, does not
-    enforce ``VARCHAR(10)``.
+    enforce ``VARCHAR(10)``. SQLite's JSON is text, and ``json`` keeps that text; ``jsonb`` would
+    order its keys and drop double ones.
     """
+    if type.dialect == "sqlite" and type.kind == "json":
+        return "json"
     return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
 
 
@@ -729,7 +732,48 @@ def _write_json(values: Sequence[Any], column: Column) -> list[str]:
     return _escape_all(texts, column)
 
 
+_NUMERAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|NaN|-?Infinity", re.ASCII)
+
+
+def from_sqlite(target: Type) -> Callable[[Any], Any] | None:
+    """How a value of SQLite is meant for a PostgreSQL column of that type; None: as it is.
+
+    SQLite has no booleans, decimals or JSON: it keeps them as 0 and 1 and as text. What does not
+    look like one stays as it is, and the encoder refuses it.
+    """
+    return _FROM_SQLITE.get(target.kind)
+
+
+def _flag(value: Any) -> Any:
+    return bool(value) if value.__class__ is int and value in {0, 1} else value
+
+
+def _numeral(value: Any) -> Any:
+    if value.__class__ is str and _NUMERAL.fullmatch(value):
+        return Decimal(value)
+    return value
+
+
+def _json_text(value: Any) -> Any:
+    return JsonText(value) if value.__class__ is str else value
+
+
+_FROM_SQLITE: dict[Kind, Callable[[Any], Any]] = {
+    "bool": _flag,
+    "numeric": _numeral,
+    "json": _json_text,
+}
+
+
+class JsonText(str):
+    """JSON that is text already: it goes into a json column as it is, digits and all."""
+
+    __slots__ = ()
+
+
 def _json(value: Any) -> str:
+    if value.__class__ is JsonText:
+        return str(value)
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except TypeError:

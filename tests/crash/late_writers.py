@@ -16,7 +16,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -193,6 +193,7 @@ def main() -> int:
     parser.add_argument("--server", help="a PostgreSQL URL; default: a server of its own")
     args = parser.parse_args()
     sys.stdout.write(f"seed {args.seed}\n")
+    place: AbstractContextManager[str]
     if args.server:
         place = nullcontext(args.server)
     else:

@@ -183,3 +183,13 @@ def shorten_waits(patch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
         patch.setattr(module, "GROUP_S", seconds)
     # The first bytes of a read come at once here; with the real limit a sort may last.
     patch.setattr(reader, "PATIENT_S", seconds)
+
+
+async def until_unlocked(target: str) -> None:
+    """Until the server has seen the end of earlier runs, whose lock would refuse the next one."""
+    async with sql(target) as connection:
+        while await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'etl/lock/%')"
+        ):
+            await asyncio.sleep(0.01)

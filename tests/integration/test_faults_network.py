@@ -32,6 +32,7 @@ from tests.integration.fault_kit import (
     make_target,
     shorten_waits,
     sql,
+    until_unlocked,
 )
 
 Side = Literal["source", "target"]
@@ -100,6 +101,7 @@ class Bench:
             await assert_exact(self.target, mode)
         self.proxy.heal()
         await self.proxy.accept()
+        await bounded(until_unlocked(self.target))
         await bounded(copy(self.via_source, self.via_target, mode).run())
         await assert_exact(self.target, mode)
 
@@ -204,7 +206,7 @@ async def test_a_commit_in_doubt_is_settled(
         assert commits > 5
         # The preparation, the take-over, groups, and the last one, which completes the read.
         # How many groups there are is a matter of timing, so that one may not come.
-        for nth in (1, 2, 5) if mode == "append" else (5, commits):
+        for nth in (random.choice((1, 2)), 5) if mode == "append" else (5, commits):
             await one.empty()
             one.proxy.at_commit(fault, nth=nth)
             late = asyncio.create_task(one.heal_when_struck(0.1)) if "hold" in fault else None
@@ -263,13 +265,12 @@ async def test_a_black_hole_is_noticed(
     flow = main_flow(side)
     async with bench(databases, side) as one:
         _, total = await one.measure(flow)
-        for offset in random.sample(range(total * 9 // 10), 2):
-            await one.empty()
-            one.proxy.call_after(offset, flow, partial(one.proxy.black_hole, *directions))
-            end = await one.run(within_s=20)
-            # A reader may have got everything by then.
-            assert side == "source" or not isinstance(end, Report)
-            await one.check(end)
+        offset = random.randrange(total * 9 // 10)
+        one.proxy.call_after(offset, flow, partial(one.proxy.black_hole, *directions))
+        end = await one.run(within_s=20)
+        # A reader may have got everything by then.
+        assert side == "source" or not isinstance(end, Report)
+        await one.check(end)
 
 
 @pytest.mark.parametrize("side", SIDES)

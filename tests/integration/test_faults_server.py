@@ -32,6 +32,7 @@ from tests.integration.fault_kit import (
     make_target,
     shorten_waits,
     sql,
+    until_unlocked,
 )
 from tests.integration.own_postgres import OwnServer, StopMode, own_postgres
 
@@ -65,6 +66,7 @@ async def databases(server: OwnServer) -> AsyncGenerator[tuple[str, str]]:
 
 
 async def finish_and_compare(source: str, target: str) -> None:
+    await bounded(until_unlocked(target))
     await bounded(copy(source, target).run())
     await assert_exact(target)
 
@@ -337,6 +339,7 @@ async def test_a_server_that_says_good_bye_between_two_statements_is_lost(
         await bounded(proxy.struck.wait())
         await asyncio.sleep(0.05)
         assert not lost.is_set()
-        with pytest.raises(TargetUnavailableError), translating("target", "here"):
+        with pytest.raises(TargetUnavailableError) as error, translating("target", "here"):
             await connection.execute("UPDATE x SET y = $1", 1)
+        assert isinstance(error.value.__cause__, asyncpg.InternalClientError)
         connection.terminate()

@@ -24,6 +24,7 @@ import pytest
 from etl import Database, Pipeline
 from etl.connector import CheckpointKey, OpenTarget, RunInfo
 from etl.databases.postgres import lock as postgres_lock
+from etl.databases.postgres.connect import close
 from etl.databases.sqlite import lock as sqlite_lock
 from etl.engine.holder import is_alive_here, this_process
 from etl.errors import AlreadyRunningError
@@ -119,7 +120,7 @@ async def test_a_lock_that_is_given_back_meanwhile_is_taken(
 async def test_runs_after_one_another_find_it_free(
     url: str, patience: Callable[[float], None]
 ) -> None:
-    """The holder, this process, lives: a lock that is let go too late would be fatal at once."""
+    """The holder, this process, lives: a lock that is let go too late would end the next run."""
     patience(0)
     for number in range(10):
         async with running(url, info(str(number))):
@@ -145,7 +146,27 @@ async def test_a_take_over_says_whom_it_fences(url: str, caplog: pytest.LogCaptu
         with caplog.at_level(logging.WARNING, "etl"):
             await starts(url, info("two", take_over=True))
     assert f"taking over from process {os.getpid()}" in caplog.text
-    assert is_alive_here(this_process("x"))
+
+
+def test_a_process_that_ended_is_not_alive_although_nobody_asked_for_its_status() -> None:
+    program = "import sys; from etl.engine.holder import this_process; print(this_process('x'))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{program}; sys.stdout.flush(); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        holder = process.stdout.readline()
+        assert is_alive_here(holder)
+        process.kill()
+        # Waits for the end, and leaves the process listed.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_alive_here(holder)
+    process.wait()
 
 
 # --- PostgreSQL ---
@@ -160,6 +181,22 @@ async def test_one_run_may_name_one_database_twice(postgres_url: str) -> None:
     ]
     report = await Pipeline("p", *flows).run()
     assert report.rows_written == 2
+
+
+async def test_the_lock_is_given_back_before_its_session_ends(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is closed lives on for a moment."""
+    left: list[int] = []
+
+    async def noted(connection: Any) -> None:
+        left.append(await _advisory_locks(postgres_url))
+        await close(connection)
+
+    monkeypatch.setattr("etl.databases.postgres.lock.close", noted)
+    async with running(postgres_url, info("one")):
+        assert await _advisory_locks(postgres_url) == 1
+    assert left == [0]
 
 
 async def test_a_run_that_is_starting_is_named_by_its_session(

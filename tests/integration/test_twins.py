@@ -47,7 +47,7 @@ async def databases(postgres_database: Callable[[], str]) -> tuple[str, str]:
     async with sql(target) as connection:
         await connection.execute(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-            " 'BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END';"
+            " 'BEGIN PERFORM pg_sleep(0.03); RETURN NULL; END';"
         )
         for table in ("copies", "totals"):
             await connection.execute(

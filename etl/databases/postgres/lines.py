@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, cast
 
-from etl.databases.types import Decoder, encode_column, same, text_decoder, way
+from etl.databases.types import Decoder, encode_column, from_sqlite, same, text_decoder, way
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Layout, Row, TextRows, ValueRows
 
@@ -238,12 +238,14 @@ class _Plan:
         places: The source field of each column of the COPY.
         converts: Fields that go through Python: by number, their target column.
         used: The target column of every field that is written.
+        reads: For rows of values: fields that are not taken as they are, and how they are.
     """
 
     layout: Layout
     places: tuple[int, ...]
     converts: Mapping[int, Column]
     used: Mapping[int, Column]
+    reads: Mapping[int, Callable[[Any], Any]]
     columns: tuple[Column, ...]
 
     @property
@@ -279,11 +281,8 @@ class _Plan:
 
     def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """The columns of the COPY from those of value rows."""
-        decoders = self.layout.decoders
-        return [
-            columns[i] if decoders[i] is same else list(map(decoders[i], columns[i]))
-            for i in self.places
-        ]
+        return [list(map(self.reads[i], columns[i])) if i in self.reads else columns[i]
+                for i in self.places]  # fmt: skip
 
     def decoded_rows(
         self, rows: Sequence[Row], changes: Sequence[dict[int, Any] | None]
@@ -291,7 +290,7 @@ class _Plan:
         """The same from rows with changes."""
         found: list[Sequence[Any]] = []
         for i in self.places:
-            decode: Callable[[Any], Any] = self.layout.decoders[i]
+            decode = self.reads.get(i, same)
             found.append(
                 [
                     change[i] if change is not None and i in change else decode(row.fields[i])
@@ -316,11 +315,20 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         for place, column in zip(places, columns, strict=True)
         if layout.is_text and way(layout.columns[place].type, column.type) != "pass"
     }
+    reads: dict[int, Callable[[Any], Any]] = {}
+    for place, column in zip(places, columns, strict=True):
+        source = layout.columns[place].type
+        adapt = from_sqlite(column.type) if source.dialect == "sqlite" else None
+        if adapt is not None:
+            reads[place] = adapt
+        elif source.dialect != "sqlite" and layout.decoders[place] is not same:
+            reads[place] = layout.decoders[place]
     return _Plan(
         layout=layout,
         places=places,
         converts=converts,
         used=dict(zip(places, columns, strict=True)),
+        reads=reads,
         columns=columns,
     )
 

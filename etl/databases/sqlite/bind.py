@@ -384,7 +384,7 @@ class Binder:
     def _rows(self, rows: Sequence[Row], first: int) -> Iterator[Fields]:
         """Row objects, by runs of one layout."""
         kinds = set(map(type, rows))
-        if kinds != {Row}:
+        if not all(issubclass(kind, Row) for kind in kinds):
             raise self._mixed(kinds)
         for _, run in groupby(rows, key=lambda row: id(row.layout)):
             part = list(run)

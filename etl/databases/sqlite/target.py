@@ -321,7 +321,8 @@ class SqliteSession:
 
     async def close(self) -> None:
         """Close the connection; what is not committed is rolled back."""
-        if self._connection is not None:
+        # An interrupt just before the close would keep SQLite from folding its WAL into the file.
+        if self._connection is not None and self._is_working:
             self._connection.poison()
         await self._end()
         await self._disconnect()
