@@ -63,9 +63,7 @@ class ResourceError(TransientError):
 class DataError(EtlError):
     """A row cannot be read, converted or written; the batch was rolled back."""
 
-    def __init__(
-        self, message: str, *, column: str | None = None, row: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, column: str | None = None, row: int | None = None) -> None:
         super().__init__(message)
         self.column = column
         self.row = row

@@ -117,9 +117,7 @@ class RunEnded:
     error: str | None
 
 
-Event: TypeAlias = (
-    RunStarted | Note | Committed | Retrying | StateChanged | FlowEnded | RunEnded
-)
+Event: TypeAlias = RunStarted | Note | Committed | Retrying | StateChanged | FlowEnded | RunEnded
 Observer: TypeAlias = Callable[[Event], None]
 """Called on the event loop: must not block. What it raises is logged and never fails a run."""
 

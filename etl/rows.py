@@ -172,7 +172,7 @@ class Row(Mapping[str, Any]):
         return f"<Row of {', '.join(self.layout.names)}>"  # names only: values may be private
 
 
-_split = methodcaller("split", "\t")
+_split: Callable[[str], list[str]] = methodcaller("split", "\t")
 
 
 class TextRows(Sequence[Row]):

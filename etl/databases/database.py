@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
 from etl.batch import Batch, Position
-from etl.connector import Advance, Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
+from etl.connector import Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
 from etl.databases.url import Url, parse_url
 from etl.errors import ConfigError
 from etl.flow import Source

@@ -15,7 +15,9 @@ _SCHEMES = {
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",
 }
-_FORMS = "postgresql://user:password@host:port/database, sqlite:///file.db or sqlite:////full/path.db"
+_FORMS = (
+    "postgresql://user:password@host:port/database, sqlite:///file.db or sqlite:////full/path.db"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ def parse_url(text: str) -> Url:
         where = f"the URL in ${variable}"
         found = os.environ.get(variable)
         if not found:
-            raise ConfigError(f"the environment variable {variable} is not set; it names a database")
+            raise ConfigError(
+                f"the environment variable {variable} is not set; it names a database"
+            )
         text = found
     scheme, colon, _ = text.partition(":")
     dialect = _SCHEMES.get(scheme.lower()) if colon else None
@@ -105,5 +109,3 @@ def _sqlite(text: str, where: str) -> Url:
     if not path or path == ":memory:":
         raise ConfigError(f"{where} names no file; a database in memory ends with its connection")
     return Url(dialect="sqlite", path=path)
-
-

@@ -346,14 +346,14 @@ async def _call(
         else:
             if result.__class__ is not list and not isinstance(result, Sequence):
                 raise StageError(
-                    f"map_batches {name_of(function)} returned {type(result).__name__}; it must return a list of"
-                    " rows"
+                    f"map_batches {name_of(function)} returned {type(result).__name__}; it must"
+                    " return a list of rows"
                 )
             return result
 
 
 def _failed(function: object, error: BaseException) -> StageError:
     return StageError(
-        f"map_batches {name_of(function)} failed: {type(error).__name__}: {str(error)[:500]}. The batch was"
-        " not written and the checkpoint did not move"
+        f"map_batches {name_of(function)} failed: {type(error).__name__}: {str(error)[:500]}. The"
+        " batch was not written and the checkpoint did not move"
     )

@@ -22,7 +22,7 @@ from etl.databases.sqlite.bind import Binder
 from etl.databases.sqlite.horizon import upper_bound
 from etl.databases.sqlite.schema import Affinity, TableColumn
 from etl.errors import ConfigError, DataError
-from etl.rows import Column, Kind, Layout, Row, TextRows, Type
+from etl.rows import Column, Kind, Layout, TextRows, Type
 from tests.integration.sqlite_kit import fetch, insert, lane, read, script
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from etl import ConfigError, Row
+from etl import ConfigError
 from etl.rows import Column, Layout, Shape, TextRows, Type, ValueRows, shape_of, strip_optional
 
 INT = Type(kind="int64", name="bigint", dialect="postgresql")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl import Batch, ConfigError, DataError, Retry, Row, StageError, Token, TransientError, stage
+from etl import Batch, ConfigError, DataError, Retry, StageError, Token, TransientError, stage
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.nodes import inline_chain, run_parallel
 from etl.errors import ConservationError
