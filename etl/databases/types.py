@@ -429,6 +429,8 @@ def encode_column(values: Sequence[Any], column: Column) -> list[str]:
         DataError: A value has the wrong type, or does not fit without being changed. It names
             the column and the row's number in ``values``, never the value.
     """
+    if isinstance(values, Numerals):
+        return _numeral_fields(values, column)
     kinds = set(map(type, values))
     write = _WRITERS[column.type.kind]
     if _NONE not in kinds:
@@ -630,12 +632,13 @@ def _write_bytes(values: Sequence[Any], column: Column) -> list[str]:
 
 _ISO_DATE = r"\d{4}-\d\d-\d\d"
 _ISO_TIME = r"\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?"
-_ISO: dict[Kind, re.Pattern[str]] = {
-    "date": re.compile(_ISO_DATE, re.ASCII),
-    "time": re.compile(_ISO_TIME, re.ASCII),
-    "timestamp": re.compile(rf"{_ISO_DATE}(?:[ T]{_ISO_TIME})?", re.ASCII),
-    "timestamptz": re.compile(rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)", re.ASCII),
+_ISO_FORMS: dict[Kind, str] = {
+    "date": _ISO_DATE,
+    "time": _ISO_TIME,
+    "timestamp": rf"{_ISO_DATE}(?:[ T]{_ISO_TIME})?",
+    "timestamptz": rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)",
 }
+_ISO = {kind: re.compile(form, re.ASCII) for kind, form in _ISO_FORMS.items()}
 _ISO_WANTED: dict[Kind, str] = {
     "date": "written as 2020-01-31",
     "time": "written as 12:30:00",
@@ -658,7 +661,7 @@ def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
             found = _only(values, column, datetime, str)
     texts = list(map(str, values))
     if found == {str}:
-        if not all(map(_ISO[kind].fullmatch, texts)):
+        if not _ALL_ISO[kind](texts):
             _refuse_text(values, kind, column)
     elif str in found or len(found) > 1:
         _refuse_text(values, kind, column)
@@ -732,11 +735,11 @@ def _write_json(values: Sequence[Any], column: Column) -> list[str]:
     return _escape_all(texts, column)
 
 
-_NUMERAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|NaN|-?Infinity", re.ASCII)
+_NUMERAL = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity"
 
 
-def from_sqlite(target: Type) -> Callable[[Any], Any] | None:
-    """How a value of SQLite is meant for a PostgreSQL column of that type; None: as it is.
+def from_sqlite(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+    """How a column of SQLite values is meant for a PostgreSQL type; None: as it is.
 
     SQLite has no booleans, decimals or JSON: it keeps them as 0 and 1 and as text. What does not
     look like one stays as it is, and the encoder refuses it.
@@ -744,25 +747,59 @@ def from_sqlite(target: Type) -> Callable[[Any], Any] | None:
     return _FROM_SQLITE.get(target.kind)
 
 
-def _flag(value: Any) -> Any:
-    return bool(value) if value.__class__ is int and value in {0, 1} else value
+class Numerals(list[Any]):
+    """Texts, and None, each of which is proven to be a number: they go in as they are."""
 
 
-def _numeral(value: Any) -> Any:
-    if value.__class__ is str and _NUMERAL.fullmatch(value):
-        return Decimal(value)
-    return value
+def _flags(values: Sequence[Any]) -> Sequence[Any]:
+    return [bool(one) if one.__class__ is int and one in {0, 1} else one for one in values]
 
 
-def _json_text(value: Any) -> Any:
-    return JsonText(value) if value.__class__ is str else value
+def _numerals(values: Sequence[Any]) -> Sequence[Any]:
+    if set(map(type, values)) <= _TEXTS and _ALL_NUMERALS(_present(values)):
+        return Numerals(values)
+    one = re.compile(_NUMERAL, re.ASCII).fullmatch
+    return [Decimal(v) if v.__class__ is str and one(v) else v for v in values]
 
 
-_FROM_SQLITE: dict[Kind, Callable[[Any], Any]] = {
-    "bool": _flag,
-    "numeric": _numeral,
-    "json": _json_text,
+def _json_texts(values: Sequence[Any]) -> Sequence[Any]:
+    return [JsonText(value) if value.__class__ is str else value for value in values]
+
+
+def _present(values: Sequence[Any]) -> Sequence[Any]:
+    return [value for value in values if value is not None] if None in values else values
+
+
+def _all_match(pattern: str) -> Callable[[Sequence[str]], bool]:
+    """Whether every text matches, by one search over all of them."""
+    found = re.compile(rf"(?:(?:{pattern})\n)*(?:{pattern})", re.ASCII).fullmatch
+
+    def check(texts: Sequence[str]) -> bool:
+        joined = "\n".join(texts)
+        return bool(texts) and joined.count("\n") == len(texts) - 1 and found(joined) is not None
+
+    return check
+
+
+_ALL_NUMERALS = _all_match(_NUMERAL)
+_ALL_ISO = {kind: _all_match(form) for kind, form in _ISO_FORMS.items()}
+_TEXTS = frozenset({str, _NONE})
+_FROM_SQLITE: dict[Kind, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    "bool": _flags,
+    "numeric": _numerals,
+    "json": _json_texts,
 }
+
+
+def _numeral_fields(values: Numerals, column: Column) -> list[str]:
+    joined = "\n".join(_present(values))
+    scale = column.type.scale
+    if (None in values and not column.nullable) or (
+        scale is not None
+        and ("e" in joined or "E" in joined or scale < 0 or _too_fine(scale).search(joined))
+    ):
+        return encode_column([None if v is None else Decimal(v) for v in values], column)
+    return [NULL if value is None else value for value in values]
 
 
 class JsonText(str):

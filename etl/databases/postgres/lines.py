@@ -238,14 +238,14 @@ class _Plan:
         places: The source field of each column of the COPY.
         converts: Fields that go through Python: by number, their target column.
         used: The target column of every field that is written.
-        reads: For rows of values: fields that are not taken as they are, and how they are.
+        reads: For rows of values: fields that are not taken as they are, by whole columns.
     """
 
     layout: Layout
     places: tuple[int, ...]
     converts: Mapping[int, Column]
     used: Mapping[int, Column]
-    reads: Mapping[int, Callable[[Any], Any]]
+    reads: Mapping[int, Callable[[Sequence[Any]], Sequence[Any]]]
     columns: tuple[Column, ...]
 
     @property
@@ -281,8 +281,7 @@ class _Plan:
 
     def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """The columns of the COPY from those of value rows."""
-        return [list(map(self.reads[i], columns[i])) if i in self.reads else columns[i]
-                for i in self.places]  # fmt: skip
+        return [self.reads[i](columns[i]) if i in self.reads else columns[i] for i in self.places]
 
     def decoded_rows(
         self, rows: Sequence[Row], changes: Sequence[dict[int, Any] | None]
@@ -290,13 +289,15 @@ class _Plan:
         """The same from rows with changes."""
         found: list[Sequence[Any]] = []
         for i in self.places:
-            decode = self.reads.get(i, same)
-            found.append(
-                [
-                    change[i] if change is not None and i in change else decode(row.fields[i])
-                    for row, change in zip(rows, changes, strict=True)
+            raw = [row.fields[i] for row in rows]
+            values = self.reads[i](raw) if i in self.reads else raw
+            if any(change is not None and i in change for change in changes):
+                # Values of a function stand beside those of the database.
+                values = [
+                    change[i] if change is not None and i in change else value
+                    for value, change in zip(values, changes, strict=True)
                 ]
-            )
+            found.append(values)
         return found
 
 
@@ -315,14 +316,14 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         for place, column in zip(places, columns, strict=True)
         if layout.is_text and way(layout.columns[place].type, column.type) != "pass"
     }
-    reads: dict[int, Callable[[Any], Any]] = {}
+    reads: dict[int, Callable[[Sequence[Any]], Sequence[Any]]] = {}
     for place, column in zip(places, columns, strict=True):
         source = layout.columns[place].type
         adapt = from_sqlite(column.type) if source.dialect == "sqlite" else None
         if adapt is not None:
             reads[place] = adapt
         elif source.dialect != "sqlite" and layout.decoders[place] is not same:
-            reads[place] = layout.decoders[place]
+            reads[place] = _by_value(layout.decoders[place])
     return _Plan(
         layout=layout,
         places=places,
@@ -331,6 +332,10 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         reads=reads,
         columns=columns,
     )
+
+
+def _by_value(decode: Decoder) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    return lambda values: list(map(decode, values))
 
 
 def payload(lines: Sequence[str], label: str) -> bytes:
