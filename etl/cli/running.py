@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import dataclass, replace
 
 from etl.cli.failure import show_failure
@@ -45,6 +46,10 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
         EtlError: The run could not start. Nothing was moved.
     """
     limits = options.limits(pipeline.limits)
+    # The command owns its process. With the usual threshold the collector would go through
+    # all objects of the program every few thousand rows; rows form no cycles.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     view = make_view(screen, pipeline.name)
     shown = _Shown(screen)
     try:
