@@ -30,7 +30,7 @@ from etl.errors import ConfigError, DataError
 from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
 from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
 from etl.policy import Retry
-from etl.rows import Row, Shape, shape_of
+from etl.rows import Shape, shape_of
 from etl.stages import RowStep, fuse
 
 Tell = Callable[[Event], None]
@@ -443,19 +443,23 @@ async def _reaching_shape(
     kind = plan.flow.stream.row_type
     if isinstance(kind, type) and is_dataclass(kind):
         return shape_of(kind, _source_key(plan, kind, readers))
-    if kind is Row or _rows_untouched(plan):
-        shape = readers[0].shape
-        if shape is None or len(readers) > 1:
-            return shape
+    shape = readers[0].shape
+    if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, session):
         reader = readers[0]
-        if isinstance(reader, Profiler) and any(
-            column.type.kind == "dynamic" for column in shape.columns
-        ):
-            for number in range(len(plan.sinks)):
-                if await session.wants_profile(number, shape):
-                    return await reader.profile()
-        return shape
-    return None
+        assert isinstance(reader, Profiler)
+        shape = await reader.profile()
+    # What a function returns is seen when it comes: also a Row may have got other values.
+    return shape if _rows_untouched(plan) else None
+
+
+async def _needs_profile(plan: FlowPlan, shape: Shape, session: Session) -> bool:
+    """Whether a table is to be made for rows whose columns do not tell what they hold."""
+    if not any(column.type.kind == "dynamic" for column in shape.columns):
+        return False
+    for number in range(len(plan.sinks)):
+        if await session.wants_profile(number, shape):
+            return True
+    return False
 
 
 def _rows_untouched(plan: FlowPlan) -> bool:

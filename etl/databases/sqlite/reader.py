@@ -131,11 +131,16 @@ class SqliteReader:
             await self._connection.close()
 
     async def profile(self) -> Shape:
-        """The shape with the kinds that the stored values have: one scan of the source."""
+        """The shape with the kinds that the stored values have: one scan of the source.
+
+        Rows that are read after it know these kinds too.
+        """
         assert self.shape is not None
-        if self._spec.row is not None:
-            return self.shape
-        return await profiled(await self._connected(), self.shape, self._from)
+        if self._spec.row is None:
+            self.shape = await profiled(await self._connected(), self.shape, self._from)
+            columns = self.shape.columns
+            self._layout = Layout(columns, [_same for _ in columns], is_text=False)
+        return self.shape
 
     async def _connected(self, *, first: bool = False) -> Connection:
         """The connection; a new one after an interrupted read."""
