@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## real flights, from an operational database into a wa
 	@$(RUN) python -m pipelines.flights report
 
 test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine
-	@$(RUN) python -m pytest $(ARGS)
+	@$(RUN) python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@$(RUN) ruff check .

@@ -36,6 +36,22 @@ from etl.stages import RowStep, fuse
 Tell = Callable[[Event], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A task of a flow and the channels at its ends; None where a database is."""
+
+    name: str
+    source: Channel[Batch[Any]] | None
+    out: Channel[Batch[Any]] | None
+
+    @property
+    def waits_for_a_channel(self) -> bool:
+        """Whether another task is what holds it up."""
+        return (self.source is not None and self.source.get_blocked_since is not None) or (
+            self.out is not None and self.out.put_blocked_since is not None
+        )
+
+
 @dataclass(slots=True)
 class RunningFlow:
     """One flow of a run: its tasks' objects, for statistics, drain and report."""
@@ -44,6 +60,7 @@ class RunningFlow:
     notes: list[str] = field(default_factory=list[str])
     pumps: list[Pump] = field(default_factory=list[Pump])
     channels: list[Channel[Batch[Any]]] = field(default_factory=list[Channel[Batch[Any]]])
+    nodes: list[Node] = field(default_factory=list[Node])
     lane: Lane | None = None
     publishes: tuple[CheckpointKey, ...] = ()
     epochs: dict[CheckpointKey, int] = field(default_factory=dict[CheckpointKey, int])
@@ -126,6 +143,25 @@ class Assembly:
     def channels(self) -> list[Channel[Batch[Any]]]:
         """All of them, to fail together."""
         return [channel for flow in self.flows for channel in flow.channels]
+
+    @property
+    def progress(self) -> int:
+        """A figure that grows whenever anything moves."""
+        return sum(channel.moved for channel in self.channels) + sum(
+            flow.lane.rows_written + flow.lane.transactions for flow in self.flows if flow.lane
+        )
+
+    @property
+    def culprits(self) -> str:
+        """The tasks that hold the run up: those that wait for no channel."""
+        names = [
+            node.name
+            for flow in self.flows
+            if flow.lane is not None and flow.ended is None
+            for node in flow.nodes
+            if not node.waits_for_a_channel
+        ]
+        return ", ".join(names) or "every task waits for a channel"
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Connect to everything, check it, take over the checkpoints, and build the tasks.
@@ -329,8 +365,19 @@ class Assembly:
                 on_retry=self._told_retry,
             )
             flow.pumps.append(pump)
-            self.units[f"source of flow {name!r}"] = pump.run()
-        self.units[f"lane of flow {plan.name!r}"] = self._lane_to_end(flow)
+            self._add(flow, f"source of flow {name!r}", pump.run(), None, first)
+        self._add(flow, f"lane of flow {plan.name!r}", self._lane_to_end(flow), last, None)
+
+    def _add(
+        self,
+        flow: RunningFlow,
+        name: str,
+        work: Coroutine[Any, Any, None],
+        source: Channel[Batch[Any]] | None,
+        out: Channel[Batch[Any]] | None,
+    ) -> None:
+        self.units[name] = work
+        flow.nodes.append(Node(name, source, out))
 
     async def _legs(
         self,
@@ -352,7 +399,7 @@ class Assembly:
                 work = run_parallel(leg.parallel, first, out, told)
             else:
                 work = run_inline(await self._inline(leg.inline), first, out)
-            self.units[f"stage {number + 1} ({leg.label}) of flow {name!r}"] = work
+            self._add(flow, f"stage {number + 1} ({leg.label}) of flow {name!r}", work, first, out)
             first = out
 
     async def _lane_to_end(self, flow: RunningFlow) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -22,6 +23,15 @@ T = TypeVar("T")
 
 class EndOfChannelError(Exception):
     """Every producer has closed and the channel is empty: a clean end, not a failure."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Putter(Generic[T]):
+    turn: asyncio.Future[None]
+    item: T
+    weight: int
+    since: float
+    accepted: Callable[[], None] | None
 
 
 class Channel(Generic[T]):
@@ -43,7 +53,7 @@ class Channel(Generic[T]):
         self._open = producers
         self._error: BaseException | None = None
         self._items: deque[tuple[T, int]] = deque()
-        self._putters: deque[tuple[asyncio.Future[None], T, int, float]] = deque()
+        self._putters: deque[_Putter[T]] = deque()
         self._getters: deque[asyncio.Future[None]] = deque()
         self._get_since: float | None = None
 
@@ -56,8 +66,12 @@ class Channel(Generic[T]):
             len(self._items) < self.max_items and self.nbytes + weight <= self.max_bytes
         )
 
-    async def put(self, item: T, weight: int) -> None:
+    async def put(self, item: T, weight: int, accepted: Callable[[], None] | None = None) -> None:
         """Add an item of ``weight`` bytes; wait while the channel is full.
+
+        Args:
+            accepted: Called at the moment at which the item is in. A ``put`` that is cancelled
+                may have been accepted just before.
 
         Raises:
             ChannelBrokenError: The channel failed.
@@ -66,10 +80,12 @@ class Channel(Generic[T]):
             raise self._broken() from self._error
         if not self._putters and self._fits(weight):
             self._append(item, weight)
+            if accepted is not None:
+                accepted()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # The getter moves the item in, so nobody overtakes, and nobody wakes in vain.
-        entry = (turn, item, weight, monotonic())
+        entry = _Putter(turn, item, weight, monotonic(), accepted)
         self._putters.append(entry)
         try:
             await turn
@@ -156,7 +172,7 @@ class Channel(Generic[T]):
         self._items.clear()
         self.nbytes = 0
         while self._putters:
-            turn = self._putters.popleft()[0]
+            turn = self._putters.popleft().turn
             if not turn.done():
                 turn.set_exception(self._broken())
                 turn.exception()  # its waiter may be cancelled before it looks
@@ -166,7 +182,7 @@ class Channel(Generic[T]):
     def stats(self) -> ChannelStats:
         """How full it is, and how long its ends have waited so far."""
         now = monotonic()
-        put_wait = self._put_wait_s + (now - self._putters[0][3] if self._putters else 0.0)
+        put_wait = self._put_wait_s + (now - self._putters[0].since if self._putters else 0.0)
         get_wait = self._get_wait_s + (now - self._get_since if self._get_since else 0.0)
         return ChannelStats(
             name=self.name,
@@ -181,7 +197,7 @@ class Channel(Generic[T]):
     @property
     def put_blocked_since(self) -> float | None:
         """Monotonic time since which the first producer waits, or None."""
-        return self._putters[0][3] if self._putters else None
+        return self._putters[0].since if self._putters else None
 
     @property
     def get_blocked_since(self) -> float | None:
@@ -212,13 +228,15 @@ class Channel(Generic[T]):
         return item
 
     def _admit(self) -> None:
-        while self._putters and self._fits(self._putters[0][2]):
-            turn, item, weight, since = self._putters.popleft()
-            if turn.done():
+        while self._putters and self._fits(self._putters[0].weight):
+            one = self._putters.popleft()
+            if one.turn.done():
                 continue  # cancelled while it waited
-            self._put_wait_s += monotonic() - since
-            self._append(item, weight)
-            turn.set_result(None)
+            self._put_wait_s += monotonic() - one.since
+            self._append(one.item, one.weight)
+            if one.accepted is not None:
+                one.accepted()
+            one.turn.set_result(None)
 
     def _wake_getter(self) -> None:
         while self._getters:

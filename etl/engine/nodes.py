@@ -162,18 +162,23 @@ class Pump:
             token = Token(self._partition, self._seq, self._last, batch.position)
             self._seq += 1
             batch = Batch(batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes)
-            self._unsettled = False
         failpoints.hit("source.after_read")
-        self.rows += len(batch.rows)
-        self.nbytes += batch.nbytes
         if self._changes_rows:
             out: Batch[Any] = batch.derive(self._run_rows(batch.rows))
         else:
             out = batch
-        await self._out.put(out, out.nbytes)
-        if batch.position is not None:
-            self._last = batch.position
-            self._attempts.succeeded()
+
+        def accepted() -> None:
+            # At this very moment: a driver may end a read that waits here because its
+            # connection was lost, and the next try must go on after what is in the channel.
+            self.rows += len(batch.rows)
+            self.nbytes += batch.nbytes
+            if batch.position is not None:
+                self._last = batch.position
+                self._unsettled = False
+                self._attempts.succeeded()
+
+        await self._out.put(out, out.nbytes, accepted)
 
     def _check_position(self, batch: Batch[Any]) -> None:
         where = f"source of flow {self._flow!r}"

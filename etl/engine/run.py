@@ -23,9 +23,11 @@ from etl.engine.holder import this_process
 from etl.engine.plan import Plan
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish, guard, supervise, wait_for_root
+from etl.engine.watchdog import watched
 from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError, TransientError
 from etl.events import (
     Event,
+    Note,
     Observer,
     Report,
     Retrying,
@@ -212,7 +214,13 @@ class Run:
             self._tell(RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names))
             self._is_open = True
             self._started.set()
-            await supervise(assembly.units, lambda: [*assembly.channels])
+            with watched(
+                stall_after_s=self._plan.limits.stall_after_s,
+                progress=lambda: assembly.progress,
+                culprits=lambda: assembly.culprits,
+                tell=lambda text: self._tell(Note(flow=self._plan.pipeline, message=text)),
+            ):
+                await supervise(assembly.units, lambda: [*assembly.channels])
             done = all(flow.exhausted for flow in assembly.flows)
             if done:
                 await self._publish()

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 from typing import Final
@@ -91,12 +92,32 @@ def _place(frame: FrameType) -> str:
     return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
 
 
+@contextmanager
+def watched(
+    *,
+    stall_after_s: float,
+    progress: Callable[[], int],
+    culprits: Callable[[], str],
+    tell: Callable[[str], None],
+) -> Generator[None, None, None]:
+    """Both watchdogs, for as long as the tasks of a run go on."""
+    loop_watchdog = LoopWatchdog()
+    stall_watch = StallWatch(after_s=stall_after_s, progress=progress, culprits=culprits, tell=tell)
+    loop_watchdog.start()
+    stall_watch.start()
+    try:
+        yield
+    finally:
+        stall_watch.stop()
+        loop_watchdog.stop()
+
+
 class StallWatch:
     """Tells when a run has moved nothing for a while, and who is not waiting for a channel.
 
     Args:
         progress: A figure that grows whenever anything moves.
-        culprit: Names the first node that waits for no channel.
+        culprits: Names the tasks that wait for no channel.
         tell: Called once for each stall, and again each time it has doubled.
     """
 
@@ -105,12 +126,12 @@ class StallWatch:
         *,
         after_s: float,
         progress: Callable[[], int],
-        culprit: Callable[[], str],
+        culprits: Callable[[], str],
         tell: Callable[[str], None],
     ) -> None:
         self._after_s = after_s
         self._progress = progress
-        self._culprit = culprit
+        self._culprits = culprits
         self._tell = tell
         self._last = -1
         self._since = monotonic()
@@ -133,5 +154,5 @@ class StallWatch:
             self._last, self._since, self._told_at = progress, now, self._after_s
         elif now - self._since >= self._told_at:
             self._told_at = 2 * (now - self._since)
-            self._tell(f"nothing has moved for {now - self._since:.0f} s: {self._culprit()}")
+            self._tell(f"nothing has moved for {now - self._since:.0f} s: {self._culprits()}")
         self._timer = loop.call_later(max(0.05, self._after_s / 4), self._look, loop)
