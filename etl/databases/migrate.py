@@ -229,7 +229,11 @@ def _translated(error: Exception, url: Url) -> EtlError:
         code = getattr(one, "sqlite_errorname", None)
         if isinstance(code, str):
             return _of_sqlite(code, _line(one), where)
-    if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
+    # The driver's own errors mean here that the server went away between two statements.
+    broken = any(
+        type(one).__name__ in {"InterfaceError", "InternalClientError"} for one in chain(error)
+    )
+    if broken or isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
         return _lost(where, _line(error))
     return ConfigError(f"{where} cannot be made: {_line(error)}; nothing was changed")
 
