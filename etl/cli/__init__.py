@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from etl.cli.sigterm import Terminated, end_at_once, handle_sigterm
+from etl.cli.sigterm import came, end_at_once, handle_sigterm
 from etl.cli.streams import StandardStreams
 from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 
@@ -22,8 +22,10 @@ def main() -> NoReturn:
         from etl.cli.app import run_command
 
         code = run_command(sys.argv[1:])
-    except KeyboardInterrupt as stop:  # while modules were imported
-        code = EXIT_SIGTERM if isinstance(stop, Terminated) else EXIT_SIGINT
+    except KeyboardInterrupt:  # while modules were imported
+        code = EXIT_SIGINT
+    if code == EXIT_SIGINT and came():
+        code = EXIT_SIGTERM
     end_at_once()
     error = streams.lost
     if error is not None:

@@ -25,5 +25,15 @@ def end_at_once() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def came() -> bool:
+    """Whether SIGTERM was what ended the command: typer takes each interrupt for Ctrl-C."""
+    return _came
+
+
+_came = False
+
+
 def _raise(_number: int, _frame: FrameType | None) -> NoReturn:
+    global _came
+    _came = True
     raise Terminated

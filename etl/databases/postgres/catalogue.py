@@ -103,7 +103,8 @@ class Relation:
     def shape(self) -> Shape:
         return Shape(
             columns=tuple(attribute.column for attribute in self.attributes),
-            key=self.primary_key,
+            # The rows of heirs are read with it, and its key does not cover them.
+            key=() if self.heirs else self.primary_key,
         )
 
     def is_unique(self, columns: Iterable[str]) -> bool:

@@ -163,7 +163,9 @@ async def put_in_place(connection: Connection, staging: Relation, name: str) -> 
     old = await find_relation(connection, qualify(staging.schema, name))
     if old is None:
         await _rename(connection, staging, name)
-        await _rename_indexes(connection, staging.oid, {None: f"{name}_pkey"})
+        key = _key_name(name)
+        if await find_relation(connection, qualify(staging.schema, key)) is None:
+            await _rename_indexes(connection, staging.oid, {None: key})
         return
     await connection.execute(f"LOCK TABLE {old.qualified} IN ACCESS EXCLUSIVE MODE", timeout=30)
     await check_rename(connection, old, staging.name, f"table {old.label!r}")
@@ -181,6 +183,12 @@ async def put_in_place(connection: Connection, staging: Relation, name: str) -> 
 
 async def _rename(connection: Connection, staging: Relation, name: str) -> None:
     await connection.execute(f"ALTER TABLE {staging.qualified} RENAME TO {quote(name)}")
+
+
+def _key_name(table: str) -> str:
+    """What PostgreSQL itself would call the primary key of a table: cut to the length of a name."""
+    suffix = "_pkey"
+    return table.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
 
 
 async def _statements(connection: Connection, old: Relation) -> list[str]:

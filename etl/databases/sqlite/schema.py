@@ -189,8 +189,17 @@ def table_name(text: str) -> str:
     return name
 
 
-async def find_table(connection: Connection, name: str, schema: str = "main") -> Table | None:
-    """A table or view with its columns and unique indexes; None where there is none."""
+async def find_table(
+    connection: Connection, name: str, schema: str = "main", *, nameless: bool = False
+) -> Table | None:
+    """A table or view with its columns and unique indexes; None where there is none.
+
+    Args:
+        nameless: Take a table with a column that has no name: it may be listed, not moved.
+
+    Raises:
+        SchemaMismatchError: A column has no name.
+    """
     found = await connection.fetch(
         "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = ?"
         " AND name = ? COLLATE NOCASE",
@@ -204,6 +213,11 @@ async def find_table(connection: Connection, name: str, schema: str = "main") ->
         " WHERE hidden <> 1 ORDER BY cid",
         (name, schema),
     )
+    if not nameless and not all(row[0] for row in rows):
+        raise SchemaMismatchError(
+            f"table {name!r} has a column without a name, which cannot be moved; read the table"
+            " through a query that names it"
+        )
     key = tuple(row[0] for row in sorted((r for r in rows if r[4]), key=lambda r: int(r[4])))
     table = Table(
         name=name,
@@ -234,10 +248,6 @@ async def find_table(connection: Connection, name: str, schema: str = "main") ->
 
 def _column(row: Sequence[Any], strict: bool) -> TableColumn:
     name, declared, not_null, default, _, hidden = row
-    if not name:
-        raise SchemaMismatchError(
-            "a column without a name cannot be moved; read the table through a query that names it"
-        )
     if strict and declared.upper() == "ANY":
         # Outside STRICT tables the name would mean NUMERIC, which changes values.
         declared = "BLOB"

@@ -28,7 +28,7 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
     try:
         infos: list[TableInfo] = []
         for name in await table_names(source.connection):
-            table = await find_table(source.connection, name)
+            table = await find_table(source.connection, name, nameless=True)
             if table is not None:
                 infos.append(TableInfo(name=table.name, schema=None, shape=table.shape))
         return infos
