@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types bench constraints clean help
+.PHONY: demo test lint types soak bench constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ lint: $(VENV)/.installed-dev ## ruff: rules and format
 types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 	@$(RUN) mypy
 	@$(RUN) pyright
+
+soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, and check every target
+	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)
 
 bench: $(VENV)/.installed-dev ## the figures of tests/benchmarks
 	@$(RUN) python -m tests.benchmarks $(ARGS)

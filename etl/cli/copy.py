@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from etl.connector import Mode, RunInfo, Sink
 from etl.databases.database import Database, ReadSpec, TableInfo, driver_of
-from etl.databases.sql import split_name
+from etl.databases.sql import fold, split_name
 from etl.databases.url import Url
 from etl.errors import ConfigError
 from etl.flow import Flow
@@ -60,21 +60,23 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
     if options.rename is not None and len(chosen) != 1:
         raise ConfigError(f"--as names one table, but {len(chosen)} are copied; use --table once")
     same = _place(source.url) == _place(target_url)
+    folds = target_url.dialect == "sqlite"  # it cannot tell apart names that differ in case only
     flows: list[Flow] = []
     into: dict[str, str] = {}
     for table in chosen:
         sink = options.rename or _target_name(table, source.url, target_url)
-        if same and _same_table(table, sink):
+        if same and _same_table(table, sink, folds=folds):
             raise ConfigError(
                 f"table {_shown(table)} would be copied onto itself, in {source.name};"
                 " give it another name with --as, or another target"
             )
-        if sink in into:
+        place = fold(sink) if folds else sink
+        if place in into:
             raise ConfigError(
-                f"tables {into[sink]} and {_shown(table)} would both be written to {sink!r};"
+                f"tables {into[place]} and {_shown(table)} would both be written to {sink!r};"
                 " copy them one by one with --table and --as"
             )
-        into[sink] = _shown(table)
+        into[place] = _shown(table)
         flows.append(_flow(table, source, target, sink, options))
     named = [_flow_name(table) for table in chosen] if options.tables else []
     name = options.name or pipeline_name(source.url, target_url, named, options.rename)
@@ -188,8 +190,10 @@ def _target_name(table: TableInfo, source: Url, target: Url) -> str:
     return _quoted(schema, table.name)
 
 
-def _same_table(table: TableInfo, name: str) -> bool:
+def _same_table(table: TableInfo, name: str, *, folds: bool) -> bool:
     schema, bare = split_name(name)
+    if folds:
+        return fold(table.name) == fold(bare)
     if table.schema in _DEFAULT_SCHEMAS and schema in _DEFAULT_SCHEMAS:
         return table.name == bare
     return (table.schema, table.name) == (schema, bare)

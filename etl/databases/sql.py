@@ -30,6 +30,14 @@ def qualify(schema: str | None, name: str) -> str:
     return quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
 
 
+def fold(name: str) -> str:
+    """A name as SQLite compares it: ASCII letters in lower case."""
+    return name.translate(_TO_LOWER)
+
+
+_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
 def split_name(text: str) -> tuple[str | None, str]:
     """The schema (or None) and the name in ``name``, ``schema.name`` or ``"a.b"."c"``.
 

@@ -1,6 +1,6 @@
 """Kill a real run at random moments, again and again, and check the target from outside.
 
-``python -m tests.crash.kill_loop --kills 50`` runs the pipeline of ``victim.py`` over a larger
+``python -m tests.crash.kill_loop`` (``make soak``) runs the pipeline of ``victim.py`` over a larger
 table in a process of its own and sends it SIGKILL, SIGTERM or SIGINT after a random time. After
 every kill the target must hold exactly the rows up to the recorded position; when a run gets to
 its end, exactly all rows. Then the target is emptied and the next pass begins. The seed is
@@ -20,15 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from tests.benchmarks.server import databases, server
+
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MODES = ("append", "upsert", "add", "replace")
 STOP_LIMIT_S = 30.0
 
 
@@ -40,6 +43,19 @@ class Tally:
     passes: int = 0
     orderly: int = 0
     slowest_stop_s: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Sum up."""
+        self.kills += other.kills
+        self.passes += other.passes
+        self.orderly += other.orderly
+        self.slowest_stop_s = max(self.slowest_stop_s, other.slowest_stop_s)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills, {self.passes} complete passes, 0 rows lost, 0 doubled;"
+            f" {self.orderly} of them SIGTERM or SIGINT, the slowest stop {self.slowest_stop_s:.1f} s"
+        )
 
 
 class KillLoop:
@@ -221,20 +237,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="for each mode and target")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--mode", choices=("append", "upsert", "add", "replace"), default="append")
-    parser.add_argument("--target", help="a database URL; default: a SQLite file")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: all")
+    parser.add_argument("--target", choices=("sqlite", "postgresql"), action="append")
     args = parser.parse_args()
-    sys.stdout.write(f"seed {args.seed}\n")
-    with tempfile.TemporaryDirectory() as folder:
-        target = args.target or f"sqlite:///{folder}/kill-target.db"
-        tally = kill_loop(args.mode, target, kills=args.kills, rows=args.rows, seed=args.seed)
-    sys.stdout.write(
-        f"{args.mode}: {tally.kills} kills, {tally.passes} complete passes, 0 rows lost, 0 doubled;"
-        f" {tally.orderly} orderly stops, the slowest {tally.slowest_stop_s:.1f} s\n"
-    )
+    print(f"seed {args.seed}", flush=True)
+    total = Tally()
+    with ExitStack() as stack:
+        for kind in args.target or ("sqlite", "postgresql"):
+            if kind == "sqlite":
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                target = f"sqlite:///{folder}/kill-target.db"
+            else:
+                url = stack.enter_context(server())
+                target = stack.enter_context(databases(url))[1]
+            for mode in args.mode or MODES:
+                tally = kill_loop(mode, target, kills=args.kills, rows=args.rows, seed=args.seed)
+                total.add(tally)
+                print(f"{kind}, {mode}: {tally}", flush=True)
+    print(f"together: {total}")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,14 @@ class Encoder:
             DataError: A value cannot go into its column without being changed.
             SchemaMismatchError: A type cannot go into its column at all, or rows differ in kind.
         """
+        try:
+            return self._lines(rows)
+        except DataError as error:
+            raise DataError(
+                f"{self._label}: {error}", column=error.column, row=error.row
+            ) from error.__cause__
+
+    def _lines(self, rows: Sequence[Any]) -> list[str]:
         if isinstance(rows, TextRows):
             plan = self._plan(rows.layout)
             if plan.is_identity:

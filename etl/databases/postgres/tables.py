@@ -14,6 +14,9 @@ from etl.databases.types import EnumType, declare_postgres, way
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
 
+MOST_COLUMNS = 1_600
+"""Of one PostgreSQL table."""
+
 DDL_LOCK = 7_305_716_002_300_002
 """Any fixed number: sessions that make tables in one database take turns."""
 
@@ -84,6 +87,11 @@ async def create_table(
         SchemaMismatchError: The schema, or a type that is not built in, is missing here.
     """
     await _check_schema(connection, schema, label)
+    if len(shape.columns) > MOST_COLUMNS:
+        raise SchemaMismatchError(
+            f"{label}: the rows have {len(shape.columns):,} columns, and a PostgreSQL table holds"
+            f" at most {MOST_COLUMNS:,}. Nothing was written; leave columns out"
+        )
     columns: list[str] = []
     for column in shape.columns:
         if column.type.kind == "dynamic":

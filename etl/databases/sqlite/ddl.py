@@ -9,8 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from etl.databases.sql import quote, quote_all
-from etl.databases.sqlite.schema import fold
+from etl.databases.sql import fold, quote, quote_all
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Kind, Shape, Type
 

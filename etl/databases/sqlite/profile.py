@@ -85,7 +85,7 @@ _CHECKED: frozenset[Kind] = frozenset({"date", "time", "timestamp", "timestamptz
 _CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME = re.compile(_CLOCK, re.ASCII)
-_STAMP = re.compile(rf"(\d{{4}}-\d\d-\d\d)[ T]{_CLOCK}(Z|[+-]\d\d:\d\d)?", re.ASCII)
+_STAMP = re.compile(rf"(\d{{4}}-\d\d-\d\d)[ T]{_CLOCK}(Z|[+-](?:0\d|1[0-5]):[0-5]\d)?", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # PostgreSQL's jsonb refuses these
 

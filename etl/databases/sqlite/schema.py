@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from etl.databases.sql import split_name
+from etl.databases.sql import fold, split_name
 from etl.databases.sqlite.connection import Connection
 from etl.errors import ConfigError, SchemaMismatchError
 from etl.rows import Column, Kind, Shape, Type
@@ -119,14 +119,6 @@ _EXACT_KINDS: Mapping[Affinity, Kind] = {
     "real": "float64",
     "numeric": "dynamic",
 }
-
-
-def fold(name: str) -> str:
-    """A name as SQLite compares it: ASCII letters in lower case."""
-    return name.translate(_TO_LOWER)
-
-
-_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def affinity_of(declared: str) -> Affinity:
