@@ -54,7 +54,7 @@ class Tally:
     def __str__(self) -> str:
         return (
             f"{self.kills} kills, {self.passes} complete passes, 0 rows lost, 0 doubled;"
-            f" {self.orderly} of them SIGTERM or SIGINT, the slowest stop {self.slowest_stop_s:.1f} s"
+            f" {self.orderly} by SIGTERM or SIGINT, the slowest stop {self.slowest_stop_s:.1f} s"
         )
 
 
