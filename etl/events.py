@@ -76,6 +76,7 @@ class FlowReport:
         bytes_read: Approximate bytes of the rows read.
         transactions: Commits with rows.
         exhausted: The sources had no more rows; False where a drain or an error came first.
+        already_complete: An earlier run had added all rows, so nothing was read.
     """
 
     name: str
@@ -86,6 +87,7 @@ class FlowReport:
     transactions: int = 0
     seconds: float = 0.0
     exhausted: bool = False
+    already_complete: bool = False
     notes: tuple[str, ...] = ()
 
 

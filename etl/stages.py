@@ -128,8 +128,17 @@ def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) ->
     )
 
 
+def _place(function: Callable[..., Any]) -> str:
+    """A function's name; of a lambda also where it stands, because all are called the same."""
+    name = name_of(function)
+    code = getattr(function, "__code__", None)
+    if "<lambda>" in name and code is not None:
+        return f"{name} ({code.co_filename}:{code.co_firstlineno})"
+    return name
+
+
 def _blame(function: Callable[..., Any], number: int, row: Any, error: Exception) -> EtlError:
-    what = f"{name_of(function)} failed on row {number} of a batch"
+    what = f"{_place(function)} failed on row {number + 1} of a batch"
     if isinstance(error, DataError):
         return DataError(f"{what}: {error}", column=error.column, row=number)
     text = f"{what}: {type(error).__name__}: {str(error)[:500]}"

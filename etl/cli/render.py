@@ -42,7 +42,9 @@ def show_report(screen: Screen, report: Report, *, incremental: Mapping[str, boo
 
 def _flow_cells(flow: FlowReport, incremental: bool) -> tuple[str, ...]:
     remark = ""
-    if not flow.rows_read and not flow.rows_written and flow.exhausted:
+    if flow.already_complete:
+        remark = "complete already: nothing read"
+    elif not flow.rows_read and not flow.rows_written and flow.exhausted:
         remark = "up to date: nothing new" if incremental else "the source is empty"
     elif not flow.exhausted:
         remark = "not finished"

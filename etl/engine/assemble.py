@@ -96,6 +96,7 @@ class RunningFlow:
             transactions=self.lane.transactions if self.lane else 0,
             seconds=round((self.ended or monotonic()) - started, 3) if started else 0.0,
             exhausted=self.exhausted,
+            already_complete=self.is_done,
             notes=tuple(self.notes),
         )
 
@@ -220,6 +221,8 @@ class Assembly:
         keys = list(fingerprints)
         before = await session.load(keys)
         self._check_fingerprints(flow, before, fingerprints)
+        begun = any(found.position is not None for found in before.values())
+        self._check_additions(plan, resumable, begun)
         if self._is_done(flow, before, keys):
             flow.is_done = True
             flow.notes.append(self._done_note(plan))
@@ -258,24 +261,46 @@ class Assembly:
             return None
         return found.position
 
+    def _check_additions(self, plan: FlowPlan, resumable: bool, begun: bool) -> None:
+        """Refuse a read that would add up rows which have been added already."""
+        adding = [sink for sink in plan.sinks if sink.add]
+        if not adding:
+            return
+        where = f"flow {plan.name!r}: {adding[0].table!r} adds up ({', '.join(adding[0].add)})"
+        if not resumable:
+            raise ConfigError(
+                f"{where}, and its source has no key: a read that is cut short would start again"
+                " and count rows twice. Nothing was moved; give the source a key="
+            )
+        if self._full and begun:
+            raise ConfigError(
+                f"{where}, so reading everything again would count every row twice. Nothing was"
+                " moved; empty the table and reset the state, then run without --full"
+            )
+
     def _is_done(
         self,
         flow: RunningFlow,
         before: Mapping[CheckpointKey, Checkpoint],
         keys: Sequence[CheckpointKey],
     ) -> bool:
-        """A full read that was appended completely would only append the same rows again."""
+        """A full read that was added completely would only add the same rows again."""
         return (
             not self._full
             and not flow.plan.incremental
-            and all(sink.mode == "append" for sink in flow.plan.sinks)
+            and any(sink.mode == "append" or sink.add for sink in flow.plan.sinks)
             and all(key in before and before[key].complete for key in keys)
         )
 
     def _done_note(self, plan: FlowPlan) -> str:
+        again = (
+            "or empty the table and reset the state to count all rows again"
+            if any(sink.add for sink in plan.sinks)
+            else "or run with --full to append all rows again"
+        )
         return (
-            "this full read was appended completely by an earlier run; nothing to do. Give the"
-            " source a cursor= to append new rows, or run with --full to append all rows again"
+            "this full read was written completely by an earlier run, and its rows are added to"
+            f" what is there; nothing to do. Give the source a cursor= to add new rows, {again}"
         )
 
     def _check_fingerprints(

@@ -245,12 +245,13 @@ class MemorySink(Sink[T], Generic[T]):
         table: str = "rows",
         mode: Any = "append",
         key: tuple[str, ...] = (),
+        add: tuple[str, ...] = (),
         fail_on_write: int | None = None,
         yields_per_write: int = 0,
         error: type[Exception] = DataError,
     ) -> None:
         memory = target or MemoryTarget()
-        super().__init__(target=memory, table=table, mode=mode, key=key)
+        super().__init__(target=memory, table=table, mode=mode, key=key, add=add)
         if fail_on_write is not None:
             memory.fail_on_write = fail_on_write
             memory.error = error
@@ -274,15 +275,22 @@ class MemorySink(Sink[T], Generic[T]):
 
 
 def _upsert(table: list[Any], rows: Sequence[Any], sink: Sink[Any]) -> None:
-    def key_of(row: Any) -> tuple[Any, ...]:
+    def value(row: Any, name: str) -> Any:
         if isinstance(row, Mapping):
-            values = cast("Mapping[str, object]", row)
-            return tuple(values[name] for name in sink.key)
-        return tuple(getattr(row, name) for name in sink.key)
+            return cast("Mapping[str, object]", row)[name]
+        return getattr(row, name)
+
+    def key_of(row: Any) -> tuple[Any, ...]:
+        return tuple(value(row, name) for name in sink.key)
 
     by_key = {key_of(row): row for row in table}
     for row in rows:
-        by_key[key_of(row)] = row
+        key = key_of(row)
+        if sink.add and key in by_key:
+            sums = {name: value(by_key[key], name) + value(row, name) for name in sink.add}
+            by_key[key] = {**row, **sums} if isinstance(row, Mapping) else replace(row, **sums)
+        else:
+            by_key[key] = row
     table[:] = by_key.values()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -587,7 +588,7 @@ async def test_the_message_of_a_failure_names_the_function_and_says_how_things_a
         raise ValueError("no price")
 
     sink = MemorySink[int]()
-    with pytest.raises(PipelineFailedError, match="to_price failed on row 0.*no price") as failed:
+    with pytest.raises(PipelineFailedError, match="to_price failed on row 1.*no price") as failed:
         await Pipeline("t", MemorySource(ROWS).map(to_price).into(sink)).run()
     assert isinstance(failed.value.errors[0], StageError)
     assert failed.value.report.status == "failed"
@@ -1760,3 +1761,29 @@ def test_any_cut_and_any_stops_give_the_same_target(
 
 def test_the_row_class_is_exported() -> None:
     assert Row.__module__ == "etl.rows"
+
+
+async def test_a_full_read_that_is_added_up_is_not_counted_twice() -> None:
+    memory = MemoryTarget()
+    sink = MemorySink[Counted](
+        target=memory, table="sums", mode="upsert", key=("kind",), add=("count",)
+    )
+    source = MemorySource([Counted("a", 1), Counted("b", 2), Counted("a", 2)], incremental=False)
+    pipeline = Pipeline("adds", source.into(sink))
+
+    await pipeline.run()
+    commits = memory.commits
+    again = await pipeline.run()
+
+    assert sink.rows == [Counted("a", 3), Counted("b", 2)]
+    assert again.flows[0].already_complete
+    assert again.rows_written == 0
+    assert memory.commits == commits
+    with pytest.raises(ConfigError, match="count every row twice"):
+        await pipeline.run(full=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    kind: str
+    count: int

@@ -79,7 +79,9 @@ def test_a_stop_iteration_of_a_function_is_an_error_and_not_the_end(kind: Any, a
     def first_of(row: int) -> Any:
         return [next(iter([] if row == at else [row]))]
 
-    with pytest.raises(StageError, match=f"first_of failed on row {at} of a batch: StopIteration"):
+    with pytest.raises(
+        StageError, match=f"first_of failed on row {at + 1} of a batch: StopIteration"
+    ):
         fuse([kind(first_of)])(range(7))
 
 
@@ -88,7 +90,7 @@ def test_an_error_names_the_function_and_the_row(kind: Any) -> None:
     def to_price(row: int) -> Any:
         return [10 // (row - 12)]
 
-    with pytest.raises(StageError, match=r"to_price failed on row 2 .*ZeroDivisionError") as failed:
+    with pytest.raises(StageError, match=r"to_price failed on row 3 .*ZeroDivisionError") as failed:
         fuse([Map(plus_one), kind(to_price)])([9, 10, 11, 12])
     assert isinstance(failed.value.__cause__, ZeroDivisionError)
 
@@ -98,7 +100,7 @@ def test_an_error_inside_a_generator_of_flat_map_is_located() -> None:
         yield row.upper()
 
     rows: list[Any] = ["a", None]
-    with pytest.raises(StageError, match="words failed on row 1 .*AttributeError"):
+    with pytest.raises(StageError, match="words failed on row 2 .*AttributeError"):
         fuse([FlatMap(words)])(rows)
 
 
@@ -117,7 +119,7 @@ def test_a_data_error_stays_one_and_keeps_its_column() -> None:
     def infinite(row: int) -> int:
         raise DataError("an infinite date", column="born")
 
-    with pytest.raises(DataError, match="infinite failed on row 0 .*infinite date") as failed:
+    with pytest.raises(DataError, match="infinite failed on row 1 .*infinite date") as failed:
         fuse([Map(infinite)])([1])
     assert (failed.value.column, failed.value.row) == ("born", 0)
 
