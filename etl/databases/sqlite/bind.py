@@ -75,7 +75,9 @@ def _text(value: str, affinity: Affinity) -> Any:
     if affinity in {"text", "blob"} or _NUMBER.fullmatch(value) is None:
         return value
     number = _number(value, affinity)
-    if repr(number) != value:
+    # SQLite keeps 0.0 as the integer 0 where the affinity is not REAL, and there without its sign.
+    whole = isinstance(number, float) and number.is_integer()
+    if repr(number) != value or (whole and (affinity != "real" or value.startswith("-0"))):
         raise _Misfit(
             "the text looks like a number, and a column of this affinity would store it as one, in"
             " another form; declare the column TEXT, or convert it in a function"
