@@ -77,6 +77,7 @@ class KillLoop:
         Raises:
             AssertionError: The target is not what the position says, or a run hung.
         """
+        self._empty()  # of what another mode has left
         started = time.monotonic()
         self._one_run(None)
         self._clean_s = time.monotonic() - started
