@@ -178,16 +178,16 @@ class Lane:
         while True:
             started = monotonic()
             try:
-                work = self._transaction(batches, steps)
+                work = self._transaction(batches, steps, started)
                 if self._session.uncancellable:
-                    written = await finish(work, on_cancel=self._session.interrupt)
+                    await finish(work, on_cancel=self._session.interrupt)
                 else:
-                    written = await work
-                break
+                    await work
+                return
             except CommitInDoubtError as doubt:
                 if await self._is_in(steps, attempts, doubt):
-                    written = group.rows * len(self._sinks)
-                    break
+                    self._note(steps, group.rows * len(self._sinks), started)
+                    return
             except TransientError as error:
                 await self._pause("writing", attempts, error)
             except EtlError as error:
@@ -196,15 +196,20 @@ class Lane:
                 if not isinstance(error, FencedError) and await self._is_overtaken(steps):
                     raise self._fenced() from error
                 raise
+
+    def _note(self, steps: Sequence[Advance], written: int, started: float) -> None:
+        """A transaction is in."""
         for step in steps:
             self.committed[step.key] = step.new
             self._rows[step.key] += step.rows
-        if batches:
+        if written:
             self.rows_written += written
             self.transactions += 1
             self._on_commit(self._flow, written, self.rows_written, monotonic() - started)
 
-    async def _transaction(self, batches: Sequence[Batch[Any]], steps: Sequence[Advance]) -> int:
+    async def _transaction(
+        self, batches: Sequence[Batch[Any]], steps: Sequence[Advance], started: float
+    ) -> None:
         session = self._session
         written = 0
         try:
@@ -217,15 +222,20 @@ class Lane:
             await session.advance(steps)
             failpoints.hit("lane.after_checkpoint")
             failpoints.hit_after_send("lane.commit_sent")
+
+            async def commit() -> None:
+                await session.commit()
+                # In the same piece: a cancelled run must still report what is in.
+                self._note(steps, written, started)
+
             # A cancelled COMMIT says nothing about the data, so it is never cut.
-            await finish(session.commit())
+            await finish(commit())
             failpoints.hit("lane.after_commit")
         except CommitInDoubtError:
             raise
         except BaseException:
             await finish(session.rollback())
             raise
-        return written
 
     def _steps(self, group: Group, completes: Sequence[CheckpointKey]) -> list[Advance]:
         steps: list[Advance] = []
