@@ -134,15 +134,6 @@ def declare_postgres(type: Type) -> str:
     return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
 
 
-def pass_through(source: Type, target: Type) -> bool:
-    """Whether PostgreSQL's text of an untouched value may go into the target as it is.
-
-    True where the server stores exactly that value or refuses it; False where it would round,
-    cut or reinterpret it in silence, or where the types have nothing to do with each other.
-    """
-    return way(source, target) == "pass"
-
-
 def way(source: Type, target: Type) -> Way:
     """How values of one column get into a PostgreSQL column of another type.
 

@@ -162,14 +162,6 @@ class Run:
             flows=[flow.stats() for flow in self._assembly.flows],
         )
 
-    def running_tasks(self) -> list[str]:
-        """The names of this run's tasks that have not ended: what an abort waits for."""
-        return sorted(
-            task.get_name()
-            for task in asyncio.all_tasks()
-            if not task.done() and task.get_name().startswith("etl:")
-        )
-
     async def _run(self) -> Report:
         try:
             report = await self._run_to_end()

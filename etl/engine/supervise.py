@@ -126,18 +126,12 @@ async def supervise(
         raise BaseExceptionGroup("several parts of the run failed", errors) from None
 
 
-async def isolated(work: Coroutine[Any, Any, T]) -> T:
-    """Run work in a task of its own; a cancellation of the caller reaches it once.
+async def wait_for_root(root: asyncio.Task[T]) -> T:
+    """Wait for a root task; forward the first cancellation, and re-raise that same object.
 
     Some cancel scopes (anyio's) deliver a cancellation on every turn of the loop until they
     end, which would cut each ``await`` of a clean-up. Only the waiter sees those.
     """
-    root = asyncio.create_task(work)
-    return await wait_for_root(root)
-
-
-async def wait_for_root(root: asyncio.Task[T]) -> T:
-    """Wait for a root task; forward the first cancellation, and re-raise that same object."""
     received: asyncio.CancelledError | None = None
     while not root.done():
         try:

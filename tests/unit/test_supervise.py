@@ -6,13 +6,15 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 
-from etl.engine.supervise import finish, guard, isolated, supervise
+from etl.engine.supervise import finish, guard, supervise, wait_for_root
 from etl.errors import ChannelBrokenError, StageCancelledError, StageError
+
+T = TypeVar("T")
 
 Work = Coroutine[Any, Any, Any]
 
@@ -247,6 +249,10 @@ async def test_guard_lets_a_real_cancellation_pass() -> None:
 
 
 # -- The isolated root --------------------------------------------------------------------------
+
+
+async def isolated(work: Coroutine[Any, Any, T]) -> T:
+    return await wait_for_root(asyncio.create_task(work))
 
 
 async def test_isolated_gives_the_result() -> None:

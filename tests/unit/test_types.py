@@ -20,7 +20,6 @@ from etl.databases.types import (
     declare_postgres,
     encode_column,
     escape,
-    pass_through,
     postgres_type,
     text_decoder,
     unescape,
@@ -129,7 +128,6 @@ def test_modifiers_are_read() -> None:
 )
 def test_each_way_is_known_before_the_first_row(source: str, target: str, expected: Way) -> None:
     assert way(pg(source), pg(target)) == expected
-    assert pass_through(pg(source), pg(target)) == (expected == "pass")
 
 
 def test_enums_take_texts_whose_labels_the_server_checks() -> None:
