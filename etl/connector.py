@@ -252,7 +252,6 @@ class Sink(Generic[T_contra]):
         swap: How a ``replace`` is published: ``rename`` a new table into place, or ``rewrite``
             the rows of the old one.
         create: Make the table where it is missing.
-        row: The dataclass of the rows, where it is known.
     """
 
     target: Target
@@ -262,7 +261,6 @@ class Sink(Generic[T_contra]):
     add: tuple[str, ...] = ()
     swap: Literal["rename", "rewrite"] = "rename"
     create: bool = True
-    row: type[Any] | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.mode}({self.table!r})"

@@ -69,7 +69,7 @@ class Load:
         """Check the table, or make it where that is allowed and its columns are known."""
         sink = self.sink
         self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        self._shape = shape or (shape_of(sink.row) if sink.row is not None else None)
+        self._shape = shape
         final = await self._final(connection)
         if final is None:
             if not sink.create:

@@ -84,7 +84,7 @@ class Load:
                 f" {', '.join(map(repr, sink.add))} again. Nothing was written; give the source a"
                 " key= with a unique index"
             )
-        self._shape = shape or (shape_of(sink.row) if sink.row is not None else None)
+        self._shape = shape
         final = await find_table(connection, self._name)
         if final is None:
             self._check_creation()
