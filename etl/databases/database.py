@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 from etl.batch import Batch, Position
 from etl.connector import Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
+from etl.databases.declared import Cast, Declared, Rename, Select, Where
+from etl.databases.sql import literal
 from etl.databases.url import Url, parse_url
 from etl.errors import ConfigError
 from etl.flow import Source
 from etl.rows import Row, Shape, shape_of
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class ReadSpec:
         cursor: For an incremental read: the column that grows, and a unique tie-breaker; empty:
             a full read in key order.
         settle: Rows younger than this are left for the next run (time cursors).
+        steps: Declared steps, which the database itself does. ``key`` and ``cursor`` name columns
+            as they are before them.
     """
 
     table: str | None = None
@@ -39,6 +44,7 @@ class ReadSpec:
     key: tuple[str, ...] = ()
     cursor: tuple[str, ...] = ()
     settle: timedelta | None = None
+    steps: tuple[Declared, ...] = ()
 
     @property
     def label(self) -> str:
@@ -169,7 +175,7 @@ class Database:
         key: Sequence[str] = (),
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[T]: ...
+    ) -> DatabaseSource[T]: ...
     @overload
     def table(
         self,
@@ -179,7 +185,7 @@ class Database:
         key: Sequence[str] = (),
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[Row]: ...
+    ) -> DatabaseSource[Row]: ...
     def table(
         self,
         name: str,
@@ -188,7 +194,7 @@ class Database:
         key: Sequence[str] = (),
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[Any]:
+    ) -> DatabaseSource[Any]:
         """Read a table.
 
         Args:
@@ -216,7 +222,7 @@ class Database:
         row: type[T],
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[T]: ...
+    ) -> DatabaseSource[T]: ...
     @overload
     def query(
         self,
@@ -227,7 +233,7 @@ class Database:
         row: None = None,
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[Row]: ...
+    ) -> DatabaseSource[Row]: ...
     def query(
         self,
         sql: str,
@@ -237,7 +243,7 @@ class Database:
         row: type[Any] | None = None,
         cursor: Sequence[str] | str = (),
         settle: timedelta | None = None,
-    ) -> Source[Any]:
+    ) -> DatabaseSource[Any]:
         """Read a SELECT. It is trusted SQL: never build it from input.
 
         Args:
@@ -293,7 +299,7 @@ class Database:
         url = self.url
         return driver_of(url).open_target(url, info, sessions=sessions)
 
-    def _source(self, name: str, spec: ReadSpec) -> DatabaseSource:
+    def _source(self, name: str, spec: ReadSpec) -> DatabaseSource[Any]:
         if spec.settle is not None and spec.settle < timedelta(0):
             raise ConfigError(f"{spec.label}: settle= must not be negative")
         if spec.settle is not None and not spec.cursor:
@@ -301,14 +307,62 @@ class Database:
         return DatabaseSource(self, name, spec)
 
 
-class DatabaseSource(Source[Any]):
-    """A table or query of a database."""
+class DatabaseSource(Source[T_co], Generic[T_co]):
+    """A table or query of a database.
+
+    Its declared steps (``where``, ``select``, ``rename``, ``cast``) are done by the database: rows
+    and columns that they leave out never reach Python. They stand before all other steps.
+    """
 
     def __init__(self, database: Database, name: str, spec: ReadSpec) -> None:
         self.name = name
         self.incremental = bool(spec.cursor)
         self.database = database
         self.spec = spec
+
+    def where(self, condition: str = "", /, **equal: object) -> DatabaseSource[T_co]:
+        """Keep the rows for which a condition is true: ``where("amount > 0", country="DE")``.
+
+        Args:
+            condition: SQL over the table's own columns, whatever was renamed. It is trusted: never
+                build it from input.
+            equal: Columns and the value that each must have; None: that it is NULL. Values never
+                become SQL.
+        """
+        if not condition.strip() and not equal:
+            raise ConfigError(f"{self.spec.label}: where() takes a condition")
+        for value in equal.values():
+            if value is not None:
+                literal(value)
+        return self._declared(Where(condition.strip(), tuple(equal.items())))
+
+    def select(self, *columns: str, **expressions: str) -> DatabaseSource[T_co]:
+        """Keep these columns only, and make new ones: ``select("id", total="price * pieces")``.
+
+        Columns that order the read may be left out; they are read all the same and not handed on.
+
+        Args:
+            expressions: SQL over the table's own columns. It is trusted: never build it from input.
+        """
+        if not columns and not expressions:
+            raise ConfigError(f"{self.spec.label}: select() takes at least one column")
+        made = _texts(expressions, "select") if expressions else ()
+        return self._declared(Select(_names(columns), made))
+
+    def rename(self, **names: str) -> DatabaseSource[T_co]:
+        """Give columns other names: ``rename(new="old")``."""
+        return self._declared(Rename(_texts(names, "rename")))
+
+    def cast(self, **types: str) -> DatabaseSource[T_co]:
+        """Turn columns into other types of the source database: ``cast(price="numeric(10,2)")``.
+
+        What the database makes of a value then is asked for, and so no loss in silence.
+        """
+        return self._declared(Cast(_texts(types, "cast")))
+
+    def _declared(self, step: Declared) -> DatabaseSource[T_co]:
+        spec = replace(self.spec, steps=(*self.spec.steps, step))
+        return DatabaseSource(self.database, self.name, spec)
 
     @property
     def row_type(self) -> type[Any]:
@@ -317,18 +371,20 @@ class DatabaseSource(Source[Any]):
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         spec = self.spec
-        return {
+        found = {
             "table": spec.table,
             "query": spec.query,
             "key": list(spec.key),
             "cursor": list(spec.cursor),
         }
+        return found | {"steps": [str(step) for step in spec.steps]} if spec.steps else found
 
     @property
     def summary(self) -> str:
         spec = self.spec
         how = f"after cursor ({', '.join(spec.cursor)})" if spec.cursor else "in key order"
-        return f"{self.database.name} {spec.label}, {how}"
+        steps = "".join(f"; {step} (in the source's SQL)" for step in spec.steps)
+        return f"{self.database.name} {spec.label}, {how}{steps}"
 
     def read(
         self, after: Position | None, until: Position | None
@@ -347,6 +403,12 @@ def _names(names: Sequence[str] | str) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         raise ConfigError(f"a column is named twice in {found!r}")
     return found
+
+
+def _texts(pairs: Mapping[str, str], step: str) -> tuple[tuple[str, str], ...]:
+    if not pairs or any(not isinstance(text, str) or not text.strip() for text in pairs.values()):
+        raise ConfigError(f"{step}() takes names and texts, as {step}(name='...'), not {pairs!r}")
+    return tuple((name, text.strip()) for name, text in pairs.items())
 
 
 def _named(table: str) -> str:

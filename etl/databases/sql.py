@@ -1,8 +1,15 @@
-"""Names in SQL text. The only place that puts a name into a statement; values are bound."""
+"""Names in SQL text. The only place that puts a name into a statement; values are bound.
+
+A value stands in a statement only where nothing can be bound to it (a COPY): see ``literal``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from datetime import date
+from decimal import Decimal
+from uuid import UUID
 
 from etl.errors import ConfigError
 
@@ -28,6 +35,32 @@ def quote_all(names: Iterable[str]) -> str:
 def qualify(schema: str | None, name: str) -> str:
     """A quoted name with its schema, where one is given."""
     return quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
+
+
+def literal(value: object) -> str:
+    """A value as a constant, in PostgreSQL and SQLite alike.
+
+    Dates, times and UUIDs become their usual text, which takes the type of what it is compared
+    with. PostgreSQL's sessions have ``standard_conforming_strings`` on, so that a backslash means
+    itself.
+
+    Raises:
+        ConfigError: A value of another type, or one that has no constant: NaN, a NUL.
+    """
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        return repr(value) if isinstance(value, float) else format(value, "f")
+    if isinstance(value, str | date | UUID):
+        text = value if isinstance(value, str) else str(value)
+        if "\x00" not in text:
+            return "'" + text.replace("'", "''") + "'"
+    raise ConfigError(
+        f"{value!r} cannot stand in a condition: use a text without NUL, a finite number, a bool,"
+        " a date or datetime, a UUID or None"
+    )
 
 
 def fold(name: str) -> str:

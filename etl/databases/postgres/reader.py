@@ -261,6 +261,9 @@ class _Cutter:
             rows = self._build(lines)
             batch: Batch[Any] = Batch(rows, position=position, nbytes=2 * nbytes + 64 * len(rows))
         else:
+            if selection.hidden:
+                hidden = len(selection.hidden)
+                lines = [line.rsplit("\t", hidden)[0] for line in lines]
             text = TextRows(self._layout, lines, nbytes)
             batch = Batch(text, position=position, nbytes=text.nbytes)
         try:

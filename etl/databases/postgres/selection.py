@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from enum import Enum
 from operator import methodcaller
@@ -11,6 +11,7 @@ from typing import Any, TypeGuard, get_origin, get_type_hints
 
 from etl.batch import Position
 from etl.databases.database import ReadSpec
+from etl.databases.declared import Cast, Projection, Select, project
 from etl.databases.postgres.catalogue import Relation, describe_types, get_relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import quote, quote_all
@@ -179,13 +180,27 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
                 f"{label} has no column {name!r}; it has {', '.join(casts)}. Nothing was moved"
             )
     order, key, proven = _order(spec, relation, columns, label)
+    notes = _notes(spec, relation, order, label)
+    if spec.steps:
+        done = project(spec.steps, [column.name for column in columns], order, label)
+        origin = f"({done.sql(origin)}) AS etl_rows"
+        found = await _describe_projection(connection, origin, done, found)
+        casts = {column.name: cast for column, cast in found}
+        visible = len(done.outputs)
+        columns = [column for column, _ in found[:visible]]
+        order = tuple(done.order[name] for name in order)
+        # A key that was computed anew, or left out, identifies no row of the result.
+        kept = {one.column: one.name for one in done.outputs}
+        key = tuple(kept[name] for name in key) if kept.keys() >= set(key) else ()
     # What orders the rows is never null: the catalogue says so, or the stream is watched.
     columns = [
         Column(name=c.name, type=c.type, nullable=False) if c.name in order else c for c in columns
     ]
     if spec.row is not None:
-        columns = _for_dataclass(spec.row, columns, relation, label)
-    kept = {column.name for column in columns}
+        # What an expression makes does not say whether it can be null: the values will.
+        computed = any(isinstance(step, Select | Cast) for step in spec.steps)
+        columns = _for_dataclass(spec.row, columns, None if computed else relation, label)
+    names = {column.name for column in columns}
     return Selection(
         label=label,
         relation=relation,
@@ -194,12 +209,12 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         order=order,
         casts=tuple(casts[name] for name in order),
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
-        hidden=tuple(name for name in order if name not in kept),
+        hidden=tuple(name for name in order if name not in names),
         proven=proven,
         # An incremental read brings a row again when it was changed: what identifies a row of
         # the stream is then the cursor with the key.
         key=order if spec.cursor and set(order) != set(key) else key,
-        notes=tuple(_notes(spec, relation, order, label)),
+        notes=tuple(notes),
     )
 
 
@@ -213,6 +228,22 @@ async def _describe_query(connection: Connection, query: str) -> list[tuple[Colu
         (Column(name=a.name, type=types[a.type.oid, -1][0]), types[a.type.oid, -1][1])
         for a in attributes
     ]
+
+
+async def _describe_projection(
+    connection: Connection, origin: str, done: Projection, before: Sequence[tuple[Column, str]]
+) -> list[tuple[Column, str]]:
+    """The result's columns; what is a column of the table keeps what the catalogue says of it."""
+    known = {column.name: (column, cast) for column, cast in before}
+    made = await _describe_query(connection, f"SELECT * FROM {origin}")  # noqa: S608  built above
+    found: list[tuple[Column, str]] = []
+    for one, described in zip(done.all, made, strict=True):
+        if one.column is None:
+            found.append(described)
+        else:
+            column, cast = known[one.column]
+            found.append((replace(column, name=one.name), cast))
+    return found
 
 
 def _order(

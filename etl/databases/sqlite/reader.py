@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ import aiosqlite
 from etl.batch import Batch, Position
 from etl.connector import Emit, Reader, RunInfo
 from etl.databases.database import ReadSpec
+from etl.databases.declared import project
 from etl.databases.sql import qualify, quote
 from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
@@ -32,6 +33,7 @@ from etl.errors import SchemaMismatchError
 from etl.rows import Column, Layout, Shape, ValueRows, shape_of
 
 _VIEW = "etl_query"
+_ROWS = "etl_rows"
 _LONG_READ_BYTES = 64 << 20
 """From this size of a file on, somebody may notice that it is being read."""
 
@@ -95,9 +97,11 @@ class SqliteReader:
         self._info = info
         self._where = f"{url.name}, {spec.label}"
         self._connection: Connection | None = None
+        self._views = {} if spec.query is None else {_VIEW: spec.query}
         self._from = ""
         self._order = Order()
         self._names: tuple[str, ...] = ()
+        self._hidden = 0  # columns at the end that order the read and are not handed on
         self._layout = Layout((), (), is_text=False)
 
     # -- opening -----------------------------------------------------------------------------
@@ -114,9 +118,13 @@ class SqliteReader:
         self._order = _order_of(table, self._spec, self._where)
         self.resumable = bool(self._order.columns)
         await self._refuse_nulls(connection, table)
-        self._names = self._selected(table)
         key = self._spec.key or table.key
+        if self._spec.steps:
+            table, key = await self._project(connection, table, key)
+        self._names = self._selected(table)
         shape = _shape(table, key)
+        if self._hidden:
+            shape = Shape(columns=shape.columns[: -self._hidden], key=shape.key)
         self._layout = Layout(shape.columns, [_same for _ in shape.columns], is_text=False)
         row = self._spec.row
         self.shape = shape
@@ -155,12 +163,10 @@ class SqliteReader:
                     f"{self._url.name} is not in WAL mode: programs that write to it wait while"
                     " it is read"
                 )
-        if self._spec.query is not None:
+        for name, select in self._views.items():
             # A view of this connection's own tells the columns' declared types, which a bare
             # query does not. It refuses whatever is not one SELECT.
-            await source.connection.execute(
-                f"CREATE TEMP VIEW {quote(_VIEW)} AS {self._spec.query}"
-            )
+            await source.connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {select}")
         return source.connection
 
     async def _find(self, connection: Connection) -> Table:
@@ -179,6 +185,29 @@ class SqliteReader:
             )
         self._from = qualify("main", table.name)
         return table
+
+    async def _project(
+        self, connection: Connection, table: Table, key: tuple[str, ...]
+    ) -> tuple[Table, tuple[str, ...]]:
+        """What declared steps make of the table, as a view; what its key is called there."""
+        done = project(self._spec.steps, table.names, self._order.columns, self._where)
+        self._views[_ROWS] = done.sql(self._from)
+        await connection.execute(f"CREATE TEMP VIEW {quote(_ROWS)} AS {self._views[_ROWS]}")
+        self._from = qualify("temp", _ROWS)
+        view = await find_table(connection, _ROWS, "temp")
+        assert view is not None
+        before = {column.name: column for column in table.columns}
+        columns = tuple(
+            column if one.column is None else replace(before[one.column], name=one.name)
+            for column, one in zip(view.columns, done.all, strict=True)
+        )
+        self._order = replace(
+            self._order, columns=tuple(done.order[name] for name in self._order.columns)
+        )
+        self._hidden = len(done.hidden)
+        kept = {one.column: one.name for one in done.outputs}
+        key = tuple(kept[name] for name in key) if kept.keys() >= set(key) else ()
+        return replace(view, columns=columns), key
 
     def _selected(self, table: Table) -> tuple[str, ...]:
         """The columns to read: a dataclass's fields, then what else the key needs."""
@@ -337,7 +366,10 @@ class SqliteReader:
 
     def _batch(self, page: Page, position: Position) -> Batch[Any]:
         if self._spec.row is None:
-            rows = ValueRows(self._layout, page.rows, page.nbytes)
+            tuples = page.rows
+            if self._hidden:
+                tuples = [row[: -self._hidden] for row in tuples]
+            rows = ValueRows(self._layout, tuples, page.nbytes)
             return Batch(rows, position=position, nbytes=page.nbytes)
         return Batch(page.items, position=position, nbytes=page.nbytes)
 
