@@ -125,11 +125,11 @@ def project(
                 for name, value in equal:
                     _need(name, columns, label, "where()")
                     conditions.append(_equality(name, value))
-            case Select(names, expressions):
+            case Select(chosen, expressions):
                 by_name = {one.name: one for one in outputs}
-                for name in names:
+                for name in chosen:
                     _need(name, tuple(by_name), label, "select()")
-                outputs = [by_name[name] for name in names]
+                outputs = [by_name[name] for name in chosen]
                 outputs += [Output(name, f"({sql}\n)", None) for name, sql in expressions]
             case Rename(pairs):
                 new_of = {old: new for new, old in pairs}

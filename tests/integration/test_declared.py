@@ -28,10 +28,10 @@ TABLE = (
 async def source(request: pytest.FixtureRequest, postgres_database: Callable[[], str]) -> str:
     if request.param == "sqlite":
         url: str = f"sqlite:///{request.getfixturevalue('tmp_path') / 'source.db'}"
-        with closing(sqlite3.connect(parse_url(url).path)) as connection, connection:
-            connection.execute(TABLE)
-            connection.execute("CREATE UNIQUE INDEX by_seen ON t (seen, id)")
-            connection.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?)", ROWS)
+        with closing(sqlite3.connect(parse_url(url).path)) as file, file:
+            file.execute(TABLE)
+            file.execute("CREATE UNIQUE INDEX by_seen ON t (seen, id)")
+            file.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?)", ROWS)
         return url
     url = postgres_database()
     connection = await asyncpg.connect(url)

@@ -71,7 +71,7 @@ def targets(pipeline: Pipeline) -> list[str]:
 
 
 def read_key(pipeline: Pipeline) -> tuple[str, ...]:
-    return cast("DatabaseSource", pipeline.flows[0].stream.origin).spec.key
+    return cast("DatabaseSource[Any]", pipeline.flows[0].stream.origin).spec.key
 
 
 async def test_all_tables_but_those_that_etl_keeps(catalogue: Catalogue) -> None:

@@ -200,7 +200,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         # What an expression makes does not say whether it can be null: the values will.
         computed = any(isinstance(step, Select | Cast) for step in spec.steps)
         columns = _for_dataclass(spec.row, columns, None if computed else relation, label)
-    names = {column.name for column in columns}
+    visible_names = {column.name for column in columns}
     return Selection(
         label=label,
         relation=relation,
@@ -209,7 +209,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         order=order,
         casts=tuple(casts[name] for name in order),
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
-        hidden=tuple(name for name in order if name not in names),
+        hidden=tuple(name for name in order if name not in visible_names),
         proven=proven,
         # An incremental read brings a row again when it was changed: what identifies a row of
         # the stream is then the cursor with the key.
