@@ -93,6 +93,10 @@ class StageCancelledError(StageError):
     """A stage raised ``CancelledError`` although nobody cancelled it."""
 
 
+class StageStuckError(StageError):
+    """A stage went on after it was cancelled, and was left behind; nothing it does is written."""
+
+
 class ChannelBrokenError(EtlError):
     """The other side of a channel failed. A consequence, never the cause."""
 

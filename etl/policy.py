@@ -48,6 +48,8 @@ class Limits:
         channel_batches: Most batches that wait in a channel.
         group_rows: Most rows of one transaction.
         drain_s: Seconds that a drain may take before it becomes an abort.
+        abort_grace_s: Seconds that a stage or source may go on after it was cancelled; then it is
+            left behind and the run ends with an error that names it.
         stall_after_s: Seconds without any movement after which a note says who holds the run up.
     """
 
@@ -57,6 +59,7 @@ class Limits:
     channel_batches: int = 16
     group_rows: int = 200_000
     drain_s: float = 25.0
+    abort_grace_s: float = 5.0
     stall_after_s: float = 60.0
     memory_bytes: int = field(init=False)
     batch_nbytes: int = field(init=False)
@@ -67,8 +70,9 @@ class Limits:
         for name in ("batch_rows", "channel_batches", "group_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Limits({name}=...) must be at least 1")
-        if self.stall_after_s <= 0:
-            raise ConfigError("Limits(stall_after_s=...) must be positive")
+        for name in ("stall_after_s", "abort_grace_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"Limits({name}=...) must be positive")
         if self.drain_s < 0:
             raise ConfigError("Limits(drain_s=...) must not be negative")
 

@@ -12,7 +12,7 @@ from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
 from etl.cli.view import View, make_view
 from etl.engine.run import Run
-from etl.errors import EXIT_DONE, PipelineFailedError, RunAbortedError
+from etl.errors import EXIT_DONE, PipelineFailedError, RunAbortedError, StageStuckError
 from etl.events import Event, Note, Report, StateChanged
 from etl.flow import Merged
 from etl.pipeline import Pipeline
@@ -68,7 +68,10 @@ async def _run(
     shown: _Shown,
 ) -> int:
     with StopSignals(
-        screen.say, drain_s=limits.drain_s, restore=b"\x1b[?25h" if screen.live else b""
+        screen.say,
+        drain_s=limits.drain_s,
+        abort_grace_s=limits.abort_grace_s,
+        restore=b"\x1b[?25h" if screen.live else b"",
     ) as stop:
         shown.stop = stop
         starting = asyncio.create_task(
@@ -149,6 +152,9 @@ def _show_end(
                 shown.note(flow.name, message)
         if not screen.json:
             show_report(screen, report, incremental=_incremental(pipeline))
+    if stop.received and isinstance(error, PipelineFailedError) and _only_stuck(error):
+        screen.say(f"stopped: {error.errors[0]}")
+        return stop.exit_code
     if isinstance(error, RunAbortedError):
         screen.say(
             "stopped: what was not committed is rolled back; run the same command again, and it"
@@ -166,6 +172,10 @@ def _show_end(
         )
         return stop.exit_code
     return EXIT_DONE
+
+
+def _only_stuck(error: PipelineFailedError) -> bool:
+    return all(isinstance(one, StageStuckError) for one in error.errors)
 
 
 def _incremental(pipeline: Pipeline) -> dict[str, bool]:

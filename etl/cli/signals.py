@@ -20,8 +20,8 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Protocol, TypeAlias
 
-ABORT_GRACE_S = 5.0
-"""Seconds that an abort may take before the process ends."""
+CLOSE_S = 2.0
+"""Seconds for closing, after the run has given up what does not stop, before the process ends."""
 _SIGN_OF_LIFE_S = 1.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,6 +54,7 @@ class StopSignals:
     Args:
         say: Tells a person what happens now.
         drain_s: Seconds that a drain may take; the run itself aborts then.
+        abort_grace_s: Seconds after which the run itself leaves behind what does not stop.
         restore: Bytes for the terminal before the process ends at once.
     """
 
@@ -62,10 +63,12 @@ class StopSignals:
         say: Callable[[str], None],
         *,
         drain_s: float,
+        abort_grace_s: float = 5.0,
         restore: bytes = b"",
     ) -> None:
         self._say = say
         self._drain_s = drain_s
+        self._abort_s = abort_grace_s + CLOSE_S
         self._restore = restore
         self.received: signal.Signals | None = None
         """The first signal; None while there was none."""
@@ -181,9 +184,9 @@ class StopSignals:
         told = os.read(self._told, 16)
         self._ended = not told  # __exit__ closed it: everything has stopped
         if b"2" in told:
-            self._deadline = monotonic() + ABORT_GRACE_S
+            self._deadline = monotonic() + self._abort_s
         elif told:
-            self._deadline = monotonic() + self._drain_s + ABORT_GRACE_S
+            self._deadline = monotonic() + self._drain_s + self._abort_s
         return not self._ended
 
     def _left_over(self) -> str:

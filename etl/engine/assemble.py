@@ -25,7 +25,8 @@ from etl.connector import (
 from etl.engine.channel import Channel
 from etl.engine.lane import Lane
 from etl.engine.nodes import Pump, run_inline, run_parallel
-from etl.engine.plan import FlowPlan, Inline, Leg, Plan
+from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
+from etl.engine.supervise import supervise
 from etl.errors import ConfigError, DataError
 from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
 from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
@@ -118,7 +119,12 @@ class RunningFlow:
 
 
 class Assembly:
-    """The opened databases and built tasks of one run. Closed by its exit stack."""
+    """The opened databases and built tasks of one run. Closed by its exit stack.
+
+    Attributes:
+        units: The tasks' work, by name.
+        patient: Those of them that run no coroutine of the user's; see ``supervise``.
+    """
 
     def __init__(
         self,
@@ -132,6 +138,7 @@ class Assembly:
     ) -> None:
         self.flows = [RunningFlow(flow) for flow in plan.flows]
         self.units: dict[str, Coroutine[Any, Any, None]] = {}
+        self.patient: set[str] = set()
         self.targets: dict[Target, OpenTarget] = {}
         self._plan = plan
         self._info = info
@@ -390,8 +397,13 @@ class Assembly:
                 on_retry=self._told_retry,
             )
             flow.pumps.append(pump)
-            self._add(flow, f"source of flow {name!r}", pump.run(), None, first)
-        self._add(flow, f"lane of flow {plan.name!r}", self._lane_to_end(flow), last, None)
+            source = f"source of flow {name!r}"
+            self._add(flow, source, pump.run(), None, first)
+            if not is_own(branch.source):
+                self.patient.add(source)
+        lane = f"lane of flow {plan.name!r}"
+        self._add(flow, lane, self._lane_to_end(flow), last, None)
+        self.patient.add(lane)
 
     def _add(
         self,
@@ -460,7 +472,19 @@ class Assembly:
         return [await self._loaded(step) if isinstance(step, Lookup) else step for step in steps]
 
     async def _loaded(self, step: Lookup) -> Map:
-        table = await load_side(step, self._info)
+        table: dict[Any, Any] = {}
+
+        async def load() -> None:
+            table.update(await load_side(step, self._info))
+
+        # In a task of its own: a side of the user's may not stop when it is cancelled.
+        name = f"the look-up in {step.side.flow_name!r}"
+        await supervise(
+            {name: load()},
+            list,
+            grace_s=self._plan.limits.abort_grace_s,
+            patient=() if is_own(step.side.origin) else {name},
+        )
         key, combine = step.key, step.combine
 
         def joined(row: Any) -> Any:

@@ -317,6 +317,9 @@ async def _cancel_all(tasks: Sequence[asyncio.Task[Any]] | deque[asyncio.Task[An
         try:
             _, pending = await asyncio.wait(pending)
         except asyncio.CancelledError as error:
+            if received is not None:  # asked again, because it takes long
+                for task in pending:
+                    task.cancel()
             received = error
     for task in tasks:
         if task.done() and not task.cancelled():

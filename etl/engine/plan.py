@@ -208,7 +208,7 @@ def _plan_flow(flow: Flow) -> FlowPlan:
             f"flow {flow.name!r} merges sources with a cursor and sources without; make two flows"
         )
     if plan.incremental and any(
-        sink.mode == "replace" and not _is_own(branch.source)
+        sink.mode == "replace" and not is_own(branch.source)
         for sink in flow.sinks
         for branch in branches
     ):
@@ -219,8 +219,8 @@ def _plan_flow(flow: Flow) -> FlowPlan:
     return plan
 
 
-def _is_own(source: Source[Any]) -> bool:
-    """A user's own source: it has no cursor to speak of."""
+def is_own(source: object) -> bool:
+    """A source that a user wrote, as a ``read``."""
     kind: Any = type(source)
     base: Any = Source
     return kind.read is not base.read and kind.connect is base.connect

@@ -212,7 +212,13 @@ class Run:
                 culprits=lambda: assembly.culprits,
                 tell=lambda text: self._tell(Note(flow=self._plan.pipeline, message=text)),
             ):
-                await supervise(assembly.units, lambda: [*assembly.channels])
+                await supervise(
+                    assembly.units,
+                    lambda: [*assembly.channels],
+                    grace_s=self._plan.limits.abort_grace_s,
+                    patient=assembly.patient,
+                    on_forgotten=self._told_forgotten,
+                )
             done = all(flow.exhausted for flow in assembly.flows)
             if done:
                 await self._publish()
@@ -253,6 +259,20 @@ class Run:
                         )
                     )
                     await asyncio.sleep(wait_s)
+
+    def _told_forgotten(self, unit: str, tasks: list[str]) -> None:
+        # The user's own: they may be meant to go on in the program, so they are not cancelled.
+        self._note(
+            f"{unit} left {'tasks' if len(tasks) > 1 else 'a task'} running:"
+            f" {', '.join(tasks[:5])}. etl does not cancel what it did not start; await it in the"
+            " stage, for example in an asyncio.TaskGroup"
+        )
+
+    def _note(self, message: str) -> None:
+        """A note that belongs to the whole run; the report has it with the first flow."""
+        flow = self._assembly.flows[0]
+        flow.notes.append(message)
+        self._tell(Note(flow=flow.plan.name, message=message))
 
     def _aborted(self, reason: str) -> RunAbortedError:
         return RunAbortedError(

@@ -9,16 +9,21 @@ lacks added here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import Any, Final, Protocol, TypeVar
 
+from etl.engine.strays import Unit, context_of, forgotten, leave_behind
 from etl.errors import (
     ChannelBrokenError,
     EtlError,
     RunAbortedError,
     StageCancelledError,
     StageError,
+    StageStuckError,
 )
+
+_GRACE_TICKS: Final = 10
+_CANCEL_AGAIN: Final = frozenset({5, 7, 9})  # of the ticks of a grace
 
 T = TypeVar("T")
 
@@ -65,18 +70,31 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def supervise(
-    units: Mapping[str, Coroutine[Any, Any, Any]], channels: Callable[[], list[Failable]]
+    units: Mapping[str, Coroutine[Any, Any, Any]],
+    channels: Callable[[], list[Failable]],
+    *,
+    grace_s: float = 5.0,
+    patient: Collection[str] = (),
+    on_forgotten: Callable[[str, list[str]], None] | None = None,
 ) -> None:
     """Run named coroutines together; all end, also when one fails or the caller is cancelled.
 
     On the first failure every channel fails, so that nobody takes the end of a broken stream
-    for a clean one; then the others are cancelled and waited for.
+    for a clean one; then the others are cancelled and waited for. One that runs code of the
+    user's may go on for ever; it is cancelled again a few times, and left behind when the grace
+    is over.
 
     Args:
         units: What runs, by the name in messages and of its task.
         channels: The channels between them, asked for when something fails.
+        grace_s: Seconds that a unit may go on after it was cancelled.
+        patient: Units that are waited for however long they take: their clean-up is bounded by
+            itself, and what they hold must not be closed under them.
+        on_forgotten: Told at the end of a unit that is not patient and of the tasks that were
+            made in it and still run.
 
     Raises:
+        StageStuckError: A unit did not stop; where there was another cause, beside that.
         BaseExceptionGroup: Every error, the root cause first, where there are several.
         BaseException: The only error; or the very ``CancelledError`` that was received, since
             a cancel scope recognises its own by identity.
@@ -92,29 +110,49 @@ async def supervise(
             order.append(error)
             raise
 
-    tasks = [asyncio.create_task(noted(n, work), name=f"etl:{n}") for n, work in units.items()]
+    marks = {name: Unit() for name in units}
+    tasks = [
+        asyncio.create_task(noted(name, work), name=f"etl:{name}", context=context_of(marks[name]))
+        for name, work in units.items()
+    ]
     try:
-        await asyncio.gather(*tasks)
+        # Shielded: a cancelled gather would wait for a task that never ends.
+        await asyncio.shield(asyncio.gather(*tasks))
     except BaseException as first:
         cancel = first if isinstance(first, asyncio.CancelledError) else None
         for channel in channels():
             channel.fail(first)
         pending = {task for task in tasks if not task.done()}
         for task in pending:
-            # gather has passed a cancellation on: a second one would cut a clean-up.
-            if cancel is None or task.cancelling() == 0:
-                task.cancel()
+            task.cancel()
+        own = {task for task, name in zip(tasks, units, strict=True) if name in patient}
+        ticks = 0
         while pending:
+            mine = pending - own
             try:
-                _, pending = await asyncio.wait(pending)
+                # In ticks, each counted once however long it took: while a function blocks the
+                # loop nobody can clean up, so that time is not theirs.
+                _, pending = await asyncio.wait(
+                    pending, timeout=grace_s / _GRACE_TICKS if mine else None
+                )
             except asyncio.CancelledError as again:  # cancelled again while cleaning up
                 cancel = again
                 for task in pending:
                     task.cancel()
-        for task in tasks:
+                continue
+            ticks += 1
+            if ticks >= _GRACE_TICKS:
+                pending &= own
+            elif ticks in _CANCEL_AGAIN:
+                for task in pending - own:
+                    task.cancel()
+        for task, name, work in zip(tasks, units, units.values(), strict=True):
+            if not task.done():
+                leave_behind(task)
+                order.append(_stuck(name, grace_s))
+                continue
             if not task.cancelled():
                 task.exception()  # retrieved, or the loop would report it
-        for work in units.values():
             work.close()  # one that was cancelled before its first step was never awaited
         errors = [error for error in order if not isinstance(error, ChannelBrokenError)]
         if not errors:
@@ -124,6 +162,19 @@ async def supervise(
         if len(errors) == 1:
             raise errors[0] from errors[0].__cause__
         raise BaseExceptionGroup("several parts of the run failed", errors) from None
+    finally:
+        for name, mark in marks.items():
+            if on_forgotten is not None and name not in patient and (left := forgotten(mark)):
+                on_forgotten(name, left)
+
+
+def _stuck(name: str, grace_s: float) -> StageStuckError:
+    return StageStuckError(
+        f"{name} did not stop within {grace_s:g} s after it was cancelled: it swallows"
+        " CancelledError, or its clean-up does not end. It was left behind; what was open is rolled"
+        " back, and nothing that it still does is written. Let CancelledError pass, or raise"
+        " Limits(abort_grace_s=...)"
+    )
 
 
 async def wait_for_root(root: asyncio.Task[T]) -> T:

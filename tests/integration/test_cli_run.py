@@ -23,7 +23,7 @@ SECRET = "s3cr3t-0b71ff"
 HEAD = """\
 import asyncio, os, time
 from pathlib import Path
-from etl import Pipeline, Retry
+from etl import Limits, Pipeline, Retry
 from etl.connector import Sink
 from etl.errors import DataError, SourceUnavailableError
 from etl.testing.memory import MemorySource, MemoryTarget
@@ -442,9 +442,7 @@ def test_a_third_signal_ends_a_process_that_is_held_up(write: Write, start: Star
     )
 
 
-def test_an_abort_that_takes_too_long_ends_and_names_what_it_waits_for(
-    write: Write, start: Start
-) -> None:
+def test_a_stage_that_does_not_stop_is_left_behind_and_named(write: Write, start: Start) -> None:
     body = """
 async def stubborn(rows):
     seen.touch()
@@ -453,7 +451,8 @@ async def stubborn(rows):
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             pass
-pipeline = Pipeline("job", source().map_batches(stubborn).into(into("t")))
+flow = source().map_batches(stubborn).into(into("t"))
+pipeline = Pipeline("job", flow, limits=Limits(abort_grace_s=0.2))
 """
     path = write(body)
     process = start("run", path, "--drain", "0.1")
@@ -462,8 +461,25 @@ pipeline = Pipeline("job", source().map_batches(stubborn).into(into("t")))
     code, _, err = done(process)
     assert code == 143
     last = err.splitlines()[-1]
-    assert last.startswith("stopped at once, without waiting longer for ")
-    assert "stubborn" in last
+    assert last.startswith("stopped: stage 1 (map_batches stubborn) of flow ")
+    assert "did not stop within 0.2 s" in last
+
+
+def test_an_abort_that_is_held_up_ends_the_process_and_names_the_function(
+    write: Write, start: Start
+) -> None:
+    body = """
+flow = source().map(blocking).into(into("t"))
+pipeline = Pipeline("job", flow, limits=Limits(abort_grace_s=0.2))
+"""
+    path = write(body)
+    process = start("run", path, "--drain", "0.1")
+    await_file(path.with_name("seen"), process)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = done(process)
+    assert code == 143
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped at once, without waiting longer for blocking() in ")
 
 
 def test_a_signal_while_databases_are_opened_stops_at_once(write: Write, start: Start) -> None:
