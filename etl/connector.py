@@ -237,6 +237,14 @@ class Session(Protocol):
         """End a running statement soon (abort); harmless when there is none."""
         ...
 
+    async def blocked_by(self) -> str | None:
+        """Who in the database holds a running statement up, for a person; None: nobody known.
+
+        Asked on another connection, while the session works. Names a session or process and the
+        state that it is in; no text of a query, which may hold values.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)  # no slots: with them a Sink[int](...) fails in 3.11
 class Sink(Generic[T_contra]):

@@ -27,7 +27,7 @@ from etl.engine.lane import Lane
 from etl.engine.nodes import Pump, run_inline, run_parallel
 from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
 from etl.engine.supervise import supervise
-from etl.errors import ConfigError, DataError
+from etl.errors import ConfigError, DataError, EtlError
 from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
 from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
 from etl.policy import Retry
@@ -159,16 +159,17 @@ class Assembly:
             flow.lane.rows_written + flow.lane.transactions for flow in self.flows if flow.lane
         )
 
-    @property
-    def culprits(self) -> str:
-        """The tasks that hold the run up: those that wait for no channel."""
-        names = [
-            node.name
-            for flow in self.flows
-            if flow.lane is not None and flow.ended is None
-            for node in flow.nodes
-            if not node.waits_for_a_channel
-        ]
+    async def culprits(self) -> str:
+        """The tasks that hold the run up (they wait for no channel), and what blocks them."""
+        names: list[str] = []
+        for flow in self.flows:
+            if flow.lane is None or flow.ended is not None:
+                continue
+            for node in flow.nodes:
+                if not node.waits_for_a_channel:
+                    names.append(node.name)
+                    if node.out is None and (blocker := await _blocker(flow.lane)):
+                        names[-1] += f" ({blocker})"
         return ", ".join(names) or "every task waits for a channel"
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -501,6 +502,13 @@ class Assembly:
                 flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=str(error)
             )
         )
+
+
+async def _blocker(lane: Lane) -> str | None:
+    try:
+        return await lane.session.blocked_by()
+    except (EtlError, TimeoutError):
+        return None  # the database cannot be asked now; what is known is told all the same
 
 
 async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:

@@ -73,6 +73,7 @@ class Lane:
     Attributes:
         rows_written: Rows that the sinks took in this run.
         transactions: Commits with rows.
+        session: Its connection to the target.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Lane:
         self._epochs = {key: found.epoch for key, found in checkpoints.items()}
         self._flow = flow
         self._sinks = sinks
-        self._session = session
+        self.session = session
         self._expected = dict(starts)
         self._channel = channel
         self._limits = limits
@@ -168,7 +169,7 @@ class Lane:
                     f" {token.partition!r}. It was not written"
                 )
             self._expected[token.partition] = token.new
-        group.add(self._session.pack(batch))
+        group.add(self.session.pack(batch))
 
     async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
         """One group, tried until it is in or the policy gives up."""
@@ -179,8 +180,8 @@ class Lane:
             started = monotonic()
             try:
                 work = self._transaction(batches, steps, started)
-                if self._session.uncancellable:
-                    await finish(work, on_cancel=self._session.interrupt)
+                if self.session.uncancellable:
+                    await finish(work, on_cancel=self.session.interrupt)
                 else:
                     await work
                 return
@@ -210,7 +211,7 @@ class Lane:
     async def _transaction(
         self, batches: Sequence[Batch[Any]], steps: Sequence[Advance], started: float
     ) -> None:
-        session = self._session
+        session = self.session
         written = 0
         try:
             await session.begin()
@@ -270,7 +271,7 @@ class Lane:
         await self._pause("asking for the outcome of a commit", attempts, doubt)
         while True:
             try:
-                found = await finish(self._session.settle([step.key for step in steps]))
+                found = await finish(self.session.settle([step.key for step in steps]))
                 break
             except TransientError as error:
                 await self._pause("asking for the outcome of a commit", attempts, error)
@@ -290,7 +291,7 @@ class Lane:
     async def _is_overtaken(self, steps: Sequence[Advance]) -> bool:
         """Whether a newer run has a checkpoint of these, as far as can be found out."""
         try:
-            found = await finish(self._session.load([step.key for step in steps]))
+            found = await finish(self.session.load([step.key for step in steps]))
         except EtlError:
             return False
         return any(step.key in found and found[step.key].epoch != step.epoch for step in steps)

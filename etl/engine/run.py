@@ -206,10 +206,10 @@ class Run:
             self._tell(RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names))
             self._is_open = True
             self._started.set()
-            with watched(
+            async with watched(
                 stall_after_s=self._plan.limits.stall_after_s,
                 progress=lambda: assembly.progress,
-                culprits=lambda: assembly.culprits,
+                culprits=assembly.culprits,
                 tell=lambda text: self._tell(Note(flow=self._plan.pipeline, message=text)),
             ):
                 await supervise(

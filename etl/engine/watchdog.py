@@ -10,11 +10,13 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
 from types import FrameType
 from typing import Final
+
+from etl.engine.supervise import finish
 
 _log = logging.getLogger("etl")
 
@@ -92,14 +94,14 @@ def _place(frame: FrameType) -> str:
     return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
 
 
-@contextmanager
-def watched(
+@asynccontextmanager
+async def watched(
     *,
     stall_after_s: float,
     progress: Callable[[], int],
-    culprits: Callable[[], str],
+    culprits: Callable[[], Awaitable[str]],
     tell: Callable[[str], None],
-) -> Generator[None, None, None]:
+) -> AsyncGenerator[None, None]:
     """Both watchdogs, for as long as the tasks of a run go on."""
     loop_watchdog = LoopWatchdog()
     stall_watch = StallWatch(after_s=stall_after_s, progress=progress, culprits=culprits, tell=tell)
@@ -108,8 +110,8 @@ def watched(
     try:
         yield
     finally:
-        stall_watch.stop()
         loop_watchdog.stop()
+        await stall_watch.stop()
 
 
 class StallWatch:
@@ -117,7 +119,7 @@ class StallWatch:
 
     Args:
         progress: A figure that grows whenever anything moves.
-        culprits: Names the tasks that wait for no channel.
+        culprits: Names the tasks that wait for no channel, and who holds them up.
         tell: Called once for each stall, and again each time it has doubled.
     """
 
@@ -126,7 +128,7 @@ class StallWatch:
         *,
         after_s: float,
         progress: Callable[[], int],
-        culprits: Callable[[], str],
+        culprits: Callable[[], Awaitable[str]],
         tell: Callable[[str], None],
     ) -> None:
         self._after_s = after_s
@@ -137,15 +139,19 @@ class StallWatch:
         self._since = monotonic()
         self._told_at = after_s
         self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, on the running loop."""
         self._look(asyncio.get_running_loop())
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+            await finish(asyncio.wait({self._asking}))
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = monotonic()
@@ -154,5 +160,10 @@ class StallWatch:
             self._last, self._since, self._told_at = progress, now, self._after_s
         elif now - self._since >= self._told_at:
             self._told_at = 2 * (now - self._since)
-            self._tell(f"nothing has moved for {now - self._since:.0f} s: {self._culprits()}")
+            if self._asking is None or self._asking.done():
+                self._asking = loop.create_task(self._ask(), name="etl:stall watch")
         self._timer = loop.call_later(max(0.05, self._after_s / 4), self._look, loop)
+
+    async def _ask(self) -> None:
+        culprits = await self._culprits()
+        self._tell(f"nothing has moved for {monotonic() - self._since:.0f} s: {culprits}")

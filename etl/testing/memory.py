@@ -7,7 +7,7 @@ position moves by compare-and-set), so what a test shows with it holds for a dat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
@@ -87,6 +87,8 @@ class MemoryTarget:
         tables: Rows by table.
         checkpoints: As a real target keeps them.
         commits: Transactions that were committed.
+        blocker: What a session says of who holds it up.
+        before_write: Awaited before each write.
     """
 
     def __init__(self, name: str = "memory") -> None:
@@ -102,6 +104,8 @@ class MemoryTarget:
         self.doubt_is_in = True
         self.error: type[Exception] = DataError
         self.yields_per_write = 0
+        self.blocker: str | None = None
+        self.before_write: Callable[[], Awaitable[object]] | None = None
         self.writes = 0
         self.commit_calls = 0
 
@@ -183,6 +187,8 @@ class MemorySession:
         target = self._target
         for _ in range(target.yields_per_write):
             await asyncio.sleep(0)
+        if target.before_write is not None:
+            await target.before_write()
         target.writes += 1
         if target.fail_on_write is not None and target.writes == target.fail_on_write:
             raise target.error("the memory target was told to fail")
@@ -228,6 +234,9 @@ class MemorySession:
 
     def interrupt(self) -> None:
         pass
+
+    async def blocked_by(self) -> str | None:
+        return self._target.blocker
 
 
 class MemorySink(Sink[T], Generic[T]):

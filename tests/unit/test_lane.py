@@ -292,7 +292,7 @@ class DoubtfulSession(MemorySession):
 )
 async def test_the_outcome_of_a_doubtful_commit(found: Checkpoint | None, outcome: str) -> None:
     harness = Harness(retry=Retry(attempts=6, base_s=0.0))
-    harness.lane._session = DoubtfulSession(harness, found, 2)
+    harness.lane.session = DoubtfulSession(harness, found, 2)
     if outcome == "fenced":
         with pytest.raises(FencedError, match="taken over"):
             await harness.write(tokened([0], 0))
@@ -305,7 +305,7 @@ async def test_the_outcome_of_a_doubtful_commit(found: Checkpoint | None, outcom
 
 async def test_a_doubt_that_cannot_be_settled_fails_as_temporary() -> None:
     harness = Harness(retry=Retry(attempts=3, base_s=0.0))
-    harness.lane._session = DoubtfulSession(harness, None, 99)
+    harness.lane.session = DoubtfulSession(harness, None, 99)
     with pytest.raises(TransientError):
         await harness.write(tokened([0], 0))
 

@@ -66,3 +66,21 @@ async def test_a_stalled_run_names_the_task_that_waits_for_no_channel() -> None:
     assert "hangs" in notes[0]
     assert "lane" not in notes[0]
     assert sink.rows == [1, 2, 3]
+
+
+async def test_a_stall_in_a_write_names_who_blocks_the_target() -> None:
+    told = asyncio.Event()
+    notes: list[str] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.message)
+            told.set()
+
+    sink = MemorySink[int]()
+    sink.memory.blocker = "session 42 (a migration) holds the lock"
+    sink.memory.before_write = told.wait
+    flow = MemorySource([1, 2, 3]).into(sink)
+    async with asyncio.timeout(20):
+        await Pipeline("stalls", flow, limits=Limits(stall_after_s=0.2)).run(observers=[observe])
+    assert "lane of flow 'memory' (session 42 (a migration) holds the lock)" in notes[0]

@@ -10,6 +10,7 @@ import asyncpg
 
 from etl.batch import Batch
 from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
+from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import Connection, close, connect
@@ -119,6 +120,13 @@ class PostgresSession:
                     found[key] = await self._checkpoints.start_anew(connection, key)
         return found
 
+    async def blocked_by(self) -> str | None:
+        """See :meth:`etl.connector.Session.blocked_by`."""
+        connection = self._connection
+        if connection is None or connection.is_closed() or not self._is_working:
+            return None
+        return await blockers_of(self._url, self._application, connection.get_server_pid())
+
     async def begin(self) -> None:
         """Begin a transaction, on a new connection where the last one was lost."""
         with self._working("beginning a transaction", "nothing was written"):
@@ -135,16 +143,18 @@ class PostgresSession:
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """See :meth:`etl.connector.Session.write`. Rows are encoded before the COPY begins."""
         load = self.loads[sink]
-        with self._working(load.label, ROLLED_BACK):
-            return await load.write(await self._get(), batches)
+        async with naming_blockers(self.blocked_by):
+            with self._working(load.label, ROLLED_BACK):
+                return await load.write(await self._get(), batches)
 
     async def advance(self, steps: Sequence[Advance]) -> None:
         """See :meth:`etl.connector.Session.advance`."""
-        with self._working("moving the checkpoints", ROLLED_BACK):
-            connection = await self._get()
-            for step in sorted(steps, key=lambda step: parts(step.key)):
-                if not await self._checkpoints.advance(connection, step):
-                    raise fenced(step.key)
+        async with naming_blockers(self.blocked_by):
+            with self._working("moving the checkpoints", ROLLED_BACK):
+                connection = await self._get()
+                for step in sorted(steps, key=lambda step: parts(step.key)):
+                    if not await self._checkpoints.advance(connection, step):
+                        raise fenced(step.key)
 
     async def commit(self) -> None:
         """See :meth:`etl.connector.Session.commit`."""

@@ -190,6 +190,7 @@ class SqliteSession:
         self._has_turn = False
         self._is_working = False
         self._is_stopped = False
+        self._is_waiting = False  # for the file's write lock
 
     # -- before the first row ----------------------------------------------------------------
 
@@ -252,7 +253,11 @@ class SqliteSession:
         self._has_turn = True
         self._check()
         connection = await self._connected()
-        await connection.begin(lambda: self._is_stopped)
+        self._is_waiting = True
+        try:
+            await connection.begin(lambda: self._is_stopped)
+        finally:
+            self._is_waiting = False
         # Rows of one transaction may refer to each other in any order.
         await connection.execute("PRAGMA defer_foreign_keys=ON")
 
@@ -316,6 +321,12 @@ class SqliteSession:
             self._is_stopped = True
             if self._connection is not None:
                 self._connection.interrupt()
+
+    async def blocked_by(self) -> str | None:
+        """See the protocol. SQLite does not tell which process it is."""
+        if not self._is_waiting:
+            return None
+        return f"another process holds the write lock of {self._target.path}"
 
     # -- the connection ----------------------------------------------------------------------
 
