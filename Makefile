@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types soak bench constraints clean help
+.PHONY: demo test lint types soak bench bench-peers constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   && { command -v $$p; break; }; done)
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## real flights, from an operational database into a warehouse
 	@$(RUN) python -m pipelines.flights build
@@ -40,6 +40,9 @@ soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, and check ever
 
 bench: $(VENV)/.installed-dev ## the figures of tests/benchmarks
 	@$(RUN) python -m tests.benchmarks $(ARGS)
+
+bench-peers: $(VENV)/.installed-dev ## the tools that make bench compares with, into .bench
+	@$(RUN) python -m tests.benchmarks.peers
 
 constraints: ## take the newest versions of everything into constraints.txt
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(PYTHON) -m venv "$$dir" \

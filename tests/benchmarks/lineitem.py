@@ -75,18 +75,31 @@ def make_postgres(place: Place) -> None:
 
 
 def empty_postgres(place: Place) -> None:
-    """An empty ``lineitem`` without a key in the target database, and nothing left to flush."""
+    """An empty ``lineitem`` without a key in the target database, and nothing left to flush.
+
+    What other tools keep there to remember a load goes too; etl's own tables stay.
+    """
     execute(
         place.target,
-        "DROP TABLE IF EXISTS lineitem",
+        """
+        DO $$ DECLARE found record; BEGIN
+            FOR found IN SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables
+                WHERE schemaname !~ '^(pg_|information_schema$)' AND tablename NOT LIKE 'etl\\_%'
+            LOOP EXECUTE 'DROP TABLE ' || found.name || ' CASCADE'; END LOOP;
+        END $$
+        """,
         f"CREATE TABLE lineitem ({define()})",
         "CHECKPOINT",
     )
 
 
-def digest(url: str, query: str) -> object:
-    """Number of rows and a hash over every value of a query's result."""
-    return fetch_value(url, _DIGEST.format(query))
+def digest(url: str, query: str = "SELECT * FROM lineitem") -> object:
+    """Number of rows and a hash over every value of a query's result.
+
+    Each is cast to its declared type first: some contenders make tables of their own.
+    """
+    values = ", ".join(f"{name}::{type}" for name, type in zip(COLUMNS, TYPES, strict=True))
+    return fetch_value(url, _DIGEST.format(f"SELECT {values} FROM ({query}) AS q"))
 
 
 # -- SQLite -------------------------------------------------------------------------------------

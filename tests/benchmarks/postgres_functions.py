@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from etl import Database, Row
-from tests.benchmarks import by_hand, lineitem
+from tests.benchmarks import by_hand, lineitem, peers
 from tests.benchmarks.shell import pipe, psql
 from tests.benchmarks.with_etl import run
 from tests.benchmarks.work import Contender, Goal, Place, Work
@@ -84,6 +84,13 @@ def etl_dataclass(place: Place) -> None:
     )
 
 
+def etl_declared(place: Place) -> None:
+    kept = [name for name in lineitem.COLUMNS if name not in _CHANGED]
+    lines = Database(place.source).table("lineitem").where("l_returnflag <> 'R'")
+    lines = lines.select(*kept, **_CHANGED)
+    run(lines.into(Database(place.target).append("lineitem")))
+
+
 def asyncpg_records(place: Place) -> None:
     batches = by_hand.queued(by_hand.postgres_records(place.source, "SELECT * FROM lineitem"))
     asyncio.run(by_hand.to_postgres(batches, place.target, "lineitem", _changed))
@@ -103,6 +110,7 @@ def psql_in_sql(place: Place) -> None:
     )
 
 
+LIMIT = "limit: the same in SQL, psql to psql"
 BY_HAND = "asyncpg cursor, copy_records_to_table"
 
 WORK = Work(
@@ -110,14 +118,24 @@ WORK = Work(
     contenders=(
         Contender(name="etl, rows as mappings", run=etl_rows),
         Contender(name="etl, row=Dataclass", run=etl_dataclass),
+        Contender(name="etl, declared steps", run=etl_declared),
         Contender(name=BY_HAND, run=asyncpg_records),
-        Contender(name="limit: the same in SQL, psql to psql", run=psql_in_sql, needs=("psql",)),
+        Contender(name=LIMIT, run=psql_in_sql, needs=("psql",)),
+        peers.scripted(
+            "ADBC, vectorised, two threads",
+            "adbc",
+            "with_adbc.py",
+            lambda p: (p.source, p.target, "functions"),
+        ),
     ),
     reference=BY_HAND,
     rows=lambda place: place.rows,
     prepare=lineitem.make_postgres,
     reset=lineitem.empty_postgres,
-    found=lambda place: lineitem.digest(place.target, "SELECT * FROM lineitem"),
+    found=lambda place: lineitem.digest(place.target),
     expected=lambda place: lineitem.digest(place.source, IN_SQL),
-    goals=(Goal(contender="etl, rows as mappings", reference=BY_HAND, at_most=0.5),),
+    goals=(
+        Goal(contender="etl, rows as mappings", reference=BY_HAND, at_most=0.5),
+        Goal(contender="etl, declared steps", reference=LIMIT, at_most=1.05),
+    ),
 )

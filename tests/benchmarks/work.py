@@ -34,11 +34,13 @@ class Contender:
     Attributes:
         run: Does the work, from opening connections to closing them.
         needs: Programs that must be on the path; without them it is left out.
+        bends: What it changes in the values, in a few words; then only rows are counted.
     """
 
     name: str
     run: Callable[[Place], object]
     needs: tuple[str, ...] = ()
+    bends: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
