@@ -115,12 +115,21 @@ class Reader(Protocol[T_co]):
 
         Args:
             after: The last position that is already in the target; None: from the beginning.
-            until: Last position to read, inclusive; None reads to the end.
+            until: Last position to read, inclusive; None reads to the end. It was committed by
+                an earlier run, so an incremental read takes all rows up to it for final.
             emit: Called with batches that have a ``position``; positions strictly advance.
 
         Raises:
             SourceUnavailableError: The source went away; the engine pumps again from the last
                 position that was emitted.
+        """
+        ...
+
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        """The same positions in the order in which the source reads them.
+
+        The source alone can tell: the order of texts follows its collation. Positions that it
+        takes for equal keep their order.
         """
         ...
 

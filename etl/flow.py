@@ -316,6 +316,14 @@ class Source(Stream[T_co]):
         """
         raise NotImplementedError(f"{type(self).__name__} has no read()")
 
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        """The same positions in the order in which ``read`` gives them.
+
+        Needed where sinks may stand at different positions: in several databases, or added
+        later. ``read`` then gets an ``until``, and must end a batch exactly there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no order()")
+
     def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[T_co]]:
         """Open the source for one run. The default drives ``read``."""
         return _opened(GeneratorReader(self))
@@ -335,6 +343,9 @@ class GeneratorReader(Generic[T_co]):
         async with aclosing(self._source.read(after, until)) as batches:
             async for batch in batches:
                 await emit(batch)
+
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        return await self._source.order(positions)
 
 
 @asynccontextmanager

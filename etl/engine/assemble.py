@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, is_dataclass
 from time import monotonic
 from typing import Any, cast
 
-from etl.batch import Batch, Position
+from etl.batch import Batch
 from etl.connector import (
     Advance,
-    Checkpoint,
     CheckpointKey,
     OpenTarget,
     Profiler,
     Reader,
     RunInfo,
     Session,
-    Sink,
     Target,
 )
 from etl.engine.channel import Channel
+from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.lane import Lane
-from etl.engine.nodes import Pump, run_inline, run_parallel
+from etl.engine.nodes import Pump, run_fan_out, run_inline, run_parallel
 from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
+from etl.engine.segments import Route
 from etl.engine.supervise import supervise
-from etl.errors import ConfigError, DataError, EtlError
+from etl.errors import DataError, EtlError
 from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
 from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
 from etl.policy import Retry
@@ -39,17 +38,18 @@ Tell = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A task of a flow and the channels at its ends; None where a database is."""
+    """A task of a flow and the channels at its ends; none where a database is."""
 
     name: str
     source: Channel[Batch[Any]] | None
-    out: Channel[Batch[Any]] | None
+    outs: Sequence[Channel[Batch[Any]]]
+    lane: Lane | None = None
 
     @property
     def waits_for_a_channel(self) -> bool:
         """Whether another task is what holds it up."""
-        return (self.source is not None and self.source.get_blocked_since is not None) or (
-            self.out is not None and self.out.put_blocked_since is not None
+        return (self.source is not None and self.source.get_blocked_since is not None) or any(
+            out.put_blocked_since is not None for out in self.outs
         )
 
 
@@ -62,9 +62,9 @@ class RunningFlow:
     pumps: list[Pump] = field(default_factory=list[Pump])
     channels: list[Channel[Batch[Any]]] = field(default_factory=list[Channel[Batch[Any]]])
     nodes: list[Node] = field(default_factory=list[Node])
-    lane: Lane | None = None
-    publishes: tuple[CheckpointKey, ...] = ()
-    epochs: dict[CheckpointKey, int] = field(default_factory=dict[CheckpointKey, int])
+    claims: tuple[Claim, ...] = ()
+    lanes: list[Lane] = field(default_factory=list[Lane])
+    lanes_ended: int = 0
     is_done: bool = False  # an append of a full read that was complete before this run
     started: float | None = None
     ended: float | None = None
@@ -80,7 +80,7 @@ class RunningFlow:
             name=self.plan.name,
             state="ended" if self.ended else "running" if self.started else "waiting",
             rows_read=sum(pump.rows for pump in self.pumps),
-            rows_written=self.lane.rows_written if self.lane else 0,
+            rows_written=sum(lane.rows_written for lane in self.lanes),
             bytes_read=sum(pump.nbytes for pump in self.pumps),
             channels=[channel.stats() for channel in self.channels],
         )
@@ -92,29 +92,30 @@ class RunningFlow:
             name=self.plan.name,
             sinks=tuple(sink.table for sink in self.plan.sinks),
             rows_read=sum(pump.rows for pump in self.pumps),
-            rows_written=self.lane.rows_written if self.lane else 0,
+            rows_written=sum(lane.rows_written for lane in self.lanes),
             bytes_read=sum(pump.nbytes for pump in self.pumps),
-            transactions=self.lane.transactions if self.lane else 0,
+            transactions=sum(lane.transactions for lane in self.lanes),
             seconds=round((self.ended or monotonic()) - started, 3) if started else 0.0,
             exhausted=self.exhausted,
             already_complete=self.is_done,
             notes=tuple(self.notes),
         )
 
-    def publish_steps(self) -> list[Advance]:
-        """What completes the staging tables of this flow, once it has ended."""
-        assert self.lane is not None
-        committed = self.lane.committed
+    def publish_steps(self, target: Target) -> list[Advance]:
+        """What completes the staging tables of this flow in one database, once it has ended."""
         return [
             Advance(
                 key=key,
-                epoch=self.epochs[key],
-                old=committed[key],
-                new=committed[key],
+                epoch=found.epoch,
+                old=found.position,
+                new=found.position,
                 rows=0,
                 complete=True,
             )
-            for key in self.publishes
+            for claim in self.claims
+            if claim.plan.target == target
+            for key, found in claim.checkpoints.items()
+            if key in claim.publishes
         ]
 
 
@@ -156,19 +157,19 @@ class Assembly:
     def progress(self) -> int:
         """A figure that grows whenever anything moves."""
         return sum(channel.moved for channel in self.channels) + sum(
-            flow.lane.rows_written + flow.lane.transactions for flow in self.flows if flow.lane
+            lane.rows_written + lane.transactions for flow in self.flows for lane in flow.lanes
         )
 
     async def culprits(self) -> str:
         """The tasks that hold the run up (they wait for no channel), and what blocks them."""
         names: list[str] = []
         for flow in self.flows:
-            if flow.lane is None or flow.ended is not None:
+            if not flow.lanes or flow.ended is not None:
                 continue
             for node in flow.nodes:
                 if not node.waits_for_a_channel:
                     names.append(node.name)
-                    if node.out is None and (blocker := await _blocker(flow.lane)):
+                    if node.lane is not None and (blocker := await _blocker(node.lane)):
                         names[-1] += f" ({blocker})"
         return ", ".join(names) or "every task waits for a channel"
 
@@ -178,7 +179,7 @@ class Assembly:
         Nothing is written before every flow has passed its checks but checkpoint rows, tables
         that were missing, and staging tables.
         """
-        opened: list[tuple[RunningFlow, list[Reader[Any]], Session]] = []
+        opened: list[tuple[RunningFlow, list[Reader[Any]], list[Session]]] = []
         for target, sessions in self._plan.targets.items():
             self.targets[target] = await stack.enter_async_context(
                 target.open(self._info, sessions=sessions)
@@ -188,197 +189,50 @@ class Assembly:
                 await stack.enter_async_context(branch.source.connect(self._info))
                 for branch in flow.plan.branches
             ]
-            session = await self.targets[flow.plan.target].session(flow.plan.name, flow.plan.sinks)
-            await self._prepare(flow, readers, session)
-            opened.append((flow, readers, session))
-        for flow, readers, session in opened:
-            starts = await self._take_over(flow, readers, session)
-            if starts is not None:
-                await self._build(flow, readers, session, starts)
+            lanes = [
+                await self.targets[lane.target].session(flow.plan.name, tuple(lane.sinks.values()))
+                for lane in flow.plan.lanes
+            ]
+            await self._prepare(flow, readers, lanes)
+            opened.append((flow, readers, lanes))
+        for flow, readers, lanes in opened:
+            claimant = Claimant(
+                flow.plan,
+                self._plan.pipeline,
+                readers,
+                full=self._full,
+                accept_change=self._accept_change,
+            )
+            start = await claimant.claim(lanes)
+            flow.claims = start.claims
+            flow.is_done = not start.claims
+            self._note(flow, start.notes)
+            if start.claims:
+                await self._build(flow, readers, start)
 
     async def _prepare(
-        self, flow: RunningFlow, readers: Sequence[Reader[Any]], session: Session
+        self, flow: RunningFlow, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
     ) -> None:
-        for reader in readers:
-            flow.notes += reader.notes
-        shape = await _reaching_shape(flow.plan, readers, session)
-        shapes = [shape for _ in flow.plan.sinks]
+        notes = [note for reader in readers for note in reader.notes]
+        shape = await _reaching_shape(flow.plan, readers, sessions)
         resumable = all(reader.resumable for reader in readers)
-        flow.notes += await session.prepare(shapes, resumable=resumable)
-        for note in flow.notes:
+        for lane, session in zip(flow.plan.lanes, sessions, strict=True):
+            notes += await session.prepare([shape for _ in lane.sinks], resumable=resumable)
+        self._note(flow, notes)
+
+    def _note(self, flow: RunningFlow, notes: Sequence[str]) -> None:
+        for note in notes:
+            flow.notes.append(note)
             self._tell(Note(flow=flow.plan.name, message=note))
 
-    async def _take_over(
-        self, flow: RunningFlow, readers: Sequence[Reader[Any]], session: Session
-    ) -> dict[str, Position | None] | None:
-        """Claim the checkpoints; where to read from by partition, or None: nothing to do."""
+    async def _build(self, flow: RunningFlow, readers: Sequence[Reader[Any]], start: Start) -> None:
         plan = flow.plan
-        resumable = all(reader.resumable for reader in readers)
-        fingerprints: dict[CheckpointKey, str] = {}
-        staged: dict[CheckpointKey, bool] = {}
-        for sink in plan.sinks:
-            for branch in plan.branches:
-                key = CheckpointKey(
-                    pipeline=self._plan.pipeline,
-                    flow=plan.name,
-                    sink=sink.table,
-                    partition=branch.partition,
-                )
-                fingerprints[key] = _fingerprint(branch.source, sink)
-                staged[key] = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        keys = list(fingerprints)
-        before = await session.load(keys)
-        self._check_fingerprints(flow, before, fingerprints)
-        begun = any(found.position is not None for found in before.values())
-        self._check_additions(plan, resumable, begun)
-        if self._is_done(flow, before, keys):
-            flow.is_done = True
-            flow.notes.append(self._done_note(plan))
-            self._tell(Note(flow=plan.name, message=flow.notes[-1]))
-            return None
-        found = await session.take_over(
-            keys,
-            fingerprints=[fingerprints[key] for key in keys],
-            fresh=self._full or not resumable,
-        )
-        flow.publishes = tuple(key for key in keys if staged[key])
-        flow.epochs = {key: found[key].epoch for key in keys}
-        starts: dict[str, Position | None] = {}
-        for branch in plan.branches:
-            positions = {
-                self._start(plan, found[key], resumable, staged[key])
-                for key in keys
-                if key.partition == branch.partition
-            }
-            if len(positions) > 1:
-                raise ConfigError(
-                    f"flow {plan.name!r}: its sinks stand at different positions (one was added"
-                    " later, or reset). Give the new sink a flow of its own, or reset the flow's"
-                    " state to load all of them anew"
-                )
-            starts[branch.partition] = positions.pop()
-        flow.lane = self._lane(flow, session, found, starts)
-        return starts
-
-    def _start(
-        self, plan: FlowPlan, found: Checkpoint, resumable: bool, staged: bool
-    ) -> Position | None:
-        if staged:
-            return found.position
-        if self._full or not resumable or (found.complete and not plan.incremental):
-            return None
-        return found.position
-
-    def _check_additions(self, plan: FlowPlan, resumable: bool, begun: bool) -> None:
-        """Refuse a read that would add up rows which have been added already."""
-        adding = [sink for sink in plan.sinks if sink.add]
-        if not adding:
-            return
-        where = f"flow {plan.name!r}: {adding[0].table!r} adds up ({', '.join(adding[0].add)})"
-        if not resumable:
-            raise ConfigError(
-                f"{where}, and its source has no key: a read that is cut short would start again"
-                " and count rows twice. Nothing was moved; give the source a key="
-            )
-        if self._full and begun:
-            raise ConfigError(
-                f"{where}, so reading everything again would count every row twice. Nothing was"
-                " moved; empty the table and reset the state, then run without --full"
-            )
-
-    def _is_done(
-        self,
-        flow: RunningFlow,
-        before: Mapping[CheckpointKey, Checkpoint],
-        keys: Sequence[CheckpointKey],
-    ) -> bool:
-        """A full read that was added completely would only add the same rows again."""
-        return (
-            not self._full
-            and not flow.plan.incremental
-            and any(sink.mode == "append" or sink.add for sink in flow.plan.sinks)
-            and all(key in before and before[key].complete for key in keys)
-        )
-
-    def _done_note(self, plan: FlowPlan) -> str:
-        again = (
-            "or empty the table and reset the state to count all rows again"
-            if any(sink.add for sink in plan.sinks)
-            else "or run with --full to append all rows again"
-        )
-        return (
-            "this full read was written completely by an earlier run, and its rows are added to"
-            f" what is there; nothing to do. Give the source a cursor= to add new rows, {again}"
-        )
-
-    def _check_fingerprints(
-        self,
-        flow: RunningFlow,
-        before: Mapping[CheckpointKey, Checkpoint],
-        now: Mapping[CheckpointKey, str],
-    ) -> None:
-        if self._accept_change or self._full:
-            return
-        for key, checkpoint in before.items():
-            old = checkpoint.fingerprint
-            if checkpoint.position is not None and old is not None and old != now[key]:
-                changed = _differences(old, now[key])
-                raise ConfigError(
-                    f"flow {flow.plan.name!r}: {changed} changed since the position of"
-                    f" {key.sink!r} was saved, so that position may not mean the same rows."
-                    " Nothing was moved; run with --accept-change to keep it, with --full to read"
-                    " everything again, or reset the state"
-                )
-
-    def _lane(
-        self,
-        flow: RunningFlow,
-        session: Session,
-        found: Mapping[CheckpointKey, Checkpoint],
-        starts: Mapping[str, Position | None],
-    ) -> Lane:
-        plan = flow.plan
-        channel = self._channel(flow, f"{plan.name}: to the lane", producers=self._ends(plan))
-
-        def completes() -> Sequence[CheckpointKey]:
-            if plan.incremental or not flow.exhausted:
-                return ()
-            return [key for key in found if key not in flow.publishes]
-
-        return Lane(
-            flow=plan.name,
-            sinks=[sink.table for sink in plan.sinks],
-            session=session,
-            checkpoints=found,
-            starts=starts,
-            channel=channel,
-            limits=self._plan.limits,
-            group_bytes=self._plan.share,
-            retry=self._retry,
-            completes=completes,
-            on_commit=lambda name, rows, total, seconds: self._tell(
-                Committed(flow=name, rows=rows, total_rows=total, seconds=round(seconds, 6))
-            ),
-            on_retry=self._told_retry,
-        )
-
-    def _ends(self, plan: FlowPlan) -> int:
-        """How many producers the lane's channel has."""
-        return 1 if plan.shared else len(plan.branches)
-
-    async def _build(
-        self,
-        flow: RunningFlow,
-        readers: Sequence[Reader[Any]],
-        session: Session,
-        starts: Mapping[str, Position | None],
-    ) -> None:
-        plan = flow.plan
-        assert flow.lane is not None
-        last = flow.channels[0]
+        # One producer: what joins the branches, or else each of them.
+        ends = 1 if plan.shared else len(plan.branches)
+        last = self._lanes(flow, start, producers=ends)
         if plan.shared:
             joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
-            await self._legs(flow, plan.name, plan.shared, joined, last)
+            await self._legs(flow, plan.name, plan.shared, joined, last, start.routes)
         else:
             joined = last
         for branch, reader in zip(plan.branches, readers, strict=True):
@@ -386,12 +240,12 @@ class Assembly:
             first = joined
             if branch.legs:
                 first = self._channel(flow, f"{name}: read")
-                await self._legs(flow, name, branch.legs, first, joined)
+                await self._legs(flow, name, branch.legs, first, joined, start.routes)
             pump = Pump(
                 flow=plan.name,
                 partition=branch.partition,
                 reader=reader,
-                after=starts[branch.partition],
+                route=start.routes[branch.partition],
                 steps=await self._row_steps(branch.inline),
                 out=first,
                 retry=self._retry,
@@ -402,9 +256,66 @@ class Assembly:
             self._add(flow, source, pump.run(), None, first)
             if not is_own(branch.source):
                 self.patient.add(source)
-        lane = f"lane of flow {plan.name!r}"
-        self._add(flow, lane, self._lane_to_end(flow), last, None)
-        self.patient.add(lane)
+
+    def _lanes(self, flow: RunningFlow, start: Start, *, producers: int) -> Channel[Batch[Any]]:
+        """Make the lanes, and the fan-out to them where there are several; what feeds them."""
+        plan = flow.plan
+        name = f"{plan.name}: to the lane{'s' if len(start.claims) > 1 else ''}"
+        feed = self._channel(flow, name, producers=producers)
+        outs: list[Channel[Batch[Any]]] = []
+        for claim in start.claims:
+            where = f" into {claim.plan.target.name}" if len(plan.lanes) > 1 else ""
+            source = feed
+            if len(start.claims) > 1:
+                source = self._channel(flow, f"{plan.name}:{where}")
+                outs.append(source)
+            lane = self._lane(flow, claim, start.routes, source)
+            flow.lanes.append(lane)
+            unit = f"lane {len(flow.lanes)}" if len(plan.lanes) > 1 else "lane"
+            self._add_lane(f"{unit} of flow {plan.name!r}{where}", flow, lane, source)
+        if outs:
+            self._add(flow, f"fan-out of flow {plan.name!r}", run_fan_out(feed, outs), feed, *outs)
+        return feed
+
+    def _add_lane(
+        self, unit: str, flow: RunningFlow, lane: Lane, source: Channel[Batch[Any]]
+    ) -> None:
+        self._add(flow, unit, self._lane_to_end(flow, lane), source, lane=lane)
+        self.patient.add(unit)
+
+    def _lane(
+        self,
+        flow: RunningFlow,
+        claim: Claim,
+        routes: Mapping[str, Route],
+        channel: Channel[Batch[Any]],
+    ) -> Lane:
+        plan = flow.plan
+
+        def completes() -> Sequence[CheckpointKey]:
+            if plan.incremental or not flow.exhausted:
+                return ()
+            return [key for key in claim.checkpoints if key not in claim.publishes]
+
+        def committed(name: str, rows: int, _: int, seconds: float) -> None:
+            total = sum(lane.rows_written for lane in flow.lanes)
+            self._tell(Committed(flow=name, rows=rows, total_rows=total, seconds=round(seconds, 6)))
+
+        return Lane(
+            flow=plan.name,
+            sinks={number: sink.table for number, sink in claim.plan.sinks.items()},
+            session=claim.session,
+            checkpoints=claim.checkpoints,
+            starts=claim.starts,
+            routes=routes,
+            channel=channel,
+            limits=self._plan.limits,
+            group_bytes=self._plan.share,
+            retry=self._retry,
+            completes=completes,
+            on_commit=committed,
+            on_retry=self._told_retry,
+        )
 
     def _add(
         self,
@@ -412,10 +323,11 @@ class Assembly:
         name: str,
         work: Coroutine[Any, Any, None],
         source: Channel[Batch[Any]] | None,
-        out: Channel[Batch[Any]] | None,
+        *outs: Channel[Batch[Any]],
+        lane: Lane | None = None,
     ) -> None:
         self.units[name] = work
-        flow.nodes.append(Node(name, source, out))
+        flow.nodes.append(Node(name, source, outs, lane))
 
     async def _legs(
         self,
@@ -424,6 +336,7 @@ class Assembly:
         legs: Sequence[Leg],
         first: Channel[Batch[Any]],
         last: Channel[Batch[Any]],
+        routes: Mapping[str, Route],
     ) -> None:
         for number, leg in enumerate(legs):
             out = last
@@ -436,14 +349,16 @@ class Assembly:
 
                 work = run_parallel(leg.parallel, first, out, told)
             else:
-                work = run_inline(await self._inline(leg.inline), first, out)
+                work = run_inline(await self._inline(leg.inline), first, out, routes)
             self._add(flow, f"stage {number + 1} ({leg.label}) of flow {name!r}", work, first, out)
             first = out
 
-    async def _lane_to_end(self, flow: RunningFlow) -> None:
-        assert flow.lane is not None
-        flow.started = monotonic()
-        await flow.lane.run()
+    async def _lane_to_end(self, flow: RunningFlow, lane: Lane) -> None:
+        flow.started = flow.started or monotonic()
+        await lane.run()
+        flow.lanes_ended += 1
+        if flow.lanes_ended < len(flow.lanes):
+            return
         flow.ended = monotonic()
         report = flow.report()
         self._tell(
@@ -541,14 +456,14 @@ async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:
 
 
 async def _reaching_shape(
-    plan: FlowPlan, readers: Sequence[Reader[Any]], session: Session
+    plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
 ) -> Shape | None:
     """The shape of the rows that reach the sinks, where it is known before the first one."""
     kind = plan.flow.stream.row_type
     if isinstance(kind, type) and is_dataclass(kind):
         return shape_of(kind, _source_key(plan, kind, readers))
     shape = readers[0].shape
-    if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, session):
+    if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, sessions):
         reader = readers[0]
         assert isinstance(reader, Profiler)
         shape = await reader.profile()
@@ -556,13 +471,14 @@ async def _reaching_shape(
     return shape if _rows_untouched(plan) else None
 
 
-async def _needs_profile(plan: FlowPlan, shape: Shape, session: Session) -> bool:
+async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Session]) -> bool:
     """Whether a table is to be made for rows whose columns do not tell what they hold."""
     if not any(column.type.kind == "dynamic" for column in shape.columns):
         return False
-    for number in range(len(plan.sinks)):
-        if await session.wants_profile(number, shape):
-            return True
+    for lane, session in zip(plan.lanes, sessions, strict=True):
+        for number in range(len(lane.sinks)):
+            if await session.wants_profile(number, shape):
+                return True
     return False
 
 
@@ -578,25 +494,3 @@ def _source_key(plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]) 
         return ()
     names = getattr(row, "__dataclass_fields__", {})
     return shape.key if all(name in names for name in shape.key) else ()
-
-
-def _fingerprint(source: Source[Any], sink: Sink[Any]) -> str:
-    return json.dumps(
-        {"source": dict(source.fingerprint), "sink": dict(sink.fingerprint)},
-        sort_keys=True,
-        ensure_ascii=False,
-    )
-
-
-def _differences(old: str, now: str) -> str:
-    try:
-        before, after = json.loads(old), json.loads(now)
-        names = [
-            f"{name} of the {side}"
-            for side in after
-            for name in after[side]
-            if before.get(side, {}).get(name) != after[side][name]
-        ]
-    except (ValueError, TypeError, AttributeError):
-        names = []
-    return ", ".join(names) or "the set-up"

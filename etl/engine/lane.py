@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from etl.batch import Batch, OpenPieces, Position
 from etl.connector import Advance, Checkpoint, CheckpointKey, Session
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
+from etl.engine.segments import Follower, Route, Sinks
 from etl.engine.supervise import finish
 from etl.errors import (
     CommitInDoubtError,
@@ -36,15 +38,18 @@ from etl.policy import Limits, Retry
 _IDLE_COMMIT_S = 5.0
 
 
+Own: TypeAlias = "tuple[int, ...]"  # the lane's sinks, by their number in it
+
+
 class Group:
     """Batches that one transaction will write: whole token groups, complete in memory."""
 
     def __init__(self) -> None:
-        self.batches: list[Batch[Any]] = []
+        self.batches: list[tuple[Batch[Any], Own]] = []  # each with the sinks that it is for
         self.rows = 0
         self.nbytes = 0
-        self.moves: dict[str, Position] = {}  # partition -> position after the group
-        self.rows_of: dict[str, int] = {}
+        self.moves: dict[tuple[int, str], Position] = {}  # (sink, partition) -> position after it
+        self.rows_of: dict[tuple[int, str], int] = {}
         self._open_pieces = OpenPieces()
         self.since = monotonic()
 
@@ -53,24 +58,32 @@ class Group:
         """No piece waits for the token that covers it."""
         return not self._open_pieces.partitions
 
-    def add(self, batch: Batch[Any]) -> None:
-        """Take one more batch."""
-        self.batches.append(batch)
+    def add(self, batch: Batch[Any], sinks: Own = (0,)) -> None:
+        """Take one more batch, for some of the lane's sinks."""
+        self.batches.append((batch, sinks))
         self.rows += len(batch.rows)
         self.nbytes += batch.nbytes
         for token in batch.tokens:
             if token.new is not None:
-                self.moves[token.partition] = token.new
+                for sink in sinks:
+                    self.moves[sink, token.partition] = token.new
         if batch.rows:
             partition = batch.tokens[-1].partition if batch.tokens else batch.pieces_of[0]
-            self.rows_of[partition] = self.rows_of.get(partition, 0) + len(batch.rows)
+            for sink in sinks:
+                have = self.rows_of.get((sink, partition), 0)
+                self.rows_of[sink, partition] = have + len(batch.rows)
         self._open_pieces.add(batch)
+
+    def batches_of(self, sink: int) -> list[Batch[Any]]:
+        """Those with rows for one sink."""
+        return [batch for batch, sinks in self.batches if sink in sinks and batch.rows]
 
 
 class Lane:
-    """Writes one flow into its sinks, one transaction at a time.
+    """Writes one flow into its sinks of one target, one transaction at a time.
 
     Attributes:
+        checkpoints: The lane's keys, as they are committed by now.
         rows_written: Rows that the sinks took in this run.
         transactions: Commits with rows.
         session: Its connection to the target.
@@ -80,10 +93,11 @@ class Lane:
         self,
         *,
         flow: str,
-        sinks: Sequence[str],
+        sinks: Mapping[int, str],
         session: Session,
-        checkpoints: Mapping[CheckpointKey, Checkpoint],
-        starts: Mapping[str, Position | None],
+        checkpoints: dict[CheckpointKey, Checkpoint],
+        starts: Mapping[CheckpointKey, Position | None],
+        routes: Mapping[str, Route],
         channel: Channel[Batch[Any]],
         limits: Limits,
         group_bytes: int,
@@ -95,19 +109,23 @@ class Lane:
         """Make a lane.
 
         Args:
+            sinks: The tables, by the number of the sink in the flow, in the session's order.
             checkpoints: The lane's keys, as the take-over returned them.
-            starts: Where each partition is read from in this run: its first token's ``old``.
+            starts: Where each of them begins in this run: its first token's ``old``.
+            routes: How the partitions are read.
             completes: At a clean end: the keys to mark complete.
         """
         self.rows_written = 0
         self.transactions = 0
-        self.committed = {key: found.position for key, found in checkpoints.items()}
-        self._rows = {key: found.rows for key, found in checkpoints.items()}
-        self._epochs = {key: found.epoch for key, found in checkpoints.items()}
+        self.checkpoints = checkpoints
         self._flow = flow
-        self._sinks = sinks
+        self._sinks = tuple(sinks)
         self.session = session
-        self._expected = dict(starts)
+        tables = list(sinks.values())
+        self._keys = {(tables.index(key.sink), key.partition): key for key in checkpoints}
+        self._expected = {place: starts[key] for place, key in self._keys.items()}
+        self._follower = Follower(routes)
+        self._own: dict[Sinks, Own] = {}
         self._channel = channel
         self._limits = limits
         self._group_bytes = group_bytes
@@ -131,7 +149,7 @@ class Lane:
                 break
             self._take(group, batch)
             await self._extend(group)
-            if group.rows or monotonic() - group.since > _IDLE_COMMIT_S:
+            if group.rows or (group.moves and monotonic() - group.since > _IDLE_COMMIT_S):
                 await self._commit(group, ())
                 group = Group()
         completes = self._completes()
@@ -162,32 +180,47 @@ class Lane:
                 f"flow {self._flow!r}: {len(batch.rows)} rows came without a token; a stage made a"
                 " batch of its own. Use derive, merge or split. Nothing of it was written"
             )
+        sinks = self._sinks_of(batch)
+        if not sinks:
+            return  # every sink of this lane has these rows already
         for token in batch.tokens:
-            if self._expected.get(token.partition) != token.old:
-                raise ConservationError(
-                    f"flow {self._flow!r}: a batch came out of order in partition"
-                    f" {token.partition!r}. It was not written"
-                )
-            self._expected[token.partition] = token.new
-        group.add(self.session.pack(batch))
+            for sink in sinks:
+                place = (sink, token.partition)
+                if place not in self._expected or self._expected[place] != token.old:
+                    raise ConservationError(
+                        f"flow {self._flow!r}: a batch came out of order in partition"
+                        f" {token.partition!r}. It was not written"
+                    )
+                self._expected[place] = token.new
+        group.add(self.session.pack(batch), sinks)
+
+    def _sinks_of(self, batch: Batch[Any]) -> Own:
+        wanted = self._follower.sinks_of(batch)
+        own = self._own.get(wanted)
+        if own is None:
+            own = tuple(i for i, number in enumerate(self._sinks) if number in wanted)
+            self._own[wanted] = own
+        return own
 
     async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
         """One group, tried until it is in or the policy gives up."""
         steps = self._steps(group, completes)
-        batches = [batch for batch in group.batches if batch.rows]
+        work = [(sink, group.batches_of(sink)) for sink in range(len(self._sinks))]
+        batches = [(sink, of_sink) for sink, of_sink in work if of_sink]
         attempts = Attempts(self._retry)
         while True:
             started = monotonic()
             try:
-                work = self._transaction(batches, steps, started)
+                transaction = self._transaction(batches, steps, started)
                 if self.session.uncancellable:
-                    await finish(work, on_cancel=self.session.interrupt)
+                    await finish(transaction, on_cancel=self.session.interrupt)
                 else:
-                    await work
+                    await transaction
                 return
             except CommitInDoubtError as doubt:
                 if await self._is_in(steps, attempts, doubt):
-                    self._note(steps, group.rows * len(self._sinks), started)
+                    written = sum(len(one.rows) for _, of_sink in batches for one in of_sink)
+                    self._note(steps, written, started)
                     return
             except TransientError as error:
                 await self._pause("writing", attempts, error)
@@ -201,15 +234,20 @@ class Lane:
     def _note(self, steps: Sequence[Advance], written: int, started: float) -> None:
         """A transaction is in."""
         for step in steps:
-            self.committed[step.key] = step.new
-            self._rows[step.key] += step.rows
+            found = self.checkpoints[step.key]
+            self.checkpoints[step.key] = replace(
+                found, position=step.new, complete=step.complete, rows=found.rows + step.rows
+            )
         if written:
             self.rows_written += written
             self.transactions += 1
             self._on_commit(self._flow, written, self.rows_written, monotonic() - started)
 
     async def _transaction(
-        self, batches: Sequence[Batch[Any]], steps: Sequence[Advance], started: float
+        self,
+        batches: Sequence[tuple[int, Sequence[Batch[Any]]]],
+        steps: Sequence[Advance],
+        started: float,
     ) -> None:
         session = self.session
         written = 0
@@ -217,8 +255,8 @@ class Lane:
             await session.begin()
             failpoints.hit("lane.after_begin")
             if batches:
-                for sink in range(len(self._sinks)):
-                    written += await session.write(sink, batches)
+                for sink, of_sink in batches:
+                    written += await session.write(sink, of_sink)
                 failpoints.hit("lane.after_write")
             await session.advance(steps)
             failpoints.hit("lane.after_checkpoint")
@@ -240,19 +278,20 @@ class Lane:
 
     def _steps(self, group: Group, completes: Sequence[CheckpointKey]) -> list[Advance]:
         steps: list[Advance] = []
-        for key, old in self.committed.items():
-            moved = key.partition in group.moves
+        for place, key in self._keys.items():
+            moved = place in group.moves
             if moved or key in completes:
+                found = self.checkpoints[key]
                 # A read that starts anew over a complete one has no move to make when it
                 # found no rows: the old position then stays.
-                new = group.moves[key.partition] if moved else old
+                new = group.moves[place] if moved else found.position
                 steps.append(
                     Advance(
                         key=key,
-                        epoch=self._epochs[key],
-                        old=old,
+                        epoch=found.epoch,
+                        old=found.position,
                         new=new,
-                        rows=group.rows_of.get(key.partition, 0),
+                        rows=group.rows_of.get(place, 0),
                         complete=key in completes,
                     )
                 )
@@ -300,7 +339,7 @@ class Lane:
         if now.position != step.new or now.complete != step.complete:
             return False
         # A read of everything may end where the last one ended: then the position says nothing.
-        return step.old != step.new or now.rows == self._rows[step.key] + step.rows
+        return step.old != step.new or now.rows == self.checkpoints[step.key].rows + step.rows
 
     async def _pause(self, what: str, attempts: Attempts, error: BaseException) -> None:
         task = asyncio.current_task()

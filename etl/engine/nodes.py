@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
 from typing import Any
@@ -14,6 +14,7 @@ from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
+from etl.engine.segments import Follower, Route, Sinks
 from etl.engine.supervise import guard
 from etl.errors import ConservationError, StageError, TransientError
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
@@ -63,7 +64,7 @@ class Pump:
         flow: str,
         partition: str,
         reader: Reader[Any],
-        after: Position | None,
+        route: Route,
         steps: Sequence[RowStep],
         out: Channel[Batch[Any]],
         retry: Retry,
@@ -75,7 +76,10 @@ class Pump:
         self._flow = flow
         self._partition = partition
         self._reader = reader
-        self._last: Position | None = after
+        self._last: Position | None = route.after
+        self._cuts = route.cuts
+        self._has_work = bool(route.segments)
+        self._until: Position | None = None
         self._run_rows = fuse(steps)
         self._changes_rows = bool(steps)
         self._out = out
@@ -104,14 +108,11 @@ class Pump:
         """Read to the end, or to a drain; then close the channel cleanly."""
         self._task = asyncio.current_task()
         try:
-            await self._read_with_retries()
-            if self._interrupted:
-                raise _Drained  # a read that swallowed its cancellation has not seen the end
-            if self._unsettled:
-                raise ConservationError(
-                    f"source of flow {self._flow!r} ended with rows but without a position for"
-                    " them; give its last Batch a position=. They were not written"
-                )
+            if self._has_work:
+                for cut in self._cuts:
+                    await self._read(cut)
+                    await self._reach(cut)
+                await self._read(None)
             self.exhausted = True
         except _Drained:
             pass
@@ -124,11 +125,39 @@ class Pump:
             self._reading = False
         self._out.close()
 
-    async def _read_with_retries(self) -> None:
+    async def _read(self, until: Position | None) -> None:
+        """Read one segment to its end."""
+        self._until = until
+        await self._read_with_retries(until)
+        if self._interrupted:
+            raise _Drained  # a read that swallowed its cancellation has not seen the end
+        if self._unsettled:
+            raise ConservationError(
+                f"source of flow {self._flow!r} ended with rows but without a position for"
+                " them; give its last Batch a position=. They were not written"
+            )
+
+    async def _reach(self, cut: Position) -> None:
+        """Be exactly at the end of a segment, also where its last row is gone by now."""
+        self._until = None
+        if self._last == cut:
+            return
+        if self._last is not None and (await self._reader.order([self._last, cut]))[0] == cut:
+            raise self._overshot()
+        await self._emit(Batch([], position=cut))
+
+    def _overshot(self) -> ConservationError:
+        return ConservationError(
+            f"source of flow {self._flow!r} read past the position until which it was asked to, so"
+            " a sink that stands there would get rows twice. That sink got none of them; let its"
+            " read() end at until="
+        )
+
+    async def _read_with_retries(self, until: Position | None) -> None:
         while not self._draining:
             self._reading = True
             try:
-                await self._reader.pump(self._last, None, self._emit)
+                await self._reader.pump(self._last, until, self._emit)
             except TransientError as error:
                 if self._draining and not self._unsettled:
                     break  # what was read stands; nobody waits for more
@@ -154,6 +183,8 @@ class Pump:
         self._reading = not self._draining  # draining: go on to the next position
 
     async def _hand_on(self, batch: Batch[Any]) -> None:
+        if self._until is not None and self._last == self._until and batch.rows:
+            raise self._overshot()
         if batch.position is None:
             batch = Batch(batch.rows, pieces_of=(self._partition,))
             self._unsettled = True
@@ -224,21 +255,74 @@ async def _over_rows(
             yield batch.derive(run(batch.rows))
 
 
+class _Runs:
+    """Cuts what comes out of a channel into runs of batches for the same sinks."""
+
+    def __init__(self, source: Channel[Batch[Any]], routes: Mapping[str, Route]) -> None:
+        self._source = source
+        self._follower = Follower(routes)
+        self._next: tuple[Batch[Any], Sinks] | None = None
+
+    async def has_more(self) -> bool:
+        """Whether another run begins; waits for its first batch."""
+        if self._next is None:
+            await self._take()
+        return self._next is not None
+
+    async def batches(self) -> AsyncGenerator[Batch[Any], None]:
+        """One run; none where there is nothing at all."""
+        sinks = self._next[1] if self._next is not None else None
+        while self._next is not None and self._next[1] == sinks:
+            batch, self._next = self._next[0], None
+            yield batch
+            del batch  # not held while the next is waited for
+            await self._take()
+
+    async def _take(self) -> None:
+        try:
+            batch = await self._source.get()
+        except EndOfChannelError:
+            return
+        self._next = (batch, self._follower.sinks_of(batch))
+
+
 async def run_inline(
     steps: Sequence[RowStep | Stage[Any, Any]],
     source: Channel[Batch[Any]],
     out: Channel[Batch[Any]],
+    routes: Mapping[str, Route],
 ) -> None:
-    """The task of a leg of row functions and stages."""
+    """The task of a leg of row functions and stages.
+
+    Where the sinks change for which the batches are, the stages end and begin anew: one that
+    merges batches would otherwise mix rows that a sink wants with rows that it has.
+    """
     breather = Breather()
-    async with aclosing(inline_chain(steps, source.drain_items())) as batches:
+    runs = _Runs(source, routes)
+    is_first = True  # stages begin also where there is nothing at all
+    while await runs.has_more() or is_first:
+        is_first = False
+        async with aclosing(inline_chain(steps, runs.batches())) as batches:
+            async for batch in batches:
+                failpoints.hit("stage.before_emit")
+                await out.put(batch, batch.nbytes)
+                failpoints.hit("stage.after_emit")
+                if breather.is_due:
+                    await breather.breathe()
+    out.close()
+
+
+async def run_fan_out(source: Channel[Batch[Any]], outs: Sequence[Channel[Batch[Any]]]) -> None:
+    """The task that hands each batch to every lane; the slowest of them sets the pace."""
+    breather = Breather()
+    async with aclosing(source.drain_items()) as batches:
         async for batch in batches:
-            failpoints.hit("stage.before_emit")
-            await out.put(batch, batch.nbytes)
-            failpoints.hit("stage.after_emit")
+            for out in outs:
+                await out.put(batch, batch.nbytes)
             if breather.is_due:
                 await breather.breathe()
-    out.close()
+    for out in outs:
+        out.close()
 
 
 async def run_parallel(

@@ -67,30 +67,42 @@ class BranchPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LanePlan:
+    """The sinks of a flow that are in one database, by their number in the flow."""
+
+    target: Target
+    sinks: Mapping[int, Sink[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlowPlan:
-    """One flow. ``shared`` legs come after a merge; one lane writes all ``sinks``."""
+    """One flow. ``shared`` legs come after a merge; each of the ``lanes`` gets every batch."""
 
     flow: Flow
     branches: tuple[BranchPlan, ...]
     shared: tuple[Leg, ...]
-    target: Target
-    sinks: tuple[Sink[Any], ...]
+    lanes: tuple[LanePlan, ...]
 
     @property
     def name(self) -> str:
         return self.flow.name
 
     @property
+    def sinks(self) -> tuple[Sink[Any], ...]:
+        return self.flow.sinks
+
+    @property
     def channels(self) -> int:
         """How many channels stand in the flow."""
-        return sum(len(branch.legs) for branch in self.branches) + 1 + len(self.shared)
+        fan_out = len(self.lanes) if len(self.lanes) > 1 else 0
+        return sum(len(branch.legs) for branch in self.branches) + 1 + len(self.shared) + fan_out
 
     @property
     def parts(self) -> int:
-        """Shares of the memory: channels, calls at once, and the lane."""
+        """Shares of the memory: channels, calls at once, and the lanes."""
         legs = [leg for branch in self.branches for leg in branch.legs] + list(self.shared)
         calls = sum(leg.parallel.concurrency for leg in legs if leg.parallel is not None)
-        return self.channels + calls + _LANE_PARTS
+        return self.channels + calls + _LANE_PARTS * len(self.lanes)
 
     @property
     def incremental(self) -> bool:
@@ -119,8 +131,9 @@ class Plan:
         that lock in different orders would wait for each other.
         """
         found: dict[Target, int] = {}
-        for flow in sorted(self.flows, key=lambda flow: flow.target.name):
-            found[flow.target] = found.get(flow.target, 0) + 1
+        lanes = [lane for flow in self.flows for lane in flow.lanes]
+        for lane in sorted(lanes, key=lambda lane: lane.target.name):
+            found[lane.target] = found.get(lane.target, 0) + 1
         return found
 
     def explain(self) -> list[str]:
@@ -129,7 +142,7 @@ class Plan:
         lines = [
             (
                 f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers}"
-                f" connection(s) for reading, {len(self.flows)} for writing"
+                f" connection(s) for reading, {sum(self.targets.values())} for writing"
             ),
             (
                 f"memory {_size(self.limits.memory_bytes)}: {_size(self.share)} a channel, batches"
@@ -144,9 +157,26 @@ class Plan:
                     lines.append(f"  rows   {_labels(branch.inline)} (in the reading task)")
                 lines += [f"  stage  {leg.label} (own task)" for leg in branch.legs]
             lines += [f"  stage  {leg.label} (own task)" for leg in flow.shared]
+            if len(flow.lanes) > 1:
+                lines.append(
+                    f"  fan    each batch goes to {len(flow.lanes)} databases, each with positions"
+                    " and transactions of its own; the slowest sets the pace"
+                )
             for sink in flow.sinks:
                 lines.append(f"  write  {_sink_line(sink)}")
             lines.append(f"  resume {_resume_line(flow)}")
+            if len(flow.sinks) > 1:
+                lines.append(
+                    "  resume each sink where it stands; what only some lack is read for them first"
+                )
+        replaced = {
+            sink.target for flow in self.flows for sink in flow.sinks if sink.mode == "replace"
+        }
+        if len(replaced) > 1:
+            lines.append(
+                f"replaced tables in {len(replaced)} databases are put in place in one transaction"
+                " each, one after the other: together within a database, not across them"
+            )
         return lines
 
 
@@ -191,18 +221,19 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
 
 
 def _plan_flow(flow: Flow) -> FlowPlan:
-    targets = {sink.target for sink in flow.sinks}
-    if len(targets) > 1:
-        raise ConfigError(
-            f"flow {flow.name!r} has sinks in {len(targets)} databases. A flow writes into one, so"
-            " that rows and position stay in one transaction: make a flow for each database"
-        )
     stream = flow.stream
     branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
     shared = _legs(stream.steps) if isinstance(stream.origin, Merged) else ()
-    plan = FlowPlan(
-        flow=flow, branches=branches, shared=shared, target=targets.pop(), sinks=flow.sinks
-    )
+    plan = FlowPlan(flow=flow, branches=branches, shared=shared, lanes=_lanes(flow))
+    if len(plan.lanes) > 1:
+        for branch in branches:
+            if is_own(branch.source) and not can_order(branch.source):
+                raise ConfigError(
+                    f"flow {flow.name!r} writes into {len(plan.lanes)} databases, which may stand"
+                    f" at different positions after a stop. {type(branch.source).__name__} must say"
+                    " which of them comes first: give it an order() beside its read(), or make a"
+                    " flow for each database"
+                )
     if len({branch.source.incremental for branch in branches}) > 1:
         raise ConfigError(
             f"flow {flow.name!r} merges sources with a cursor and sources without; make two flows"
@@ -217,6 +248,21 @@ def _plan_flow(flow: Flow) -> FlowPlan:
             " cursor=; use upsert or append for an incremental read"
         )
     return plan
+
+
+def _lanes(flow: Flow) -> tuple[LanePlan, ...]:
+    """The sinks by database: those of one share their transactions."""
+    found: dict[Target, dict[int, Sink[Any]]] = {}
+    for number, sink in enumerate(flow.sinks):
+        found.setdefault(sink.target, {})[number] = sink
+    return tuple(LanePlan(target=target, sinks=sinks) for target, sinks in found.items())
+
+
+def can_order(source: object) -> bool:
+    """Whether a user's own source can serve sinks at different positions."""
+    kind: Any = type(source)
+    base: Any = Source
+    return kind.order is not base.order or kind.connect is not base.connect
 
 
 def is_own(source: object) -> bool:

@@ -228,12 +228,7 @@ class Run:
     async def _publish(self) -> None:
         """Put what was staged in place: one transaction per target, after all flows."""
         for target, opened in self._assembly.targets.items():
-            steps = [
-                step
-                for flow in self._assembly.flows
-                if flow.plan.target == target and flow.lane is not None
-                for step in flow.publish_steps()
-            ]
+            steps = [step for flow in self._assembly.flows for step in flow.publish_steps(target)]
             if not steps:
                 continue
             attempts = Attempts(self._retry)

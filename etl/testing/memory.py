@@ -60,6 +60,9 @@ class MemorySource(Source[T]):
             end = min(stop, at + self.batch_rows)
             yield Batch(self.rows[at:end], position=(end,))
 
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        return sorted(positions)
+
 
 class CountingSource(Source[int]):
     """Counts from 0, one number a batch, and notes how far it runs ahead of a sink."""
@@ -112,6 +115,9 @@ class MemoryTarget:
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
         return self._open()
 
+    def before_publish(self) -> None:
+        """Called before staged tables are put in place; a test may override it to fail."""
+
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[OpenTarget, None]:
         self.open_sessions += 1
@@ -130,6 +136,7 @@ class _OpenMemory:
 
     async def publish(self, steps: Sequence[Advance]) -> None:
         target = self._target
+        target.before_publish()
         for step in steps:
             _check(target, step)
         for step in steps:

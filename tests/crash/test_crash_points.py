@@ -33,10 +33,10 @@ def source_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{path}"
 
 
-def run_victim(source: str, target: str, mode: str, failpoint: str = "") -> int:
+def run_victim(source: str, target: str, mode: str, failpoint: str = "", second: str = "") -> int:
     """Run the pipeline in a process; its exit status."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.victim", source, target, mode],
+        [sys.executable, "-m", "tests.crash.victim", source, target, mode, second],
         cwd=ROOT,
         env={**os.environ, VARIABLE: failpoint},
         capture_output=True,
@@ -88,3 +88,23 @@ def crash_and_rerun(point: str, mode: str, source: str, target: str) -> None:
         assert crashed[0] == CRASHED
     assert run_victim(source, target, mode) == 0
     assert rows_of(target, mode) == victim.expected(mode)
+
+
+FAN_OUT = [
+    *((point, "fan-out") for point in POINTS if point.startswith("lane.")),
+    ("lane.after_commit", "fan-out-full"),
+    ("run.before_publish", "fan-out-replace"),
+    ("run.after_publish", "fan-out-replace"),
+]
+
+
+@pytest.mark.parametrize(("point", "mode"), FAN_OUT)
+def test_rerun_into_two_databases_after_a_crash_is_exact(
+    point: str, mode: str, source_url: str, postgres_url: str, sqlite_url: str
+) -> None:
+    """Each time another of the two lanes may be ahead."""
+    for hit in (4, 1):
+        run_victim(source_url, postgres_url, mode, f"{point}:{hit}", sqlite_url)
+    assert run_victim(source_url, postgres_url, mode, second=sqlite_url) == 0
+    for target in (postgres_url, sqlite_url):
+        assert rows_of(target, mode) == victim.expected(mode)

@@ -1,4 +1,4 @@
-"""A pipeline that crash tests run in a process of its own: ``victim.py SOURCE TARGET MODE``."""
+"""A pipeline that crash tests run in a process: ``victim.py SOURCE TARGET MODE [SECOND]``."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def to_total(item: Item) -> Total:
 SMALL = Limits(batch_rows=25, group_rows=50, channel_batches=2)
 
 
-def pipeline(source_url: str, target_url: str, mode: str, *, limits: Limits = SMALL) -> Pipeline:
+def pipeline(
+    source_url: str, target_url: str, mode: str, second_url: str = "", *, limits: Limits = SMALL
+) -> Pipeline:
     """The flow under test; small batches and groups, so that there are many steps to crash at."""
     source, target = Database(source_url), Database(target_url)
-    cursor = () if mode == "replace" else ("id",)
+    cursor = ("id",) if mode in {"append", "upsert", "add", "fan-out"} else ()
     items = source.table("items", row=Item, cursor=cursor).through(pairs_only)
     flow: Flow
     match mode:
@@ -56,6 +58,10 @@ def pipeline(source_url: str, target_url: str, mode: str, *, limits: Limits = SM
             flow = items.map(to_total).into(target.upsert("totals", key=("kind",), add=add))
         case "replace":
             flow = items.into(target.replace("copies"))
+        case "fan-out" | "fan-out-full":
+            flow = items.into(target.append("copies"), Database(second_url).append("copies"))
+        case "fan-out-replace":
+            flow = items.into(target.replace("copies"), Database(second_url).replace("copies"))
         case _:
             raise ValueError(mode)
     return Pipeline(f"victim {mode}", flow, limits=limits)

@@ -15,6 +15,7 @@ from etl.batch import MAIN_PARTITION, Position
 from etl.connector import Checkpoint, CheckpointKey
 from etl.engine.channel import Channel
 from etl.engine.lane import Group, Lane
+from etl.engine.segments import make_route
 from etl.errors import (
     ChannelBrokenError,
     CommitInDoubtError,
@@ -64,10 +65,11 @@ class Harness:
             self.target.checkpoints[key] = Checkpoint(epoch=1, position=None)
         self.lane = Lane(
             flow="f",
-            sinks=["rows"],
+            sinks={0: "rows"},
             session=self.session,
             checkpoints=dict(self.target.checkpoints),
-            starts=dict.fromkeys(partitions),
+            starts=dict.fromkeys(self.keys.values()),
+            routes={name: make_route({0: None}, ()) for name in partitions},
             channel=self.channel,
             limits=limits or Limits(),
             group_bytes=group_bytes,
@@ -319,8 +321,8 @@ def test_a_group_counts_rows_by_partition() -> None:
     group.add(tokened([4], 0, "b"))
     group.add(last)
     assert group.is_whole
-    assert group.rows_of == {"a": 3, "b": 1}
-    assert group.moves == {"a": (1,), "b": (1,)}
+    assert group.rows_of == {(0, "a"): 3, (0, "b"): 1}
+    assert group.moves == {(0, "a"): (1,), (0, "b"): (1,)}
     assert group.rows == 4
 
 

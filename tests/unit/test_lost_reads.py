@@ -62,6 +62,9 @@ class LosesItsConnection:
             finally:
                 loss.is_over = True
 
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        return sorted(positions)
+
 
 class Unsteady(Source[int]):
     name = "unsteady"

@@ -109,11 +109,6 @@ def test_two_flows_of_one_name_are_refused() -> None:
     plan_of(source().into(MemorySink[int]()), source().named("x").into(MemorySink[int]()))
 
 
-def test_sinks_in_two_databases_are_refused() -> None:
-    with pytest.raises(ConfigError, match="sinks in 2 databases"):
-        plan_of(source().into(MemorySink[int](), MemorySink[int]()))
-
-
 def test_one_table_twice_in_a_flow_is_refused() -> None:
     target = MemoryTarget()
     with pytest.raises(ConfigError, match="one table twice"):

@@ -105,10 +105,7 @@ class PostgresReader:
         selection.check(until)
         if not selection.order:
             after = until = None  # no order, so no place to continue: the whole table again
-        connection = self._connection
-        if connection is None or connection.is_closed():
-            name = application_name(self._info, "source")
-            connection = await connect(self._url, "source", name)
+        connection = await self._connected()
         self._connection = None
         clean = False
         failed: Exception | None = None
@@ -127,6 +124,27 @@ class PostgresReader:
         if failed is not None:
             raise failed
 
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        """See :meth:`etl.connector.Reader.order`."""
+        selection = self._selection
+        for position in positions:
+            selection.check(position)
+        connection = await self._connected()
+        with translating("source", selection.label, UNCHANGED):
+            numbers = await connection.fetch(
+                selection.order_sql(),
+                *([position[i] for position in positions] for i in range(len(selection.order))),
+            )
+        return [positions[row["etl_n"] - 1] for row in numbers]
+
+    async def _connected(self) -> Connection:
+        """The connection; a new one after a read that was cut short."""
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            name = application_name(self._info, "source")
+            connection = self._connection = await connect(self._url, "source", name)
+        return connection
+
     async def _read(
         self,
         connection: Connection,
@@ -136,7 +154,7 @@ class PostgresReader:
     ) -> None:
         selection = self._selection
         upper = below = None
-        if self._spec.cursor:
+        if self._spec.cursor and until is None:  # else an earlier run has found it final
             horizon = await find_horizon(connection, selection, after, self._spec.settle)
             if horizon.note is not None:
                 self._notes.append(horizon.note)

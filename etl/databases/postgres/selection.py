@@ -97,6 +97,23 @@ class Selection:
             text += " ORDER BY " + quote_all(self.order)
         return text
 
+    def order_sql(self) -> str:
+        """A query for the numbers of positions, given as one array for each order column, sorted.
+
+        The positions stand below the columns of the source, in one UNION: so they are compared
+        as those are, by the same type and collation.
+        """
+        names = [f"etl_{i}" for i in range(len(self.order))]
+        own = ", ".join(f"{quote(c)} AS {n}" for c, n in zip(self.order, names, strict=True))
+        given = ", ".join(f"{n}::{cast}" for n, cast in zip(names, self.casts, strict=True))
+        arrays = ", ".join(f"${i + 1}::text[]" for i in range(len(names)))
+        listed = ", ".join(names)
+        return (
+            f"SELECT etl_n FROM (SELECT {own}, 0::bigint AS etl_n FROM {self.origin} WHERE false"  # noqa: S608
+            f" UNION ALL SELECT {given}, etl_n FROM unnest({arrays})"
+            f" WITH ORDINALITY AS etl_p({listed}, etl_n)) AS etl_o ORDER BY {listed}, etl_n"
+        )
+
     def _tuple(self) -> str:
         return f"({quote_all(self.order)})"
 

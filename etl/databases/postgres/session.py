@@ -105,9 +105,9 @@ class PostgresSession:
         for key in sorted(fingerprints, key=parts):
             found[key] = await self._checkpoints.raise_epoch(connection, key, fingerprints[key])
         for load in self.loads:
-            if not load.staged:
-                continue
             own = [key for key in found if key.sink == load.sink.table]
+            if not load.staged or not own:
+                continue
             if (
                 fresh
                 or any(found[key].complete for key in own)

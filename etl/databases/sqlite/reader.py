@@ -297,7 +297,7 @@ class SqliteReader:
         start = from_position(after, count, where=self._where) if after and count else None
         stop = from_position(until, count, where=self._where) if until and count else None
         bound = None
-        if self._spec.cursor:
+        if self._spec.cursor and until is None:  # else an earlier run has found it final
             bound = upper_bound(
                 await self._newest(connection),
                 datetime.now(UTC),
@@ -410,6 +410,27 @@ class SqliteReader:
         if terms:
             sql += f" ORDER BY {', '.join(terms)}"
         return sql, parameters
+
+    async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
+        """See the protocol.
+
+        The positions stand below the columns of the source, in one UNION: so they are compared
+        as those are, by the same collation.
+        """
+        terms = self._order.terms
+        names = [f"etl_{number}" for number in range(len(terms))]
+        own = ", ".join(f"{term} AS {name}" for term, name in zip(terms, names, strict=True))
+        marks = ", ".join("?" * (len(terms) + 1))
+        parameters: list[Any] = []
+        for number, position in enumerate(positions):
+            parameters += (*from_position(position, len(terms), where=self._where), number)
+        sql = (
+            f"SELECT etl_n FROM (SELECT {own}, 0 AS etl_n FROM {self._from} WHERE 0"  # noqa: S608
+            f" UNION ALL SELECT * FROM (VALUES {', '.join([f'({marks})'] * len(positions))}))"
+            f" ORDER BY {', '.join(names)}, etl_n"
+        )
+        rows = await (await self._connected()).fetch(sql, parameters)
+        return [positions[row[0]] for row in rows]
 
     async def _newest(self, connection: Connection) -> Any:
         """The greatest value of the cursor."""

@@ -230,7 +230,7 @@ class SqliteSession:
             found = await checkpoints.load(connection, keys)
             for load in self.loads:
                 own = [key for key in keys if key.sink == load.sink.table]
-                if not load.is_staged:
+                if not load.is_staged or not own:
                     continue
                 positions = [found[key].position for key in own]
                 is_lost = any(p is not None for p in positions) and not (
