@@ -135,7 +135,7 @@ class PostgresReader:
                 selection.order_sql(),
                 *([position[i] for position in positions] for i in range(len(selection.order))),
             )
-        return [positions[row["etl_n"] - 1] for row in numbers]
+        return [positions[int(row["etl_n"]) - 1] for row in numbers]
 
     async def _connected(self) -> Connection:
         """The connection; a new one after a read that was cut short."""

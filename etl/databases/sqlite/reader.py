@@ -430,7 +430,7 @@ class SqliteReader:
             f" ORDER BY {', '.join(names)}, etl_n"
         )
         rows = await (await self._connected()).fetch(sql, parameters)
-        return [positions[row[0]] for row in rows]
+        return [positions[int(row[0])] for row in rows]
 
     async def _newest(self, connection: Connection) -> Any:
         """The greatest value of the cursor."""
