@@ -32,6 +32,7 @@ class RunInfo:
     Attributes:
         batch_rows: Most rows of a batch.
         batch_bytes: A batch is cut when its rows reach this size.
+        most_bytes: No batch may grow larger: what a channel or a lane may hold.
         holder: Who runs: a text for the checkpoint and the lock (see ``etl.engine.holder``).
         take_over: Start although another run of the pipeline holds the lock; that run is fenced.
     """
@@ -40,6 +41,7 @@ class RunInfo:
     run_id: str
     batch_rows: int
     batch_bytes: int
+    most_bytes: int = 16 << 20
     holder: str = "{}"
     take_over: bool = False
 
@@ -143,6 +145,22 @@ class Profiler(Protocol):
         ...
 
 
+@runtime_checkable
+class Framer(Protocol):
+    """A reader that can hand on rows as its database's own bytes, where nobody looks at them.
+
+    Then the rows of its batches are :class:`etl.rows.Frames`.
+    """
+
+    async def offers_frames(self) -> str | None:
+        """The name of the form that its bytes would have; None: not in this read."""
+        ...
+
+    def use_frames(self) -> None:
+        """Read so from now on."""
+        ...
+
+
 class Session(Protocol):
     """One lane's connection to a target, for the sinks that it was opened with.
 
@@ -178,6 +196,13 @@ class Session(Protocol):
 
         Raises:
             SchemaMismatchError: A table does not fit; nothing was written.
+        """
+        ...
+
+    def takes_frames(self, sink: int, form: str) -> bool:
+        """Whether a sink takes rows as bytes of a form (see :class:`Framer`), value for value.
+
+        Called after ``prepare``.
         """
         ...
 

@@ -230,6 +230,32 @@ class ValueRows(Sequence[Row]):
         return self.layout.row(self.tuples[i])
 
 
+class Frames(Sequence[Row]):
+    """Rows that nobody looks at: the bytes in which their database gives and takes them.
+
+    Attributes:
+        data: The rows in the database's binary form, without what begins and ends it.
+    """
+
+    __slots__ = ("_count", "data", "layout", "nbytes")
+
+    def __init__(self, layout: Layout, data: bytes, count: int) -> None:
+        self.layout = layout
+        self.data = data
+        self.nbytes = len(data)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        raise TypeError("rows that pass through as bytes cannot be looked at")
+
+
 _KINDS: dict[Any, Kind] = {
     bool: "bool",
     int: "int64",

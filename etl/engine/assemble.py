@@ -12,6 +12,7 @@ from etl.batch import Batch
 from etl.connector import (
     Advance,
     CheckpointKey,
+    Framer,
     OpenTarget,
     Profiler,
     Reader,
@@ -218,7 +219,16 @@ class Assembly:
         resumable = all(reader.resumable for reader in readers)
         for lane, session in zip(flow.plan.lanes, sessions, strict=True):
             notes += await session.prepare([shape for _ in lane.sinks], resumable=resumable)
+        if flow.plan.is_untouched:
+            await self._offer_frames(readers, sessions[0])
         self._note(flow, notes)
+
+    async def _offer_frames(self, readers: Sequence[Reader[Any]], session: Session) -> None:
+        """Rows that nobody looks at may pass as bytes, where both sides speak of the same ones."""
+        for reader in readers:
+            form = await reader.offers_frames() if isinstance(reader, Framer) else None
+            if form is not None and session.takes_frames(0, form):
+                cast("Framer", reader).use_frames()
 
     def _note(self, flow: RunningFlow, notes: Sequence[str]) -> None:
         for note in notes:

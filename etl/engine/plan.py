@@ -92,6 +92,12 @@ class FlowPlan:
         return self.flow.sinks
 
     @property
+    def is_untouched(self) -> bool:
+        """Nothing looks at the rows on their way to a single sink."""
+        steps = [(*one.inline, *one.legs) for one in self.branches]
+        return len(self.sinks) == 1 and not self.shared and not any(steps)
+
+    @property
     def channels(self) -> int:
         """How many channels stand in the flow."""
         fan_out = len(self.lanes) if len(self.lanes) > 1 else 0

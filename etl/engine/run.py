@@ -73,6 +73,7 @@ class Run:
             run_id=self.run_id,
             batch_rows=plan.limits.batch_rows,
             batch_bytes=min(plan.limits.batch_nbytes, plan.share),
+            most_bytes=plan.share,
             holder=this_process(self.run_id),
             take_over=take_over,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
 from asyncpg.protocol import NO_TIMEOUT
 
@@ -17,8 +18,9 @@ async def copy_in(
     table: str,
     columns: Sequence[str],
     chunks: Sequence[bytes],
+    form: Literal["text", "binary"] = "text",
 ) -> int:
-    """Copy text into a table, in the transaction that is open; return how many rows it took.
+    """Copy rows into a table, in the transaction that is open; return how many rows it took.
 
     Raises:
         ConnectionLostError: The connection ended.
@@ -32,7 +34,7 @@ async def copy_in(
             schema_name=schema,
             columns=columns,
             source=_paced(chunks, watch),
-            format="text",
+            format=form,
             timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
         )
     return int(status.rpartition(" ")[2])

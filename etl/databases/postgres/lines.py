@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from etl.databases.types import Decoder, encode_column, from_sqlite, same, text_decoder, way
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Layout, Row, TextRows, ValueRows
+from etl.rows import Column, Frames, Layout, Row, TextRows, ValueRows
 
 Fields = Sequence[str]
 
@@ -30,7 +30,7 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     Raises:
         SchemaMismatchError: Rows without names: plain tuples, numbers.
     """
-    if isinstance(rows, TextRows | ValueRows):
+    if isinstance(rows, TextRows | ValueRows | Frames):
         return rows.layout.names
     first = rows[0]
     kind = _kind_of(first)
@@ -62,7 +62,7 @@ def _tuple_names(kind: type[Any]) -> tuple[str, ...]:
 
 def columns_of(rows: Sequence[Any]) -> tuple[Column, ...] | None:
     """The columns of rows that came from a database, or None."""
-    layout = rows.layout if isinstance(rows, TextRows | ValueRows) else None
+    layout = rows.layout if isinstance(rows, TextRows | ValueRows | Frames) else None
     if layout is None and isinstance(rows[0], Row):
         layout = rows[0].layout
     return layout.columns if layout is not None else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal, cast
 
 from etl.batch import Batch
 from etl.connector import Sink
@@ -13,6 +14,7 @@ from etl.databases.postgres import staging
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
 from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import Encoder, columns_of, names_of, payload
 from etl.databases.postgres.tables import (
@@ -25,7 +27,7 @@ from etl.databases.postgres.tables import (
 )
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Kind, Shape, TextRows, shape_of
+from etl.rows import Column, Frames, Kind, Shape, TextRows, shape_of
 
 _ADDABLE: frozenset[Kind] = frozenset(
     {"int16", "int32", "int64", "float32", "float64", "numeric", "interval"}
@@ -51,6 +53,7 @@ class Load:
         self._schema = schema or default_schema
         self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
         self._shape: Shape | None = None
+        self._checked: Relation | None = None
         self._into: Relation | None = None
         self._fingerprint: str | None = None
         self._encoder: Encoder | None = None
@@ -87,7 +90,16 @@ class Load:
             self._into = final
         return self._notes()
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether rows of the shape that reaches it may come as bytes: each type is the same."""
+        if self._shape is None or unfit_column(self._shape.columns) is not None:
+            return False
+        # A table that is still missing is made with the columns' own types.
+        return self._checked is None or _has_same_types(self._checked, self._shape.columns)
+
     def _check(self, final: Relation) -> None:
+        self._checked = final
         check_target(final, self.label)
         if self._shape is not None:
             check_columns(final, self._shape.names, self.label)
@@ -225,7 +237,7 @@ class Load:
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """The rows as lines for the table, once it is known; see ``Session.pack``."""
         rows = batch.rows
-        if self._encoder is None or not rows or isinstance(rows, TextRows):
+        if self._encoder is None or not rows or isinstance(rows, TextRows | Frames):
             return batch
         if names_of(rows, self.label) != self._names:
             return batch  # in another order, or with columns to leave out: ``write`` sees to it
@@ -239,9 +251,36 @@ class Load:
             DataError: A value is refused, or a trigger of the table dropped rows.
             SchemaMismatchError: The rows do not fit the table, or the table was changed.
         """
+        count = 0
         groups = [batch.rows for batch in batches if len(batch.rows)]
-        if not groups:
-            return 0
+        # A read that went on as text after some frames gives both.
+        for in_frames, some in groupby(groups, lambda rows: isinstance(rows, Frames)):
+            if in_frames:
+                count += await self._write_frames(connection, cast("list[Frames]", list(some)))
+            else:
+                count += await self._write_rows(connection, list(some))
+        return count
+
+    async def _write_frames(self, connection: Connection, groups: Sequence[Frames]) -> int:
+        first = groups[0]
+        names = first.layout.names
+        into = await self._table_for(connection, first, names)
+        self._encoder_for(into, names)
+        if not _has_same_types(into, first.layout.columns):
+            raise SchemaMismatchError(
+                f"{self.label}: the columns of {into.label!r} have other types than at the start of"
+                " the run. This group was rolled back; run again"
+            )
+        count = sum(map(len, groups))
+        chunks = [HEADER, *pieces_of(groups), TRAILER]
+        if self.sink.mode == "upsert":
+            await self._merge(connection, into, chunks, count, "binary")
+        else:
+            kept = await copy_in(connection, into.schema, into.name, names, chunks, "binary")
+            self._check_kept(kept, count)
+        return count
+
+    async def _write_rows(self, connection: Connection, groups: Sequence[Sequence[Any]]) -> int:
         names = names_of(groups[0], self.label)
         into = await self._table_for(connection, groups[0], names)
         encoder = self._encoder_for(into, names)
@@ -366,13 +405,18 @@ class Load:
     # --- upsert ---
 
     async def _merge(
-        self, connection: Connection, into: Relation, chunks: Sequence[bytes], count: int
+        self,
+        connection: Connection,
+        into: Relation,
+        chunks: Sequence[bytes],
+        count: int,
+        form: Literal["text", "binary"] = "text",
     ) -> None:
         temporary = await self._temporary_table(connection, into)
         if self._used_temporary:
             await connection.execute(f"TRUNCATE {qualify('pg_temp', temporary)}")
         self._used_temporary = True
-        kept = await copy_in(connection, "pg_temp", temporary, self._names, chunks)
+        kept = await copy_in(connection, "pg_temp", temporary, self._names, chunks, form)
         self._check_kept(kept, count)
         key = self.sink.key
         nulls = " OR ".join(f"{quote(name)} IS NULL" for name in key)
@@ -458,6 +502,16 @@ class Load:
             f"INSERT INTO {into.qualified} AS etl_t ({quote_all(names)}){over} {select}"
             f" ON CONFLICT ({keys}) DO {action}"
         )
+
+
+def _has_same_types(table: Relation, columns: Sequence[Column]) -> bool:
+    have = table.by_name
+    return all(
+        column.name in have
+        and not have[column.name].generated
+        and have[column.name].column.type == column.type
+        for column in columns
+    )
 
 
 async def _row_triggers(connection: Connection, table: Relation) -> bool:

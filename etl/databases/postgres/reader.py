@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -14,6 +14,15 @@ from etl.connector import Emit, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
 from etl.databases.postgres.connect import Connection, application_name, close, connect
+from etl.databases.postgres.frames import (
+    FORM,
+    HEADER,
+    RANGE_BYTES,
+    TRAILER,
+    TooWideError,
+    ranges,
+    suits,
+)
 from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
 from etl.databases.postgres.selection import (
@@ -29,7 +38,7 @@ from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Layout, Shape, TextRows
+from etl.rows import Frames, Layout, Shape, TextRows
 
 UNCHANGED = "the source was not changed"
 
@@ -78,6 +87,7 @@ class PostgresReader:
         self._notes = list(selection.notes)
         self._layout = layout_of(selection)
         self._build = row_builder(spec.row, selection) if spec.row is not None else None
+        self._in_frames = False
 
     @property
     def shape(self) -> Shape:
@@ -91,6 +101,18 @@ class PostgresReader:
     @property
     def notes(self) -> Sequence[str]:
         return tuple(self._notes)
+
+    async def offers_frames(self) -> str | None:
+        """See :meth:`etl.connector.Framer.offers_frames`."""
+        connection = self._connection
+        if self._spec.row is not None or self._spec.cursor or connection is None:
+            return None
+        with translating("source", self._selection.label, UNCHANGED):
+            return FORM if await suits(connection, self._selection) else None
+
+    def use_frames(self) -> None:
+        """See :meth:`etl.connector.Framer.use_frames`."""
+        self._in_frames = True
 
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[Any]) -> None:
         """See :meth:`etl.connector.Reader.pump`.
@@ -109,12 +131,15 @@ class PostgresReader:
         self._connection = None
         clean = False
         failed: Exception | None = None
+        go_on: TooWideError | None = None
         try:
             with translating("source", selection.label, UNCHANGED):
                 await self._read(connection, after, until, emit)
             clean = True
         except _EmitFailedError as error:
             failed = error.reason
+        except TooWideError as error:
+            go_on = error
         finally:
             # A connection whose COPY was cut short may get a late cancel: it is not used again.
             if clean:
@@ -123,6 +148,9 @@ class PostgresReader:
                 await finish(close(connection))
         if failed is not None:
             raise failed
+        if go_on is not None:
+            self._in_frames = False
+            await self.pump(go_on.after, until, emit)
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         """See :meth:`etl.connector.Reader.order`."""
@@ -161,14 +189,21 @@ class PostgresReader:
             if horizon.upper is None:
                 return
             upper, below = horizon.upper, horizon.below
-        await set_bounds(connection, after, until, upper)
-        await connection.execute("BEGIN")
+        if self._in_frames:  # all ranges at one instant, which begins after the lock
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        else:
+            await set_bounds(connection, after, until, upper)
+            await connection.execute("BEGIN")
         await self._lock(connection)
         if await _fingerprint(connection, selection) != self._before:
             raise SchemaMismatchError(
                 f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
                 " had begun to read it; the rows so far are in. Run again"
             )
+        if self._in_frames:
+            await self._read_frames(connection, after, until, emit)
+            await connection.execute("COMMIT")
+            return
         async with guarded(connection, PATIENT_S) as watch:
             cutter = _Cutter(selection, self._layout, self._build, self._info, watch, emit)
             await connection.copy_from_query(
@@ -179,6 +214,53 @@ class PostgresReader:
             )
             await cutter.end()
         await connection.execute("COMMIT")
+
+    async def _read_frames(
+        self,
+        connection: Connection,
+        after: Position | None,
+        until: Position | None,
+        emit: Emit[Any],
+    ) -> None:
+        selection = self._selection
+        most = self._info.most_bytes
+        nbytes = min(RANGE_BYTES, most // 4)
+        async with aclosing(ranges(connection, selection, after, until, nbytes)) as found:
+            async for begin, end in found:
+                rows = await self._frames(connection, begin, end, most)
+                try:
+                    await emit(Batch(rows, position=end, nbytes=rows.nbytes))
+                except Exception as error:
+                    raise _EmitFailedError(error) from error
+                del rows  # not held while the next are gathered
+
+    async def _frames(
+        self, connection: Connection, after: Position | None, until: Position, most: int
+    ) -> Frames:
+        """The rows of a range, as the server sends them."""
+        await set_bounds(connection, after, until, None)
+        pieces: list[bytes] = []
+        size = 0
+        async with guarded(connection, PATIENT_S) as watch:
+
+            async def take(piece: bytes) -> None:
+                nonlocal size
+                size += len(piece)
+                if size > most:
+                    raise TooWideError(after)
+                pieces.append(piece)
+                watch.expect(STALL_S)
+
+            status = await connection.copy_from_query(
+                self._selection.rows_sql(after, until),
+                output=take,
+                format="binary",
+                timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
+            )
+        count = int(status.rpartition(" ")[2])
+        pieces[0] = pieces[0].removeprefix(HEADER)
+        pieces[-1] = pieces[-1].removesuffix(TRAILER)
+        return Frames(self._layout, b"".join(pieces), count)
 
     async def _lock(self, connection: Connection) -> None:
         """Keep DDL away from the table until the read has ended."""

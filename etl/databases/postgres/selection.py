@@ -32,6 +32,7 @@ class Selection:
         order: The columns whose values are the position; empty where rows have no order.
         casts: The type of each order column, for a cast from text.
         leads: The type of the first order column.
+        leading: The table's column that it is; None where there is no order.
         hidden: Order columns that the rows lack; they are read behind the others.
         proven: The catalogue says that ``order`` is unique and not null. Where False, the rows
             are watched for that while they stream by.
@@ -45,6 +46,7 @@ class Selection:
     order: tuple[str, ...]
     casts: tuple[str, ...]
     leads: Type | None
+    leading: str | None
     hidden: tuple[str, ...]
     proven: bool
     key: tuple[str, ...]
@@ -81,7 +83,29 @@ class Selection:
             below: How the first order column is bound, as ``<`` or ``<=``; None: not at all.
         """
         names = [column.name for column in self.columns]
-        wanted = quote_all([*names, *self.hidden])
+        text = self._from([*names, *self.hidden], after, until, below)
+        if self.order and ordered:
+            text += " ORDER BY " + quote_all(self.order)
+        return text
+
+    def rows_sql(self, after: Position | None, until: Position | None) -> str:
+        """The SELECT for a range of rows in any order, without what only orders them."""
+        return self._from([column.name for column in self.columns], after, until, None)
+
+    def keys_sql(
+        self, after: Position | None, until: Position | None, below: str | None = None
+    ) -> str:
+        """The SELECT for the keys of a range, in any order."""
+        return self._from(self.order, after, until, below)
+
+    def _from(
+        self,
+        names: Sequence[str],
+        after: Position | None,
+        until: Position | None,
+        below: str | None,
+    ) -> str:
+        wanted = quote_all(names)
         where = list[str]()
         if after is not None:
             where.append(f"{self._tuple()} > {self._bound('after')}")
@@ -93,8 +117,6 @@ class Selection:
         text = f"SELECT {wanted} FROM {self.origin}"  # noqa: S608  names are quoted
         if where:
             text += " WHERE " + " AND ".join(where)
-        if self.order and ordered:
-            text += " ORDER BY " + quote_all(self.order)
         return text
 
     def order_sql(self) -> str:
@@ -198,6 +220,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
             )
     order, key, proven = _order(spec, relation, columns, label)
     notes = _notes(spec, relation, order, label)
+    leading = order[0] if order else None
     if spec.steps:
         done = project(spec.steps, [column.name for column in columns], order, label)
         origin = f"({done.sql(origin)}) AS etl_rows"
@@ -225,6 +248,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         columns=tuple(columns),
         order=order,
         casts=tuple(casts[name] for name in order),
+        leading=leading,
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
         hidden=tuple(name for name in order if name not in visible_names),
         proven=proven,

@@ -14,6 +14,7 @@ from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import Connection, close, connect
+from etl.databases.postgres.frames import FORM
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
 from etl.databases.url import Url
@@ -77,6 +78,10 @@ class PostgresSession:
             await finish(self.rollback())
             raise
         return notes
+
+    def takes_frames(self, sink: int, form: str) -> bool:
+        """See :meth:`etl.connector.Session.takes_frames`."""
+        return form == FORM and self.loads[sink].takes_frames
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
         """See :meth:`etl.connector.Session.load`."""

@@ -198,6 +198,10 @@ class SqliteSession:
         """A table made here keeps the declared types, whatever the values are."""
         return False
 
+    def takes_frames(self, sink: int, form: str) -> bool:
+        """Never: it has no binary form."""
+        return False
+
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See the protocol."""
         notes, self._target.notes = self._target.notes, []
