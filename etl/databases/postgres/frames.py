@@ -24,6 +24,7 @@ FORM = "PostgreSQL binary"
 RANGE_BYTES = 4 << 20
 """The size of table that a range is to cover. A batch of this size is quick to write again."""
 _PIECE_BYTES = 256 << 10
+_UNKNOWN_WIDTH = 400  # bytes of a row of a table that was never analyzed
 _SCATTERED = 0.5
 _SMALL_BYTES = 256 << 20
 
@@ -40,9 +41,10 @@ _KINDS: frozenset[Kind] = frozenset(
 class TooWideError(Exception):
     """A range turned out far larger than was reckoned; never leaves this package."""
 
-    def __init__(self, after: Position | None) -> None:
+    def __init__(self, after: Position | None, until: Position) -> None:
         super().__init__()
         self.after = after
+        self.until = until
 
 
 def unfit_column(columns: Sequence[Column]) -> Column | None:
@@ -120,8 +122,8 @@ async def ranges(
     end = await _key(connection, selection, after, until, "DESC", 0)
     if end is None:
         return
-    width = max(1, table.nbytes // table.rows) if table.rows else 0
-    step = max(1, nbytes // width) if width else 10_000
+    width = max(1, table.nbytes // table.rows) if table.rows else _UNKNOWN_WIDTH
+    step = max(1, nbytes // width)
     buckets = len(table.bounds) - 1
     known: list[str] = []
     if buckets > 0 and table.nbytes // buckets <= 2 * nbytes:

@@ -127,19 +127,31 @@ class PostgresReader:
         selection.check(until)
         if not selection.order:
             after = until = None  # no order, so no place to continue: the whole table again
+        while True:
+            wide = await self._pump(after, until, emit, in_frames=self._in_frames)
+            if wide is None:
+                return
+            # As lines of text it can be cut anywhere.
+            await self._pump(wide.after, wide.until, emit, in_frames=False)
+            after = wide.until
+
+    async def _pump(
+        self, after: Position | None, until: Position | None, emit: Emit[Any], *, in_frames: bool
+    ) -> TooWideError | None:
+        """Read a range; where frames stop at one that is too wide for them, say which."""
         connection = await self._connected()
         self._connection = None
         clean = False
         failed: Exception | None = None
-        go_on: TooWideError | None = None
+        wide: TooWideError | None = None
         try:
-            with translating("source", selection.label, UNCHANGED):
-                await self._read(connection, after, until, emit)
+            with translating("source", self._selection.label, UNCHANGED):
+                await self._read(connection, after, until, emit, in_frames=in_frames)
             clean = True
         except _EmitFailedError as error:
             failed = error.reason
         except TooWideError as error:
-            go_on = error
+            wide = error
         finally:
             # A connection whose COPY was cut short may get a late cancel: it is not used again.
             if clean:
@@ -148,9 +160,7 @@ class PostgresReader:
                 await finish(close(connection))
         if failed is not None:
             raise failed
-        if go_on is not None:
-            self._in_frames = False
-            await self.pump(go_on.after, until, emit)
+        return wide
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         """See :meth:`etl.connector.Reader.order`."""
@@ -179,6 +189,8 @@ class PostgresReader:
         after: Position | None,
         until: Position | None,
         emit: Emit[Any],
+        *,
+        in_frames: bool,
     ) -> None:
         selection = self._selection
         upper = below = None
@@ -189,7 +201,7 @@ class PostgresReader:
             if horizon.upper is None:
                 return
             upper, below = horizon.upper, horizon.below
-        if self._in_frames:  # all ranges at one instant, which begins after the lock
+        if in_frames:  # all ranges at one instant, which begins after the lock
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         else:
             await set_bounds(connection, after, until, upper)
@@ -200,7 +212,7 @@ class PostgresReader:
                 f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
                 " had begun to read it; the rows so far are in. Run again"
             )
-        if self._in_frames:
+        if in_frames:
             await self._read_frames(connection, after, until, emit)
             await connection.execute("COMMIT")
             return
@@ -247,7 +259,7 @@ class PostgresReader:
                 nonlocal size
                 size += len(piece)
                 if size > most:
-                    raise TooWideError(after)
+                    raise TooWideError(after, until)
                 pieces.append(piece)
                 watch.expect(STALL_S)
 

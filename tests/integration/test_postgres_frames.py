@@ -1,0 +1,257 @@
+"""Rows that pass from PostgreSQL to PostgreSQL as bytes: when they do, and that none is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import asyncpg
+import pytest
+
+from etl import Database, Limits, Pipeline
+from etl.batch import Batch, Position
+from etl.connector import RunInfo
+from etl.databases import postgres
+from etl.databases.database import ReadSpec
+from etl.databases.postgres.reader import PostgresReader
+from etl.databases.url import parse_url
+from etl.errors import PipelineFailedError
+from etl.rows import Frames, TextRows
+from tests.integration.postgres_kit import run_sql, sql, texts, value
+
+INFO = RunInfo(pipeline="p", run_id="r", batch_rows=100, batch_bytes=2000, most_bytes=1 << 16)
+EVERY_KIND = """
+    CREATE TABLE t (
+        id bigint PRIMARY KEY, b bool, i2 int2, i4 int4, f4 float4, f8 float8, n numeric,
+        m numeric(9,3), x text, v varchar(7), c char(5), y bytea, d date, h time, ts timestamp,
+        tz timestamptz, iv interval, u uuid, j json, jb jsonb
+    );
+    INSERT INTO t SELECT g, g % 2 = 0, g % 100, g, g / 3.0, 'NaN', 'NaN', g / 7.0,
+        E'\\t\\n\\\\ü' || g, 'v' || g % 1000, 'c', decode(md5(g::text), 'hex'), 'infinity', '24:00',
+        '4713-01-01 BC', '-infinity', '1 mon -2 days 3.000001 s', md5(g::text)::uuid,
+        '{"b":1, "a" : 2}', '{"a": [1, null]}'
+    FROM generate_series(1, 5000) AS g;
+    INSERT INTO t (id) VALUES (-9223372036854775808), (9223372036854775807);
+"""
+
+
+async def frames_of(
+    url: str,
+    table: str,
+    info: RunInfo = INFO,
+    *,
+    after: Position | None = None,
+    key: tuple[str, ...] = (),
+    between: Callable[[], Any] | None = None,
+) -> list[Batch[Any]]:
+    """The batches of a read in frames."""
+    batches: list[Batch[Any]] = []
+
+    async def emit(batch: Batch[Any]) -> None:
+        batches.append(batch)
+        if between is not None:
+            await between()
+
+    spec = ReadSpec(table=table, key=key)
+    async with postgres.open_reader(parse_url(url), spec, info) as reader:
+        assert await reader.offers_frames() is not None
+        reader.use_frames()
+        await reader.pump(after, None, emit)
+    return batches
+
+
+async def offered(url: str, spec: ReadSpec) -> str | None:
+    async with postgres.open_reader(parse_url(url), spec, INFO) as reader:
+        assert isinstance(reader, PostgresReader)
+        return await reader.offers_frames()
+
+
+def counted(batches: list[Batch[Any]]) -> int:
+    assert any(isinstance(batch.rows, Frames) for batch in batches)
+    return sum(len(batch.rows) for batch in batches)
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+@pytest.mark.parametrize("mode", ["append", "replace", "upsert"])
+async def test_every_kind_of_value_arrives_as_it_was(
+    postgres_database: Callable[[], str], mode: str, analyzed: bool
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, EVERY_KIND)
+    if analyzed:
+        await run_sql(source, "ANALYZE t")
+    sink = (
+        Database(target).upsert("t", key=["id"])
+        if mode == "upsert"
+        else getattr(Database(target), mode)("t")
+    )
+
+    report = await Pipeline(
+        "frames", Database(source).table("t").into(sink), limits=Limits(memory="2MiB")
+    ).run()
+
+    assert report.flows[0].rows_written == 5002
+    assert report.flows[0].transactions > 1
+    query = "SELECT * FROM t ORDER BY id"
+    assert await texts(target, query) == await texts(source, query)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        ("CREATE TABLE t (id int PRIMARY KEY, x text)", "g"),
+        ("CREATE TABLE t (id text COLLATE \"C\" PRIMARY KEY, x text)", "md5(g::text)"),
+        ("CREATE TABLE t (id text PRIMARY KEY, x text)", "chr(64 + g % 60) || 'ä' || g"),
+        ("CREATE TABLE t (id uuid PRIMARY KEY, x text)", "md5(g::text)::uuid"),
+        ("CREATE TABLE t (id numeric PRIMARY KEY, x text)", "g / 7.0"),
+        ("CREATE TABLE t (id bool, more int, x text, PRIMARY KEY (id, more))", "g % 2 = 0, g"),
+        ("CREATE TABLE t (id int, more date, x text, PRIMARY KEY (id, more))",
+         "g % 3, date '2020-01-01' + g"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("statistics", ["none", "fresh", "old"])
+async def test_ranges_cover_every_row_once(
+    postgres_url: str, make: str, key: str, statistics: str
+) -> None:
+    await run_sql(postgres_url, make)
+    insert = f"INSERT INTO t SELECT {key}, repeat('x', 50) FROM generate_series({{}}, {{}}) AS g"
+    if statistics == "old":
+        await run_sql(postgres_url, insert.format(2000, 2999))
+        await run_sql(postgres_url, "ANALYZE t")
+        await run_sql(postgres_url, "DELETE FROM t WHERE random() < 0.5")
+        await run_sql(postgres_url, insert.format(1, 1999))
+        await run_sql(postgres_url, insert.format(3000, 4000))
+    else:
+        await run_sql(postgres_url, insert.format(1, 4000))
+    if statistics == "fresh":
+        await run_sql(postgres_url, "ANALYZE t")
+
+    batches = await frames_of(postgres_url, "t")
+
+    assert counted(batches) == await value(postgres_url, "SELECT count(*) FROM t")
+    assert len(batches) > 2
+    # From any of its positions on, the read gives just the rest.
+    middle = len(batches) // 2
+    rest = await frames_of(postgres_url, "t", after=batches[middle - 1].position)
+    assert counted(rest) == counted(batches[middle:])
+
+
+async def test_all_ranges_are_of_one_instant(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY, x text)")
+    await run_sql(
+        postgres_url, "INSERT INTO t SELECT g, repeat('x', 99) FROM generate_series(1, 2000) AS g"
+    )
+    async with sql(postgres_url) as other:
+
+        async def change() -> None:
+            await other.execute("DELETE FROM t WHERE id % 3 = 0")
+            await other.execute("INSERT INTO t SELECT max(id) + 1, 'new' FROM t")
+
+        assert counted(await frames_of(postgres_url, "t", between=change)) == 2000
+
+
+async def test_an_empty_table_gives_nothing(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY)")
+    assert await frames_of(postgres_url, "t") == []
+
+
+async def test_a_range_that_outgrows_memory_is_read_as_text(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY, x text)")
+    await run_sql(postgres_url, "INSERT INTO t SELECT g, 'x' FROM generate_series(1, 2000) AS g")
+    # Packed as it is stored, ninety times as much on its way.
+    packed = "UPDATE t SET x = repeat('x', 30000) WHERE id BETWEEN 1001 AND 1030"
+    await run_sql(postgres_url, packed)
+    await run_sql(postgres_url, "ANALYZE t")
+
+    batches = await frames_of(postgres_url, "t")
+
+    kinds = [kind for kind, _ in groupby(type(batch.rows) for batch in batches)]
+    assert kinds == [Frames, TextRows, Frames]
+    assert sum(len(batch.rows) for batch in batches) == 2000
+    framed = [batch.nbytes for batch in batches if isinstance(batch.rows, Frames)]
+    assert max(framed) <= INFO.most_bytes
+
+
+@pytest.mark.parametrize(
+    ("table", "spec"),
+    [
+        ("CREATE TABLE t (id int, x text)", ReadSpec(table="t")),
+        ("CREATE TABLE t (id int PRIMARY KEY, x int[])", ReadSpec(table="t")),
+        ("CREATE TABLE t (id int PRIMARY KEY, x inet)", ReadSpec(table="t")),
+        ("CREATE TABLE t (id int PRIMARY KEY)", ReadSpec(table="t", cursor=("id",))),
+        ("CREATE TABLE t (id int PRIMARY KEY)", ReadSpec(query="SELECT * FROM t", key=("id",))),
+        ("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)", ReadSpec(table="t")),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_framed_is_not_offered(
+    postgres_url: str, table: str, spec: ReadSpec
+) -> None:
+    await run_sql(postgres_url, table)
+    assert await offered(postgres_url, spec) is None
+
+
+async def test_another_type_in_the_target_takes_rows_as_text(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2))")
+    await run_sql(source, "INSERT INTO t SELECT g, g / 4.0 FROM generate_series(1, 100) AS g")
+    await run_sql(target, "CREATE TABLE t (id bigint PRIMARY KEY, n numeric(7,2))")
+
+    await Pipeline("types", Database(source).table("t").into(Database(target).append("t"))).run()
+
+    query = "SELECT id, n FROM t ORDER BY id"
+    assert await texts(target, query) == await texts(source, query)
+
+
+async def test_a_trigger_that_drops_rows_is_an_error(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    for url in (source, target):
+        await run_sql(url, "CREATE TABLE t (id int PRIMARY KEY)")
+    await run_sql(source, "INSERT INTO t SELECT generate_series(1, 100)")
+    await run_sql(
+        target,
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN IF new.id % 10 = 0 THEN RETURN NULL; END IF; RETURN new; END';"
+        " CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+    )
+
+    with pytest.raises(PipelineFailedError, match="took 90 of 100 rows"):
+        await Pipeline(
+            "drops", Database(source).table("t").into(Database(target).append("t"))
+        ).run()
+
+    assert await value(target, "SELECT count(*) FROM t") == 0
+
+
+async def test_a_lost_connection_is_written_again(postgres_database: Callable[[], str]) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, x text)")
+    await run_sql(
+        source, "INSERT INTO t SELECT g, repeat('x', 90) FROM generate_series(1, 20000) AS g"
+    )
+    pipeline = Pipeline(
+        "lost",
+        Database(source).table("t").into(Database(target).append("t")),
+        limits=Limits(memory="2MiB"),
+    )
+    run = await pipeline.start()
+    async with sql(target) as other:
+        while not await _killed(other) and run.state != "ended":
+            await other.execute("SELECT pg_sleep(0.001)")
+    await run.wait()
+
+    assert await value(target, "SELECT count(*) FROM t") == 20000
+    assert await value(target, "SELECT count(DISTINCT id) FROM t") == 20000
+
+
+async def _killed(connection: asyncpg.Connection[Any]) -> bool:
+    """Whether a session that was in a COPY was ended."""
+    found = await connection.fetchval(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'"
+    )
+    return bool(found)
