@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types soak bench bench-peers constraints clean help
+.PHONY: demo test lint types soak crash-matrix bench bench-peers constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 
 soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, and check every target
 	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)
+
+crash-matrix: $(VENV)/.installed-dev ## end runs at every point that a test can name (half an hour)
+	@$(RUN) python -m tests.crash.matrix $(ARGS)
 
 bench: $(VENV)/.installed-dev ## the figures of tests/benchmarks
 	@$(RUN) python -m tests.benchmarks $(ARGS)

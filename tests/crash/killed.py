@@ -7,9 +7,12 @@ import os
 from etl import Limits
 from tests.crash import victim
 
+mode = os.environ["KILL_MODE"]
 pipeline = victim.pipeline(
     os.environ["KILL_SOURCE"],
     os.environ["KILL_TARGET"],
-    os.environ["KILL_MODE"],
+    os.environ["KILL_TARGET"],
+    mode,
+    incremental=mode != "replace",
     limits=Limits(batch_rows=500, group_rows=1000),
 )

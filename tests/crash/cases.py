@@ -1,0 +1,130 @@
+"""Every way to load that crash tests try. A new way of writing is one more entry of ``CASES``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from etl import Batch, Database, stage
+from etl.flow import Flow, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    id: int
+    kind: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    kind: str
+    items: int
+    amount: int
+
+
+Rows: TypeAlias = list[tuple[Any, ...]]
+Effect: TypeAlias = Callable[[Sequence[Item]], Rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One way to load the items.
+
+    Attributes:
+        flow: From the items into the first database, and a second one where it fans out.
+        tables: The tables of the first database, each with the rows that some items make of it.
+        second: Those of the second database.
+        shows_at_the_end: Nothing shows in the tables before a run has ended well.
+        one_position: One checkpoint says how far a database is.
+    """
+
+    flow: Callable[[Stream[Item], Database, Database], Flow]
+    tables: Mapping[str, Effect]
+    second: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
+    shows_at_the_end: bool = False
+    one_position: bool = True
+
+
+@stage
+async def pairs_only(batches: AsyncIterator[Batch[Item]]) -> AsyncGenerator[Batch[Item], None]:
+    """Drop the odd ids; some batches become empty and must still be sent on."""
+    async for batch in batches:
+        yield batch.derive([item for item in batch.rows if is_kept(item)])
+
+
+def is_kept(item: Item) -> bool:
+    return item.id % 2 == 0 and item.id > 60
+
+
+def to_total(item: Item) -> Total:
+    return Total(item.kind, 1, item.amount)
+
+
+def kept(items: Sequence[Item]) -> Rows:
+    return [(item.id, item.kind, item.amount) for item in items if is_kept(item)]
+
+
+def totals(items: Sequence[Item]) -> Rows:
+    sums: dict[str, tuple[int, int]] = {}
+    for _, kind, amount in kept(items):
+        count, total = sums.get(kind, (0, 0))
+        sums[kind] = (count + 1, total + amount)
+    return [(kind, count, total) for kind, (count, total) in sums.items()]
+
+
+CASES: Mapping[str, Case] = {
+    "append": Case(
+        flow=lambda items, first, _: items.through(pairs_only).into(first.append("copies")),
+        tables={"copies": kept},
+    ),
+    "upsert": Case(
+        flow=lambda items, first, _: items.through(pairs_only).into(
+            first.upsert("copies", key=("id",))
+        ),
+        tables={"copies": kept},
+    ),
+    "add": Case(
+        flow=lambda items, first, _: (
+            items.through(pairs_only)
+            .map(to_total)
+            .into(first.upsert("totals", key=("kind",), add=("items", "amount")))
+        ),
+        tables={"totals": totals},
+    ),
+    "replace": Case(
+        flow=lambda items, first, _: items.through(pairs_only).into(first.replace("copies")),
+        tables={"copies": kept},
+        shows_at_the_end=True,
+    ),
+    "rewrite": Case(
+        flow=lambda items, first, _: items.through(pairs_only).into(
+            first.replace("copies", swap="rewrite")
+        ),
+        tables={"copies": kept},
+        shows_at_the_end=True,
+    ),
+    "two tables": Case(
+        flow=lambda items, first, _: items.through(pairs_only).into(
+            first.append("copies"), first.upsert("others", key=("id",))
+        ),
+        tables={"copies": kept, "others": kept},
+    ),
+    # Either of the two lanes may be ahead when a crash comes.
+    "two databases": Case(
+        flow=lambda items, first, second: items.through(pairs_only).into(
+            first.append("copies"), second.append("copies")
+        ),
+        tables={"copies": kept},
+        second={"copies": kept},
+    ),
+    "two databases, replaced": Case(
+        flow=lambda items, first, second: items.through(pairs_only).into(
+            first.replace("copies"), second.replace("copies")
+        ),
+        tables={"copies": kept},
+        second={"copies": kept},
+        shows_at_the_end=True,
+    ),
+}
