@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_
 
 from etl.batch import Batch, Position
 from etl.errors import ConfigError
-from etl.rows import Shape
+from etl.rows import Column, Shape
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -158,6 +158,30 @@ class Framer(Protocol):
 
     def use_frames(self) -> None:
         """Read so from now on."""
+        ...
+
+
+@runtime_checkable
+class LineWriter(Protocol):
+    """A reader that can write its rows as COPY text for other columns than its own (SQLite)."""
+
+    def write_lines(self, columns: Sequence[Column]) -> None:
+        """Write rows for these columns, of the same names and in the same order, where it can.
+
+        Called before the first ``pump``. Rows that cannot be written exactly come as ever.
+        """
+        ...
+
+
+@runtime_checkable
+class LineTaker(Protocol):
+    """A session that takes rows as lines of COPY text (PostgreSQL)."""
+
+    async def line_columns(self, names: Sequence[str]) -> Sequence[Column] | None:
+        """The columns with these names that such lines are for; None: it cannot tell yet.
+
+        Called after ``take_over``.
+        """
         ...
 
 

@@ -13,6 +13,8 @@ from etl.connector import (
     Advance,
     CheckpointKey,
     Framer,
+    LineTaker,
+    LineWriter,
     OpenTarget,
     Profiler,
     Reader,
@@ -239,6 +241,7 @@ class Assembly:
         plan = flow.plan
         # One producer: what joins the branches, or else each of them.
         ends = 1 if plan.shared else len(plan.branches)
+        await _agree_on_lines(plan, readers, [claim.session for claim in start.claims])
         last = self._lanes(flow, start, producers=ends)
         if plan.shared:
             joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
@@ -490,6 +493,20 @@ async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Sessio
             if await session.wants_profile(number, shape):
                 return True
     return False
+
+
+async def _agree_on_lines(
+    plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
+) -> None:
+    """Let the source write the rows as the target takes them, where nothing looks at them."""
+    streams = (plan.flow.stream, *plan.flow.branches.values())
+    if len(sessions) > 1 or any(stream.steps for stream in streams):
+        return  # lines for one table may not be right for another
+    for reader in readers:
+        if isinstance(reader, LineWriter) and isinstance(sessions[0], LineTaker) and reader.shape:
+            columns = await sessions[0].line_columns(reader.shape.names)
+            if columns is not None:
+                reader.write_lines(columns)
 
 
 def _rows_untouched(plan: FlowPlan) -> bool:

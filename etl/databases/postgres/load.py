@@ -244,6 +244,20 @@ class Load:
         lines = self._encoder.lines(rows)
         return batch.derive(TextRows(self._encoder.layout, lines, sum(map(len, lines))))
 
+    async def columns(
+        self, connection: Connection, names: Sequence[str]
+    ) -> Sequence[Column] | None:
+        """The columns that rows with these names go into; None where that is not known yet."""
+        into = await find_relation(
+            connection, self.staging_table if self.staged else self.sink.table
+        )
+        if into is None:
+            return None
+        have = into.by_name
+        if any(name not in have or have[name].generated for name in names):
+            return None
+        return [have[name].column for name in names]
+
     async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
         """Write a group of batches; return how many rows they had.
 

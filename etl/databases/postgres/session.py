@@ -20,7 +20,7 @@ from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translat
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import CommitInDoubtError, EtlError, TargetUnavailableError, classify
-from etl.rows import Shape
+from etl.rows import Column, Shape
 
 COMMIT_S = 60.0
 """How long the answer to COMMIT is waited for before it is in doubt."""
@@ -82,6 +82,13 @@ class PostgresSession:
     def takes_frames(self, sink: int, form: str) -> bool:
         """See :meth:`etl.connector.Session.takes_frames`."""
         return form == FORM and self.loads[sink].takes_frames
+
+    async def line_columns(self, names: Sequence[str]) -> Sequence[Column] | None:
+        """See :class:`etl.connector.LineTaker`."""
+        if len(self.loads) > 1:
+            return None  # lines for one table may not be right for another
+        with self._working(self.loads[0].label, "nothing was written"):
+            return await self.loads[0].columns(await self._get(), names)
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
         """See :meth:`etl.connector.Session.load`."""

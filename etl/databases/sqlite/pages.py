@@ -1,4 +1,4 @@
-"""Pages of rows, fetched and measured on the connection's thread.
+"""Pages of rows, fetched, measured and converted on the connection's thread.
 
 A page ends when its rows reach the size of a batch, so that a page of 10-MB blobs holds one row
 and not ten thousand. Measuring every value would cost as much as fetching it; so as long as
@@ -16,6 +16,7 @@ from sys import getsizeof
 from typing import Any, cast
 
 from etl.databases.sqlite.errors import UNREADABLE_TEXT, is_unreadable_text
+from etl.databases.sqlite.lines import Doubt
 from etl.errors import DataError
 
 Fields = tuple[Any, ...]
@@ -23,16 +24,18 @@ Fields = tuple[Any, ...]
 LARGE = 4096
 """Bytes of one value from which every row is measured."""
 _CHUNK = 32
+_LARGE_LINE = 16_384  # a whole row
+_LINES = 64  # as a chunk
 _SAMPLE = 4  # of a chunk, every fourth row is measured
 _PAGES = 4  # a fetch: going to the thread and back costs as much as some tens of rows
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows as the driver gave them, what is made of them, and their size in memory."""
+    """What is made of some rows, the key of the last of them, and their size in memory."""
 
-    rows: list[Fields]
-    items: Sequence[Any]
+    rows: Sequence[Any]
+    last: Fields
     nbytes: int
 
 
@@ -42,10 +45,20 @@ class Paging:
     The reader sets it on the connection before it runs the statement; after that only the
     thread touches it, while the reader waits.
 
+    Args:
+        key: Where the columns stand that order the rows.
+        convert: Makes a page of rows and their size in memory.
+        last: The key of the row before the first one.
+        count: How many rows came before it.
+        most: Rows to give before ``must_restart``; None: all.
+        is_exact: Every row is measured, because large ones may come.
+        are_lines: The rows are pieces of lines, with the key behind them.
+
     Attributes:
-        is_exact: Every row is measured.
-        must_restart: A large value came up: run the statement again after the last row that
-            was given, measuring every row.
+        must_restart: There may be more: run a statement that starts after the last row that was
+            given.
+        is_exact: Set where a large value came up.
+        doubt: Why the lines of the next page are not proven.
     """
 
     def __init__(
@@ -55,30 +68,63 @@ class Paging:
         batch_bytes: int,
         names: Sequence[str],
         key: Sequence[int],
-        convert: Callable[[list[Fields]], Sequence[Any]],
+        convert: Callable[[list[Fields], int], Page],
         is_unique: bool,
         label: str,
+        last: Fields | None,
+        count: int,
+        most: int | None,
+        is_exact: bool,
+        are_lines: bool,
     ) -> None:
         self.batch_rows = batch_rows
         self.batch_bytes = batch_bytes
-        self.is_exact = False
+        self.is_exact = is_exact
         self.must_restart = False
+        self.doubt: Doubt | None = None
+        self.doubtful_rows = 0
+        self.are_lines = are_lines
+        self.large = _LARGE_LINE if are_lines else LARGE
+        self.chunk = _LINES if are_lines else _CHUNK
+        self._most = most
         self._names = names
         self._key = key
         self._convert = convert
         self._is_unique = is_unique
         self._label = label
         self._key_of: Callable[[Fields], Any] | None = itemgetter(*key) if key else None
-        self._last: Any = None
-        self.count = 0
+        self._last: Any = last[0] if last is not None and len(key) == 1 else last
+        self._count = count
 
-    def page(self, rows: list[Fields], nbytes: int) -> Page:
-        """A page of some rows. Raises DataError where they break what was promised of them."""
+    @property
+    def room(self) -> int:
+        """How many rows the next page may have."""
+        return self.batch_rows if self._most is None else min(self.batch_rows, self._most)
+
+    def page(self, rows: list[Fields], nbytes: int) -> Page | None:
+        """A page of some rows; None where they are in doubt.
+
+        Raises:
+            DataError: They break what was promised of them.
+        """
         if self._key_of is not None and not self._is_unique:
             self._check_keys(self._key_of, rows)
-        page = Page(rows, self._convert(rows), nbytes)
-        self.count += len(rows)
+        try:
+            page = self._convert(rows, nbytes)
+        except Doubt as doubt:
+            self.doubted(doubt, len(rows))
+            return None
+        self._count += len(rows)
+        if self._most is not None:
+            self._most -= len(rows)
+            self.must_restart = self.must_restart or self._most <= 0
         return page
+
+    def doubted(self, doubt: Doubt, rows: int) -> None:
+        """The next rows are not proven; read them in another way."""
+        self.must_restart = True
+        self.doubt = doubt
+        self.doubtful_rows = rows
 
     def _check_keys(self, key_of: Callable[[Fields], Any], rows: list[Fields]) -> None:
         keys = [self._last, *map(key_of, rows)]
@@ -99,7 +145,7 @@ class Paging:
         """The error for a text that is not UTF-8: its column, and the row's key."""
         names = self._names
         column = next((n for n in names if told.startswith(f"{_COLUMN}{n}' with text")), None)
-        where = f"row {self.count + 1} or one of the next"
+        where = f"row {self._count + 1} or one of the next"
         if row is not None and self._key:
             where = f"the row with {', '.join(f'{names[i]}={_shown(row[i])}' for i in self._key)}"
         if row is not None and column is None:
@@ -144,16 +190,17 @@ class PagedCursor(sqlite3.Cursor):
         room = _PAGES * paging.batch_bytes
         while len(pages) < _PAGES and room > 0 and not paging.must_restart:
             rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
-            if not rows:
+            page = paging.page(rows, nbytes) if rows else None
+            if page is None:
                 break
-            pages.append(paging.page(rows, nbytes))
+            pages.append(page)
             room -= nbytes
         return pages
 
     def _measured(self, paging: Paging) -> tuple[list[Fields], int]:
         rows: list[Fields] = []
         nbytes = 0
-        while nbytes < paging.batch_bytes and len(rows) < paging.batch_rows:
+        while nbytes < paging.batch_bytes and len(rows) < paging.room:
             row = self._next(paging, 1)
             if not row:
                 break
@@ -164,10 +211,10 @@ class PagedCursor(sqlite3.Cursor):
     def _sampled(self, paging: Paging) -> tuple[list[Fields], int]:
         rows: list[Fields] = []
         nbytes = 0
-        while nbytes < paging.batch_bytes and len(rows) < paging.batch_rows:
-            limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGE)
+        while nbytes < paging.batch_bytes and len(rows) < paging.room:
+            limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, paging.large)
             try:
-                chunk = self._next(paging, min(_CHUNK, paging.batch_rows - len(rows)))
+                chunk = self._next(paging, min(paging.chunk, paging.room - len(rows)))
             except sqlite3.DataError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_TOOBIG:
                     raise
@@ -181,7 +228,9 @@ class PagedCursor(sqlite3.Cursor):
             rows += chunk
             sample = chunk[::_SAMPLE]
             weight = sum(map(getsizeof, chain.from_iterable(sample)))
-            nbytes += weight * len(chunk) // len(sample) + len(chunk) * getsizeof(chunk[0])
+            nbytes += weight * len(chunk) // len(sample)
+            if not paging.are_lines:  # whose tuples do not stay
+                nbytes += len(chunk) * getsizeof(chunk[0])
         return rows, nbytes
 
     def _next(self, paging: Paging, count: int) -> list[Fields]:
@@ -191,6 +240,10 @@ class PagedCursor(sqlite3.Cursor):
             if not is_unreadable_text(error):
                 raise
             told = str(error)
+        if paging.are_lines:
+            # Values tell which one it is.
+            paging.doubted(Doubt("a text that is not UTF-8"), count)
+            return []
         # Not raised while the driver's error, which quotes the text, is being handled. The
         # cursor still stands on that row: look at it again, taking any bytes.
         self.connection.text_factory = _text_or_broken

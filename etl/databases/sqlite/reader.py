@@ -6,7 +6,7 @@ read was cut is closed and never used again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
@@ -25,12 +25,14 @@ from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
 from etl.databases.sqlite.keys import from_position, to_position
+from etl.databases.sqlite.lines import Lines
 from etl.databases.sqlite.pages import Fields, Page, PagedConnection, Paging
 from etl.databases.sqlite.profile import profiled
 from etl.databases.sqlite.schema import Table, find_table, table_name, table_names
+from etl.databases.types import text_decoder
 from etl.databases.url import Url
 from etl.errors import SchemaMismatchError
-from etl.rows import Column, Layout, Shape, ValueRows, shape_of
+from etl.rows import Column, Layout, Shape, TextRows, ValueRows, shape_of
 
 _VIEW = "etl_query"
 _ROWS = "etl_rows"
@@ -69,6 +71,45 @@ class _Place:
         self.given = 0
 
 
+class _Course:
+    """In which form the rows of a read come: lines that SQLite writes, or values.
+
+    A page whose lines are not proven comes as values, and the pages after it as lines again: the
+    next one, then (where that is in doubt too) twice as many later, and so on. So one odd value
+    costs one page, and a table full of them little more than a read of values.
+
+    Attributes:
+        is_exact: Each row is measured.
+        most: Rows of the next statement; None: all.
+    """
+
+    def __init__(self, plain: Lines | None, strict: Lines | None) -> None:
+        self.is_exact = False
+        self.most: int | None = None
+        self._plain = plain
+        self._strict = strict
+        self._patience = 1
+
+    @property
+    def lines(self) -> Lines | None:
+        """How the next statement writes lines; None: its rows are values."""
+        return self._plain if self.most is None else None
+
+    def turn(self, paging: Paging) -> None:
+        """Decide what comes after a statement that asked to be run again."""
+        if paging.is_exact:
+            # Pieces of large rows would be in memory more often than the rows themselves.
+            self.is_exact = True
+            self._plain = self.most = None
+        elif paging.doubt is None:
+            self.most = None
+        elif paging.doubt.escaping_helps:
+            self._plain = self._strict
+        else:
+            self.most = paging.doubtful_rows * self._patience
+            self._patience *= 2
+
+
 @asynccontextmanager
 async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[Reader[Any], None]:
     """Open a table or query for one run; see :class:`etl.databases.database.Driver`."""
@@ -103,6 +144,7 @@ class SqliteReader:
         self._names: tuple[str, ...] = ()
         self._hidden = 0  # columns at the end that order the read and are not handed on
         self._layout = Layout((), (), is_text=False)
+        self._targets: tuple[Column, ...] = ()  # columns for which SQLite writes the rows
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -251,7 +293,8 @@ class SqliteReader:
             )
         if not cursor:
             return
-        sql, parameters = self._statement(after=None, until=None, bound=None)
+        columns = self._columns(None)
+        sql, parameters = self._statement(columns, after=None, until=None, bound=None)
         steps = await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", parameters)
         if any("TEMP B-TREE" in str(step[-1]) for step in steps):
             self.notes.append(
@@ -304,25 +347,48 @@ class SqliteReader:
                 self._spec.settle,
                 where=f"{self._where}, column {self._spec.cursor[0]!r}",
             )
-        indexes = [self._names.index(name) for name in order.columns]
-        paging = self._paging(indexes)
-        cast("PagedConnection", connection.raw).paging = paging
         place = _Place(start)
-        cursor = await self._run(connection, place, stop, bound)
-        while await self._hand_on(connection, cursor, indexes, place, emit):
-            pass
-        if paging.must_restart:
-            # A large value came up. The same instant, so the rows go on as they would have.
-            paging.must_restart = False
-            cursor = await self._run(connection, place, stop, bound)
-            while await self._hand_on(connection, cursor, indexes, place, emit):
+        course = _Course(self._lines(is_strict=False), self._lines(is_strict=True))
+        while True:
+            # One instant: the rows after the last one go on as they would have.
+            paging = self._paging(course, place)
+            cast("PagedConnection", connection.raw).paging = paging
+            columns = self._columns(course.lines)
+            cursor = await self._run(connection, columns, place, stop, bound)
+            while await self._hand_on(connection, cursor, place, emit):
                 pass
+            if not paging.must_restart:
+                return
+            course.turn(paging)
+
+    def write_lines(self, columns: Sequence[Column]) -> None:
+        """See :class:`etl.connector.LineWriter`."""
+        if self._spec.row is None and len(columns) == len(self._layout.columns):
+            self._targets = tuple(columns)
+
+    def _lines(self, *, is_strict: bool) -> Lines | None:
+        """How SQLite writes the rows, where that was asked for and is worth it."""
+        if not self._targets:
+            return None
+        lines = Lines(self._layout.columns, self._targets, is_strict=is_strict)
+        return lines if lines.is_worth_it else None
+
+    def _columns(self, lines: Lines | None) -> list[str]:
+        """What is selected: the columns, or pieces of lines and the key where it is not in them."""
+        if lines is None:
+            return list(map(quote, self._names))
+        return [*lines.select, *map(quote, self._keys_beside(lines))]
+
+    def _keys_beside(self, lines: Lines) -> tuple[str, ...]:
+        """The columns that order the read, where they are wanted beside a line."""
+        if self._order.is_unique and lines.can_read(self._order.columns):
+            return ()
+        return self._order.columns
 
     async def _hand_on(
         self,
         connection: Connection,
         cursor: aiosqlite.Cursor,
-        key: Sequence[int],
         place: _Place,
         emit: Emit[Any],
     ) -> bool:
@@ -342,45 +408,85 @@ class SqliteReader:
             page = pages.pop()
             place.given += len(page.rows)
             position: Position = (place.given,)
-            if key:
-                last = page.rows[-1]
-                place.last = tuple(last[number] for number in key)
+            if self._order.columns:
+                place.last = page.last
                 self._refuse_floats(place.last)
                 position = to_position(place.last)
-            await emit(self._batch(page, position))
+            await emit(Batch(page.rows, position=position, nbytes=page.nbytes))
         return True
 
-    def _paging(self, key: Sequence[int]) -> Paging:
-        row = self._spec.row
+    def _paging(self, course: _Course, place: _Place) -> Paging:
+        lines = course.lines
+        if lines is None:
+            names = self._names
+            key = [names.index(name) for name in self._order.columns]
+        else:
+            beside = self._keys_beside(lines)
+            names = (*map(str, range(len(lines.select))), *beside)
+            key = list(range(len(lines.select), len(names)))
         return Paging(
             batch_rows=self._info.batch_rows,
             batch_bytes=self._info.batch_bytes,
-            names=self._names,
+            names=names,
             key=key,
-            convert=_same
-            if row is None
-            else Builder(row, names=self._names, key=key, label=self._where),
+            convert=self._converter(lines, key),
             is_unique=self._order.is_unique,
             label=self._where,
+            last=place.last,
+            count=place.given,
+            most=course.most,
+            is_exact=course.is_exact,
+            are_lines=lines is not None,
         )
 
-    def _batch(self, page: Page, position: Position) -> Batch[Any]:
-        if self._spec.row is None:
-            tuples = page.rows
-            if self._hidden:
-                tuples = [row[: -self._hidden] for row in tuples]
-            rows = ValueRows(self._layout, tuples, page.nbytes)
-            return Batch(rows, position=position, nbytes=page.nbytes)
-        return Batch(page.items, position=position, nbytes=page.nbytes)
+    def _converter(
+        self, lines: Lines | None, key: Sequence[int]
+    ) -> Callable[[list[Fields], int], Page]:
+        """Makes pages of rows, on the connection's thread."""
+
+        def last(rows: list[Fields]) -> Fields:
+            return tuple(rows[-1][number] for number in key)
+
+        if lines is not None:
+            return self._lines_converter(lines, last if key else None)
+        row = self._spec.row
+        if row is not None:
+            build = Builder(row, names=self._names, key=key, label=self._where)
+            return lambda rows, nbytes: Page(build(rows), last(rows), nbytes)
+        layout = self._layout
+        shown = slice(-self._hidden) if self._hidden else None
+
+        def values(rows: list[Fields], nbytes: int) -> Page:
+            seen = rows if shown is None else [row[shown] for row in rows]
+            return Page(ValueRows(layout, seen, nbytes), last(rows), nbytes)
+
+        return values
+
+    def _lines_converter(
+        self, lines: Lines, last: Callable[[list[Fields]], Fields] | None
+    ) -> Callable[[list[Fields], int], Page]:
+        decoders = [text_decoder(one.type, nullable=one.nullable) for one in self._targets]
+        layout = Layout(self._targets, decoders, is_text=True)
+        read = lines.reader_of(self._order.columns) if last is None else None
+
+        def texts(rows: list[Fields], _: int) -> Page:
+            written, size = lines.write(rows)
+            found = TextRows(layout, written, size)
+            if last is not None:
+                return Page(found, last(rows), found.nbytes)
+            return Page(found, read(written[-1]) if read is not None else (), found.nbytes)
+
+        return texts
 
     async def _run(
         self,
         connection: Connection,
+        columns: Sequence[str],
         place: _Place,
         until: Fields | None,
         bound: Any,
     ) -> aiosqlite.Cursor:
-        sql, parameters = self._statement(after=place.last, until=until, bound=bound)
+        sql, parameters = self._statement(columns, after=place.last, until=until, bound=bound)
         if not self._order.columns and place.given:
             sql += f" LIMIT -1 OFFSET {place.given}"
 
@@ -390,7 +496,7 @@ class SqliteReader:
         return await connection.run(execute)
 
     def _statement(
-        self, *, after: Fields | None, until: Fields | None, bound: Any
+        self, columns: Sequence[str], *, after: Fields | None, until: Fields | None, bound: Any
     ) -> tuple[str, list[Any]]:
         """The SELECT, and its parameters. Keyset: it starts after the last key."""
         terms = self._order.terms
@@ -404,7 +510,7 @@ class SqliteReader:
         if bound is not None:
             conditions.append(f"{terms[0]} < ?")
             parameters.append(bound)
-        sql = f"SELECT {', '.join(map(quote, self._names))} FROM {self._from}"  # noqa: S608  quoted names
+        sql = f"SELECT {', '.join(columns)} FROM {self._from}"  # noqa: S608  quoted names
         if conditions:
             sql += f" WHERE {' AND '.join(conditions)}"
         if terms:

@@ -1,0 +1,376 @@
+"""Lines of COPY text that SQLite itself builds, for columns of a PostgreSQL table.
+
+Where no function looks at the rows, Python need not see their values either. For each column there
+is SQL that writes it as COPY text, and SQL that proves that this text is what Python would have
+written (see :mod:`etl.databases.types`, which decides what may go into what). A row without proof
+becomes NULL instead of a line; its page is then read as values, checked one by one, and written or
+refused as ever. So nothing is bent here that is not bent there.
+
+Some columns have no such SQL (floating-point numbers need the shortest text that means them, which
+SQLite cannot write): they come as values between pieces of text, and Python writes them.
+
+Texts are not escaped at first, because few need it and ``replace`` costs as much as all the rest:
+whether one does, a few searches over a whole page tell. Then the page is read again with escapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etl.databases.sql import quote
+from etl.databases.sqlite.schema import affinity_of
+from etl.databases.types import encode_column, from_sqlite, unescape
+from etl.errors import DataError
+from etl.rows import Column, Kind
+
+MOST_COLUMNS = 150
+"""SQLite's expressions may be 1,000 levels deep, and a function takes 127 arguments."""
+_MOST_ARGUMENTS = 100
+_EXACT_DIGITS = 15
+"""A decimal of so few digits is the shortest text of the number that it means, and no other is."""
+_ROUND = "6755399441055744.0"
+"""1.5 * 2**52: adding it to a small number rounds that to a whole one."""
+_NULL = r"'\N'"
+_TEXT_KINDS: frozenset[Kind] = frozenset({"text", "other", "json"})
+
+
+class Doubt(Exception):
+    """A page's lines are not proven; its message is for maintainers.
+
+    Attributes:
+        escaping_helps: It is enough to read the page with escapes.
+    """
+
+    def __init__(self, why: str, *, escaping_helps: bool = False) -> None:
+        super().__init__(why)
+        self.escaping_helps = escaping_helps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """How SQLite writes one column.
+
+    Attributes:
+        proof: A condition that is true where the text is right and the value is not NULL.
+        sql: A text of any characters, or what ``form`` takes.
+        form: How ``printf`` writes ``sql``: a whole number, or a text without NUL.
+        as_text: The text itself, where there is a ``form``.
+        length: Characters that the column takes, where PostgreSQL would drop spaces behind them.
+    """
+
+    proof: str
+    sql: str
+    form: str | None = None
+    as_text: str = ""
+    length: int | None = None
+
+
+def _whole(proof: str, name: str) -> Field:
+    return Field(proof=proof, sql=name, form="%lld", as_text=name)
+
+
+def _moment(function: str, name: str) -> Field:
+    return Field(proof=_is_canonical(function, name), sql=name, form="%s", as_text=name)
+
+
+def field(source: Column, target: Column) -> Field | None:
+    """How SQLite writes a column for another one; None: only Python can."""
+    name = quote(source.name)
+    affinity = affinity_of(source.type.name)
+    kind = target.type.kind
+    is_text = f"typeof({name})='text'"
+    match kind:
+        case "int16" | "int32" | "int64":
+            return _whole(f"typeof({name})='integer'", name)
+        case "bool":
+            return _whole(f"typeof({name})='integer' AND {name} BETWEEN 0 AND 1", name)
+        case "numeric":
+            if affinity == "integer":
+                if (target.type.scale or 0) < 0:
+                    return None
+                return _whole(f"typeof({name})='integer'", name)
+            if affinity == "text":
+                return _numeral(name, target.type.scale)
+            return _decimal(name, target.type.precision, target.type.scale)
+        case "text":
+            is_padded = target.type.name.startswith("character(")
+            return Field(proof=is_text, sql=name, length=None if is_padded else target.type.length)
+        case "json" | "other":
+            return Field(proof=is_text, sql=name)
+        case "bytes":
+            # hex(NULL) is an empty text.
+            text = rf"CASE WHEN {name} IS NOT NULL THEN '\\x'||hex({name}) END"
+            return Field(proof=f"typeof({name})='blob'", sql=text)
+        case "date":
+            return _moment("date", name)
+        case "time":
+            return _moment("time", name)
+        case "timestamp":
+            forms = [_DAY, *[_STAMP + end for end in _fractions(target.type.scale)]]
+            return Field(
+                proof=f"({_is_canonical('datetime', name)} OR {is_text} AND {_like(name, forms)})",
+                sql=name,
+            )
+        case "timestamptz":
+            forms = [
+                _STAMP + end + zone for zone in _ZONES for end in _fractions(target.type.scale)
+            ]
+            return Field(proof=f"{is_text} AND {_like(name, forms)}", sql=name)
+        case "uuid":
+            return Field(proof=f"{is_text} AND {_like(name, [_UUID])}", sql=name)
+        case _:
+            return None
+
+
+_DIGIT = "[0-9]"
+_DAY = "-".join([_DIGIT * 4, _DIGIT * 2, _DIGIT * 2])
+_STAMP = f"{_DAY}[ T]{':'.join([_DIGIT * 2] * 3)}"
+_ZONES = (f"[+-]{_DIGIT * 2}:{_DIGIT * 2}", f"[+-]{_DIGIT * 2}", "Z")
+_UUID = "-".join("[0-9a-fA-F]" * n for n in (8, 4, 4, 4, 12))
+
+
+def _fractions(scale: int | None) -> Sequence[str]:
+    """The fractions of a second that are looked for; a column that keeps fewer digits: none."""
+    if scale is not None and scale < 6:
+        return ("",)
+    return ("", f".{_DIGIT * 3}", f".{_DIGIT * 6}")
+
+
+def _like(name: str, forms: Sequence[str]) -> str:
+    return "(" + " OR ".join(f"{name} GLOB '{form}'" for form in forms) + ")"
+
+
+def _is_canonical(function: str, name: str) -> str:
+    """Whether a text is what SQLite's own function makes of it.
+
+    Compared as a whole, so that nothing hides behind a NUL. Years before 0 begin with a minus.
+    """
+    # With a plus, no text is tried as a number, as columns declared DATE would have it.
+    return f"{function}({name})=+{name} COLLATE BINARY AND +{name}>'0' COLLATE BINARY"
+
+
+def _numeral(name: str, scale: int | None) -> Field | None:
+    """Texts that are digits, a point, a minus. PostgreSQL refuses what is no number of these."""
+    if scale is not None and scale < 0:
+        return None
+    proof = f"typeof({name})='text' AND {name} NOT GLOB '*[^-0-9.]*'"
+    if scale is not None:
+        proof += f" AND {name} NOT GLOB '*.{'?' * (scale + 1)}*'"
+    return Field(proof=proof, sql=name)
+
+
+def _decimal(name: str, precision: int | None, scale: int | None) -> Field | None:
+    """Numbers of which many are floating-point, for a decimal with so many digits.
+
+    They are written as a whole number of the decimal's last digits, ``1999e-2``. That number over
+    100.0 must be the very value: both are exact, and a division is rounded correctly (IEEE 754), so
+    1999e-2 is a decimal that means the value; and since it has at most 15 digits, it is the
+    shortest one, which is what Python would write. PostgreSQL refuses more digits than it declares.
+    """
+    if scale is None or not 0 <= scale <= 9:
+        return None
+    unit = f"1{'0' * scale}.0"
+    whole = f"(({name}*{unit}+{_ROUND})-{_ROUND})"
+    proof = f"{whole}/{unit}={name}"
+    if precision is None or precision > _EXACT_DIGITS:
+        bound = f"1{'0' * (_EXACT_DIGITS - scale)}"
+        proof += f" AND {name}>-{bound} AND {name}<{bound}"
+    exponent = f"e-{scale}" if scale else ""
+    as_text = f"CAST({whole} AS INTEGER)" + (f"||'{exponent}'" if scale else "")
+    return Field(proof=proof, sql=whole, form=f"%lld{exponent}", as_text=as_text)
+
+
+class Lines:
+    """What is selected instead of columns, and how lines come of it.
+
+    Attributes:
+        select: The SQL expressions: pieces of text, with columns for Python between them.
+    """
+
+    def __init__(
+        self, sources: Sequence[Column], targets: Sequence[Column], *, is_strict: bool
+    ) -> None:
+        """Plan the lines.
+
+        Args:
+            is_strict: Escape texts, and prove their length.
+        """
+        self._width = len(sources)
+        self._index = {column.name: i for i, column in enumerate(sources)}
+        self._fields = [field(*pair) for pair in zip(sources, targets, strict=True)]
+        self._targets = tuple(targets)
+        has_bytes = any(one.type.kind == "bytes" for one in targets)
+        # The backslashes of bytes cannot be told from those of texts that are not escaped.
+        self.is_strict = is_strict or has_bytes
+        self._has_lengths = any(one is not None and one.length is not None for one in self._fields)
+        self._raw = [i for i, one in enumerate(self._fields) if one is None]
+        self.select = self._pieces(sources)
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether SQLite writes anything at all."""
+        return len(self._raw) < self._width <= MOST_COLUMNS
+
+    def _pieces(self, sources: Sequence[Column]) -> list[str]:
+        """The line's pieces, as NULL in rows that are not proven."""
+        pieces: list[str] = []
+        writer = _Writer()
+        proofs: list[str] = []
+        for i, (source, target, one) in enumerate(
+            zip(sources, self._targets, self._fields, strict=True)
+        ):
+            if i:
+                writer.literal("\t")
+            name = quote(source.name)
+            if one is None:
+                pieces += [writer.sql(), name]
+                writer = _Writer()
+                continue
+            may_be_null = source.nullable and target.nullable
+            proof, sql = self._checked(one, name, may_be_null=may_be_null)
+            proofs.append(f"({proof} OR {name} IS NULL)" if may_be_null else proof)
+            if one.form is None:
+                writer.text(f"ifnull({sql},{_NULL})" if may_be_null else sql)
+            elif may_be_null:
+                writer.number("%s", f"ifnull({one.as_text},{_NULL})")
+            else:
+                writer.number(one.form, sql)
+        pieces.append(writer.sql())
+        proven = " AND ".join(proofs) or "1"
+        # One proof for the whole row: in its first piece.
+        pieces[0] = f"CASE WHEN {proven} THEN {pieces[0]} END"
+        return pieces
+
+    def _checked(self, one: Field, name: str, *, may_be_null: bool) -> tuple[str, str]:
+        """A field's proof and text, with what being strict asks of texts."""
+        proof, sql = one.proof, one.sql
+        if one.form is not None or sql != name:
+            return proof, sql
+        if self.is_strict:
+            for plain, escape in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
+                sql = f"replace({sql},'{plain}','{escape}')"
+            if one.length is not None:
+                proof += f" AND length({name})<={one.length}"
+        elif may_be_null:
+            # Without escapes, a text that looks like NULL.
+            proof += f" AND {name}<>{_NULL} COLLATE BINARY"
+        return proof, sql
+
+    def can_read(self, names: Sequence[str]) -> bool:
+        """Whether the values of these columns can be read from a line."""
+        return all(self._kind_of(name) is not None for name in names)
+
+    def reader_of(self, names: Sequence[str]) -> Callable[[str], tuple[Any, ...]]:
+        """From a line to SQLite's values of these columns."""
+        kinds = [(self._index[name], self._kind_of(name)) for name in names]
+
+        def read(line: str) -> tuple[Any, ...]:
+            fields = line.split("\t")
+            return tuple(
+                int(fields[i]) if kind is int else unescape(fields[i]) for i, kind in kinds
+            )
+
+        return read
+
+    def _kind_of(self, name: str) -> type[int] | type[str] | None:
+        """The class of a column's values, where it has one and its text is the value's."""
+        found = self._index.get(name)
+        one = self._fields[found] if found is not None else None
+        if one is None:
+            return None
+        if one.form == "%lld" and one.as_text == quote(name):
+            return int
+        return str if one.sql == quote(name) else None
+
+    def write(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[str], int]:
+        """The lines of a page, and how many characters they have.
+
+        Raises:
+            Doubt: They are not proven.
+        """
+        if not self._raw:
+            lines = [row[0] for row in rows]
+        else:
+            columns = list(zip(*rows, strict=True))
+            for n, i in enumerate(self._raw):
+                columns[2 * n + 1] = self._encoded(columns[2 * n + 1], self._targets[i])
+            if None in columns[0]:
+                raise Doubt("a value has no proof")
+            lines = list(map("".join, zip(*columns[: 2 * len(self._raw) + 1], strict=True)))
+        try:
+            text = "\n".join(lines)
+        except TypeError:
+            raise Doubt("a value has no proof") from None
+        self._check(text, len(lines))
+        return lines, len(text)
+
+    def _encoded(self, values: Sequence[Any], target: Column) -> Any:
+        adapt: Callable[[Sequence[Any]], Sequence[Any]] | None = from_sqlite(target.type)
+        try:
+            return encode_column(adapt(values) if adapt is not None else values, target)
+        except DataError:
+            # It names the row of this page; the page is read again and then names its batch's.
+            raise Doubt("a value is refused") from None
+
+    def _check(self, text: str, count: int) -> None:
+        """Whether texts need escapes that they have not got, or hold what no text may."""
+        if "\0" in text:
+            raise Doubt("a NUL")
+        if self.is_strict:
+            return
+        if (
+            text.count("\t") != count * (self._width - 1)
+            or text.count("\n") != count - 1
+            or "\r" in text
+            or ("\\" in text and not _only_nulls(text))
+        ):
+            raise Doubt("a text to escape", escaping_helps=True)
+        if self._has_lengths and (" \t" in text or " \n" in text or text.endswith(" ")):
+            raise Doubt("spaces at the end of a text", escaping_helps=True)
+
+
+def _only_nulls(text: str) -> bool:
+    r"""Whether each backslash begins a field that is ``\N`` and nothing else."""
+    many = text.count("\\")
+    begins = text.count("\t\\N") + text.count("\n\\N") + text.startswith("\\N")
+    ends = text.count("\\N\t") + text.count("\\N\n") + text.endswith("\\N")
+    return begins == many == ends
+
+
+class _Writer:
+    """Joins fields to one SQL expression: numbers and what stands between them by ``printf``."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._form = ""
+        self._arguments: list[str] = []
+
+    def literal(self, text: str) -> None:
+        """A text without special characters of ``printf``."""
+        self._form += text
+
+    def number(self, form: str, sql: str) -> None:
+        """A number, or a text without NUL."""
+        if len(self._arguments) == _MOST_ARGUMENTS:
+            self._flush()
+        self._form += form
+        self._arguments.append(sql)
+
+    def text(self, sql: str) -> None:
+        """A text of any characters: ``printf`` would end it at a NUL, ``||`` does not."""
+        self._flush()
+        self._parts.append(sql)
+
+    def _flush(self) -> None:
+        if self._arguments:
+            self._parts.append(f"printf('{self._form}',{','.join(self._arguments)})")
+        elif self._form:
+            self._parts.append(f"'{self._form}'")
+        self._form, self._arguments = "", []
+
+    def sql(self) -> str:
+        """The expression."""
+        self._flush()
+        return "||".join(self._parts) or "''"
