@@ -71,7 +71,7 @@ DECLARED = (
 
 
 def shifted(digits: int, places: int) -> float:
-    return digits / 10**places
+    return float(digits / 10**places)
 
 
 dates = st.builds(
