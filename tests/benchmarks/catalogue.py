@@ -11,6 +11,7 @@ NAMES = (
     "engine",
     "postgres_functions",
     "postgres_untouched",
+    "postgres_upsert",
     "sqlite_to_postgres",
     "postgres_to_sqlite",
     "memory",
