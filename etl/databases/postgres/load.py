@@ -288,7 +288,10 @@ class Load:
         count = sum(map(len, groups))
         chunks = [HEADER, *pieces_of(groups), TRAILER]
         if self.sink.mode == "upsert":
-            await self._merge(connection, into, chunks, count, "binary")
+            # Untouched rows of one instant: what identifies them in the source still does.
+            key = self._shape.key if self._shape is not None else ()
+            are_unique = bool(key) and set(key) <= set(self.sink.key)
+            await self._merge(connection, into, chunks, count, "binary", are_unique=are_unique)
         else:
             kept = await copy_in(connection, into.schema, into.name, names, chunks, "binary")
             self._check_kept(kept, count)
@@ -425,6 +428,8 @@ class Load:
         chunks: Sequence[bytes],
         count: int,
         form: Literal["text", "binary"] = "text",
+        *,
+        are_unique: bool = False,
     ) -> None:
         temporary = await self._temporary_table(connection, into)
         if self._used_temporary:
@@ -442,7 +447,9 @@ class Load:
                 f"{self.label}: a row has NULL in its key ({', '.join(key)}), so it could never be"
                 " found again. This group was rolled back; filter such rows out"
             )
-        status = await connection.execute(self._merge_sql(into, temporary), timeout=GROUP_S)
+        status = await connection.execute(
+            self._merge_sql(into, temporary, are_unique=are_unique), timeout=GROUP_S
+        )
         if self._has_triggers:
             distinct: int = await connection.fetchval(
                 f"SELECT count(*) FROM (SELECT DISTINCT {quote_all(key)}"  # noqa: S608
@@ -474,8 +481,10 @@ class Load:
             name += "_"
         return name
 
-    def _merge_sql(self, into: Relation, temporary: str) -> str:
+    def _merge_sql(self, into: Relation, temporary: str, *, are_unique: bool) -> str:
         """Insert the last row of each key, in key order; where the key is there, update it.
+
+        Key order is how the target's index is read and written best.
 
         Added columns are summed over the rows of a key, then added to what is there. NULL adds
         nothing: NULL and a number make the number, NULL and NULL stay NULL.
@@ -484,7 +493,9 @@ class Load:
         names, have = self._names, into.by_name
         keys, order = quote_all(key), quote(self._ordinal)
         rows = qualify("pg_temp", temporary)
-        if add:
+        if are_unique:
+            select = f"SELECT {quote_all(names)} FROM {rows} ORDER BY {keys}"  # noqa: S608
+        elif add:
             wanted = ", ".join(
                 f"(sum({quote(n)}) OVER (PARTITION BY {keys}))::{have[n].cast} AS {quote(n)}"
                 if n in add
