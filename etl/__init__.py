@@ -9,6 +9,7 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``engine``: how a plan runs. It knows no dialect.
 - ``pipeline``: a name, its flows, and the ways to run them.
 - ``databases``: one driver for each dialect, imported when it is first used.
+- ``verification``: whether two tables hold the same rows.
 - ``observe``, ``cli``: progress, and the command ``etl``.
 - ``testing``: connectors in memory and tools to test pipelines with.
 
@@ -34,6 +35,7 @@ from etl.pipeline import Pipeline, gather
 from etl.policy import Limits, Retry
 from etl.rows import Row
 from etl.stages import stage
+from etl.verification import Verdict, verify
 
 __all__ = [
     "Batch",
@@ -58,7 +60,9 @@ __all__ = [
     "Stream",
     "Token",
     "TransientError",
+    "Verdict",
     "gather",
     "merge",
     "stage",
+    "verify",
 ]

@@ -264,6 +264,61 @@ def copy(
     return run_pipeline(pipeline, options, screen)
 
 
+@app.command()
+@command
+def verify(
+    screen: Screen,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE_URL or FILE[:NAME]", help="What was copied.")
+    ],
+    target_url: Annotated[
+        str | None, typer.Argument(metavar="[TARGET_URL]", help="Where it was copied to.")
+    ] = None,
+    *,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A table; repeat it for several. Default: all."),
+    ] = None,
+    rename: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Its name in the target.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="COL,COL", help="What identifies a row. Default: the primary key."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Compare only rows for which both sides hold this true."),
+    ] = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Print the values that differ, not only where.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(metavar="ROWS", min=0, help="Differences that are listed for a table.")
+    ] = 100,
+) -> int:
+    """Compare tables with their copies, by hashes that the databases compute.
+
+    Ends with 0 where all are equal, with 1 where a row or a column differs. Changes nothing.
+    """
+    from etl.cli.copy import CopyOptions
+    from etl.cli.discover import find_pipeline
+    from etl.cli.verify import is_file, verify_copy, verify_pipeline
+    from etl.databases.database import Database
+    from etl.verification import Pair
+
+    columns = _columns(key, "--key")
+    like = Pair(source="", target="", key=columns, where=where, values=values, most=limit)
+    if target_url is None:
+        if not is_file(source):
+            raise ConfigError("etl verify takes two URLs, or the file of a pipeline")
+        if table or rename is not None:
+            raise ConfigError("--table and --as go with two URLs; a pipeline names its tables")
+        return asyncio.run(verify_pipeline(screen, find_pipeline(source), like))
+    options = CopyOptions(tables=tuple(table or ()), rename=rename, key=columns)
+    return asyncio.run(verify_copy(screen, Database(source), Database(target_url), options, like))
+
+
 @state_app.command("show")
 @command
 def state_show(

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 from etl.batch import Batch, Position
 from etl.connector import Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
 from etl.databases.declared import Cast, Declared, Rename, Select, Where
+from etl.databases.digest import Snapshot
 from etl.databases.sql import literal
 from etl.databases.url import Url, parse_url
 from etl.errors import ConfigError
@@ -117,6 +118,10 @@ class Driver(Protocol):
     ) -> AbstractAsyncContextManager[OpenTarget]: ...
 
     def open_state(self, url: Url) -> AbstractAsyncContextManager[StateStore]: ...
+
+    def open_snapshot(
+        self, url: Url, *, side: Literal["source", "target"]
+    ) -> AbstractAsyncContextManager[Snapshot]: ...
 
     async def list_tables(self, url: Url) -> Sequence[TableInfo]: ...
 

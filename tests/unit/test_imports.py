@@ -26,6 +26,7 @@ HOUSE = (
     "pipeline",
     "databases",
     "files",
+    "verification",
     "observe",
     "etl",  # the package itself, which gives the public names
     "cli",

@@ -5,9 +5,10 @@ runs it. A target has a ``session`` for each lane; it holds a ``load`` for each 
 rows into COPY text (``lines``), and makes tables (``tables``, ``staging``) where they are missing.
 """
 
+from etl.databases.postgres.digest import open_snapshot
 from etl.databases.postgres.inspection import check, list_tables
 from etl.databases.postgres.reader import open_reader
 from etl.databases.postgres.state import open_state
 from etl.databases.postgres.target import open_target
 
-__all__ = ["check", "list_tables", "open_reader", "open_state", "open_target"]
+__all__ = ["check", "list_tables", "open_reader", "open_snapshot", "open_state", "open_target"]
