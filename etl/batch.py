@@ -54,6 +54,32 @@ class Token:
     new: Position | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A row that a step refused. It travels with its batch to the lane.
+
+    Attributes:
+        row: As it entered the step, so that it can enter there again.
+        ordinal: Its place in the batch.
+        step: The step's name.
+        steps_left: How many steps the row still has to pass, the refusing one included: 0 for a
+            row that its table refused.
+        reason: Why, without any value of the row.
+        detail: What the error says itself; it may quote values.
+        column: The column, where one is to blame.
+        sqlstate: The database's code, where it has one.
+    """
+
+    row: Any
+    ordinal: int
+    step: str
+    steps_left: int
+    reason: str
+    detail: str | None = None
+    column: str | None = None
+    sqlstate: str | None = None
+
+
 class Batch(Generic[T_co]):
     """Rows with the tokens that they settle. Treat it as immutable.
 
@@ -66,10 +92,11 @@ class Batch(Generic[T_co]):
         tokens: What a commit of these rows settles.
         pieces_of: Partitions of which these rows are a piece whose token comes with a later one.
         position: "Resume after this", as the source gave it.
+        rejects: Rows that earlier steps refused; they are settled with these rows.
         nbytes: Approximate size in memory.
     """
 
-    __slots__ = ("_nbytes", "pieces_of", "position", "rows", "tokens")
+    __slots__ = ("_nbytes", "pieces_of", "position", "rejects", "rows", "tokens")
 
     def __init__(
         self,
@@ -78,12 +105,14 @@ class Batch(Generic[T_co]):
         position: Position | None = None,
         tokens: tuple[Token, ...] = (),
         pieces_of: tuple[str, ...] = (),
+        rejects: tuple[Reject, ...] = (),
         nbytes: int | None = None,
     ) -> None:
         self.rows = rows
         self.position = position
         self.tokens = tokens
         self.pieces_of = pieces_of
+        self.rejects = rejects
         self._nbytes = nbytes
 
     @property
@@ -96,10 +125,16 @@ class Batch(Generic[T_co]):
         """Approximate size in memory; exact where the source knows it."""
         if self._nbytes is None:
             self._nbytes = weigh(self.rows)
+            if self.rejects:
+                self._nbytes += weigh([reject.row for reject in self.rejects])
         return self._nbytes
 
-    def derive(self, rows: Sequence[U]) -> Batch[U]:
-        """The same tokens with other rows; also for no rows at all."""
+    def derive(self, rows: Sequence[U], *, rejects: Sequence[Reject] = ()) -> Batch[U]:
+        """The same tokens with other rows; also for no rows at all.
+
+        Args:
+            rejects: Rows that were refused on the way, beside those that the batch has already.
+        """
         # Rows that did not change need not be weighed again at each hand-over.
         known = self._nbytes if rows is self.rows else None
         return Batch(
@@ -107,6 +142,7 @@ class Batch(Generic[T_co]):
             position=self.position,
             tokens=self.tokens,
             pieces_of=self.pieces_of,
+            rejects=(*self.rejects, *rejects) if rejects else self.rejects,
             nbytes=known,
         )
 
@@ -122,6 +158,7 @@ class Batch(Generic[T_co]):
             position=batches[-1].position if batches else None,
             tokens=tuple(token for batch in batches for token in batch.tokens),
             pieces_of=tuple(open_pieces.partitions),
+            rejects=tuple(reject for batch in batches for reject in batch.rejects),
         )
 
     def split(self, pieces: Sequence[Sequence[U]]) -> list[Batch[U]]:

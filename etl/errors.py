@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_REJECTS = 3
 EXIT_ACTIVE = 4
 EXIT_TEMPORARY = 75
 EXIT_SIGINT = 130
@@ -61,12 +62,30 @@ class ResourceError(TransientError):
 
 
 class DataError(EtlError):
-    """A row cannot be read, converted or written; the batch was rolled back."""
+    """A row cannot be read, converted or written; the batch was rolled back.
 
-    def __init__(self, message: str, *, column: str | None = None, row: int | None = None) -> None:
+    Attributes:
+        column: The column, where one is to blame.
+        row: The row's place among those that were given, counted from 0, as far as it is known.
+        reason: Why, in a few words: without the place, the state of things, or a value.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        column: str | None = None,
+        row: int | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.column = column
         self.row = row
+        self.reason = reason or message
+
+
+class TooManyRejectsError(EtlError):
+    """More rows were refused than the policy allows; the group of the last of them rolled back."""
 
 
 class FencedError(EtlError):
@@ -138,6 +157,16 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, PipelineFailedError) and error.errors:
         return exit_code_of(error.errors[0])
     return error.exit_code if isinstance(error, EtlError) else EXIT_FAILED
+
+
+def is_about_a_row(error: BaseException) -> bool:
+    """Whether an error that a function raised for a row may be that row's own fault.
+
+    A lost connection, a full disk or a wrong set-up would fail for every row.
+    """
+    return isinstance(error, Exception) and not isinstance(
+        error, TransientError | ConfigError | OSError | MemoryError
+    )
 
 
 ErrorClass = Literal[

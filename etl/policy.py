@@ -1,9 +1,10 @@
-"""Policies that a pipeline states: limits and retries. Values only, checked when they are made."""
+"""Policies that a pipeline states: limits, retries, bad rows. Values only, checked when made."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from etl.errors import ConfigError
 
@@ -101,3 +102,53 @@ class Retry:
             raise ConfigError("Retry(attempts=...) counts the first try too; it is at least 1")
         if min(self.base_s, self.cap_s, self.total_s) < 0:
             raise ConfigError("Retry: times must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """Bad rows go into the table ``etl_reject`` of the target, and the run goes on.
+
+    The bounds are those of one flow in one run: a feed that is wholly broken ends the run. Of
+    ``max_share`` nothing is judged before ``max_share_from`` rows were refused, so that one bad row
+    among the first ten does not end it.
+
+    Attributes:
+        max_rows: Most rows that may be refused.
+        max_share: Most of the last ``window_rows`` rows that may be refused, as a part of 1.
+        window_rows: How many rows ``max_share`` looks back at.
+    """
+
+    max_rows: int = 10_000
+    max_share: float = 0.1
+    window_rows: int = 10_000
+    max_share_from: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_share_from"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"DeadLetter({name}=...) must not be negative")
+        if self.window_rows < 1:
+            raise ConfigError("DeadLetter(window_rows=...) must be at least 1")
+        if not 0 <= self.max_share <= 1:
+            raise ConfigError(
+                "DeadLetter(max_share=...) is a part of 1; 0.1 is a tenth of the rows"
+            )
+
+
+OnError: TypeAlias = Literal["fail", "skip"] | DeadLetter
+"""What becomes of a bad row: it ends the run, or is counted and left out, or is kept.
+
+``"skip"`` has the bounds of ``DeadLetter()``.
+"""
+
+
+def check_on_error(given: object, where: str) -> None:
+    """Refuse what is no policy.
+
+    Raises:
+        ConfigError: With the name of what it was given to.
+    """
+    if given not in ("fail", "skip") and not isinstance(given, DeadLetter):
+        raise ConfigError(
+            f'{where}: on_error={given!r} is neither "fail", "skip" nor a DeadLetter(...)'
+        )

@@ -5,10 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
-from etl.batch import Batch, OpenPieces, Token
-from etl.errors import ConfigError, ConservationError, DataError, EtlError, StageError
+from etl.batch import Batch, OpenPieces, Reject, Token
+from etl.errors import (
+    ConfigError,
+    ConservationError,
+    DataError,
+    EtlError,
+    StageError,
+    is_about_a_row,
+)
 from etl.flow import Filter, FlatMap, Map, Stage, name_of
 from etl.rows import Row
 
@@ -17,6 +26,8 @@ U = TypeVar("U")
 P = ParamSpec("P")
 
 RowStep: TypeAlias = Map | Filter | FlatMap
+
+_OWN_FOLDER = str(Path(__file__).parent)
 
 
 @overload
@@ -78,6 +89,28 @@ def fuse(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return run
 
 
+def fuse_tolerantly(
+    steps: Sequence[RowStep], *, steps_left: int
+) -> Callable[[Batch[Any]], Batch[Any]]:
+    """The same loop over batches; a row that a function fails on becomes a reject.
+
+    Args:
+        steps_left: How many steps a row has to pass from the first of these on.
+
+    Raises (from the returned function):
+        StageError: A function failed with an error that is not about a row.
+    """
+    loop = _loop(steps)
+
+    def run(batch: Batch[Any]) -> Batch[Any]:
+        try:
+            return batch.derive(loop(batch.rows))
+        except Exception:
+            return _sifted(batch, steps, loop, steps_left)
+
+    return run
+
+
 def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
     """The steps as one list comprehension: ``[v1 for v0 in rows if f0(v0) for v1 in (f1(v0),)]``.
 
@@ -85,7 +118,7 @@ def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
     ``next()`` that found nothing) looks like the end of the rows, and the rest would be lost
     without a word. The comprehension is not slower.
     """
-    names: dict[str, Any] = {f"f{number}": _function(step) for number, step in enumerate(steps)}
+    names: dict[str, Any] = {f"f{number}": function_of(step) for number, step in enumerate(steps)}
     value = "v0"
     clauses = ["for v0 in rows"]
     for number, step in enumerate(steps):
@@ -100,27 +133,119 @@ def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
     return loop
 
 
-def _function(step: RowStep) -> Callable[[Any], Any]:
+def function_of(step: RowStep) -> Callable[[Any], Any]:
+    """The user's function of a step."""
     return step.predicate if isinstance(step, Filter) else step.function
+
+
+_SIFTED = 256
+"""Rows of a piece in which a bad row is looked for one by one; the others go through the loop."""
+
+
+def _sifted(
+    batch: Batch[Any],
+    steps: Sequence[RowStep],
+    loop: Callable[[Sequence[Any]], list[Any]],
+    steps_left: int,
+) -> Batch[Any]:
+    """The batch after the steps, without the rows that they failed on."""
+    kept: list[Any] = []
+    rejects: list[Reject] = []
+    rows = batch.rows
+    for first in range(0, len(rows), _SIFTED):
+        piece = rows[first : first + _SIFTED]
+        try:
+            kept += loop(piece)
+            continue
+        except Exception:
+            pass  # which row it was, the slow way tells
+        for number, row in enumerate(piece, first):
+            values, refused = _stepwise(row, steps)
+            kept += values
+            for value, place, error in refused:
+                if not is_about_a_row(error):
+                    raise _blame(function_of(steps[place]), number, row, error) from error
+                rejects.append(
+                    reject_of(error, value, number, label_of(steps[place]), steps_left - place)
+                )
+    return batch.derive(kept, rejects=rejects)
+
+
+def _stepwise(
+    row: Any, steps: Sequence[RowStep]
+) -> tuple[list[Any], list[tuple[Any, int, Exception]]]:
+    """One row through the steps: what comes out, and what was refused where."""
+    values: list[Any] = [row]
+    refused: list[tuple[Any, int, Exception]] = []
+    for place, step in enumerate(steps):
+        function = function_of(step)
+        passed: list[Any] = []
+        for value in values:
+            try:
+                match step:
+                    case Map():
+                        passed.append(function(value))
+                    case Filter():
+                        if function(value):
+                            passed.append(value)
+                    case FlatMap():
+                        passed += list(function(value))
+            except Exception as error:  # whatever a user's function raises
+                refused.append((value, place, error))
+        values = passed
+    return values, refused
+
+
+def reject_of(error: Exception, row: Any, ordinal: int, step: str, steps_left: int) -> Reject:
+    """What is kept of a row that a step refused.
+
+    The reason holds no value of the row. What a user's function says may quote one, so only the
+    error's class and line are taken from it, and its text is the detail.
+    """
+    cause = error.__cause__
+    if isinstance(error, DataError):
+        reason = error.reason
+        detail = getattr(cause, "detail", None)  # PostgreSQL's: the key that is there already
+    else:
+        reason = f"{type(error).__name__}{_line_of(error)}"
+        detail = str(error)[:500] or None
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
+    return Reject(
+        row=row,
+        ordinal=ordinal,
+        step=step,
+        steps_left=steps_left,
+        reason=f"{type(error).__name__}: {reason}" if isinstance(error, DataError) else reason,
+        detail=detail if isinstance(detail, str) else None,
+        column=getattr(error, "column", None),
+        sqlstate=code if isinstance(code, str) else None,
+    )
+
+
+def _line_of(error: BaseException) -> str:
+    """Where it was raised: the last line outside the libraries, as `` (file.py:12)``."""
+    frames = [
+        frame
+        for frame in extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", _OWN_FOLDER))
+    ]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
+def label_of(step: RowStep) -> str:
+    """A row function in two words."""
+    kind = {Map: "map", Filter: "filter", FlatMap: "flat_map"}[type(step)]
+    return f"{kind} {name_of(function_of(step))}"
 
 
 def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) -> EtlError:
     """Which function failed on which row: the slow loop, run only after the fast one failed."""
     for number, row in enumerate(rows):
-        values: list[Any] = [row]
-        for step in steps:
-            function = _function(step)
-            try:
-                match step:
-                    case Map():
-                        values = [function(value) for value in values]
-                    case Filter():
-                        values = [value for value in values if function(value)]
-                    case FlatMap():
-                        values = [one for value in values for one in function(value)]
-            except Exception as error:  # whatever a user's function raises
-                return _blame(function, number, row, error)
-    names = ", ".join(name_of(_function(step)) for step in steps)
+        _, refused = _stepwise(row, steps)
+        if refused:
+            _, place, error = refused[0]
+            return _blame(function_of(steps[place]), number, row, error)
+    names = ", ".join(name_of(function_of(step)) for step in steps)
     return StageError(
         f"one of the row functions {names} failed ({type(first).__name__}: {str(first)[:500]}), and"
         " did not when the batch was tried row by row: row functions must be pure. The batch was"
@@ -140,7 +265,7 @@ def _place(function: Callable[..., Any]) -> str:
 def _blame(function: Callable[..., Any], number: int, row: Any, error: Exception) -> EtlError:
     what = f"{_place(function)} failed on row {number + 1} of a batch"
     if isinstance(error, DataError):
-        return DataError(f"{what}: {error}", column=error.column, row=number)
+        return DataError(f"{what}: {error}", column=error.column, row=number, reason=error.reason)
     text = f"{what}: {type(error).__name__}: {str(error)[:500]}"
     if isinstance(error, KeyError) and isinstance(row, Row):
         text += f" (the row has {', '.join(row)})"
@@ -157,12 +282,21 @@ class TokenLedger:
         self._name = name
         self._owed: dict[Token, None] = {}
         self._open_pieces = OpenPieces()
+        self._rejects: dict[int, Reject] = {}  # by identity: equal ones are two rows
+        self._rejects_of: dict[Token, list[Reject]] = {}
+        self._rejects_of_pieces: list[Reject] = []
 
     def takes(self, batch: Batch[Any]) -> None:
-        """Note the tokens of a batch that enters."""
+        """Note the tokens and rejects of a batch that enters."""
         for token in batch.tokens:
             self._owed[token] = None
         self._open_pieces.add(batch)
+        if batch.rejects or self._rejects_of_pieces:
+            self._rejects.update((id(reject), reject) for reject in batch.rejects)
+            self._rejects_of_pieces += batch.rejects
+            if batch.tokens:
+                self._rejects_of[batch.tokens[-1]] = self._rejects_of_pieces
+                self._rejects_of_pieces = []
 
     def gives(self, batch: Batch[Any]) -> None:
         """Settle the tokens of a batch that leaves.
@@ -183,6 +317,8 @@ class TokenLedger:
                 " which carries the token. Send the pieces in the order in which split made them."
                 " Nothing of it was written"
             )
+        if self._rejects or batch.rejects:
+            self._gives_rejects(batch)
         for token in batch.tokens:
             if token not in self._owed:
                 raise ConservationError(
@@ -200,6 +336,23 @@ class TokenLedger:
                         )
                     break
             del self._owed[token]
+
+    def _gives_rejects(self, batch: Batch[Any]) -> None:
+        """Settle rejects: each leaves once, and no later than the token that covers it."""
+        for reject in batch.rejects:
+            if self._rejects.pop(id(reject), None) is None:
+                raise ConservationError(
+                    f"stage {self._name!r} sent on a rejected row that it does not hold (twice, or"
+                    " made up). Make each batch from one that came in, with derive, merge or split."
+                    " Nothing of it was written"
+                )
+        for token in batch.tokens:
+            if any(id(reject) in self._rejects for reject in self._rejects_of.pop(token, ())):
+                raise ConservationError(
+                    f"stage {self._name!r} lost a rejected row: it made a batch of its own with the"
+                    " tokens of another. Make it with derive, merge or split. Nothing of it was"
+                    " written"
+                )
 
     @property
     def _covered(self) -> set[str]:
