@@ -32,7 +32,7 @@ from etl.errors import (
 from etl.events import Report
 from etl.flow import Flow, Source, Stage, Stream, merge
 from etl.pipeline import Pipeline, gather
-from etl.policy import Limits, Retry
+from etl.policy import DeadLetter, Limits, Retry
 from etl.rows import Row
 from etl.stages import stage
 from etl.verification import Verdict, verify
@@ -42,6 +42,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Database",
+    "DeadLetter",
     "EtlError",
     "FencedError",
     "Flow",

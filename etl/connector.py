@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from etl.batch import Batch, Position
+from etl.batch import Batch, Position, Reject
 from etl.errors import ConfigError
 from etl.rows import Column, Shape
 
@@ -35,6 +35,8 @@ class RunInfo:
         most_bytes: No batch may grow larger: what a channel or a lane may hold.
         holder: Who runs: a text for the checkpoint and the lock (see ``etl.engine.holder``).
         take_over: Start although another run of the pipeline holds the lock; that run is fenced.
+        sets_aside: A row that the source cannot build goes on as a reject of its batch; where
+            False, it ends the read.
     """
 
     pipeline: str
@@ -44,6 +46,7 @@ class RunInfo:
     most_bytes: int = 16 << 20
     holder: str = "{}"
     take_over: bool = False
+    sets_aside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,83 @@ class Advance:
     new: Position | None
     rows: int
     complete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewReject:
+    """A reject for the table ``etl_reject``.
+
+    Attributes:
+        key: Whose row it is: of which pipeline, flow, sink and partition.
+        position: The position that is committed with it.
+        row_key: What identifies the row, where that is known.
+    """
+
+    key: CheckpointKey
+    position: Position | None
+    reject: Reject
+    row_key: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReject:
+    """A row of ``etl_reject``.
+
+    Attributes:
+        number: Identifies it in its table; a later one has a greater number.
+        row_key: JSON, or None.
+        row: The row, as JSON.
+        tries: How often it was sent again in vain.
+        staged: It belongs to a load that is not published yet.
+        restore: Makes the row again, as it entered the step. It is given the module that holds the
+            user's classes, and raises DataError where one of them has changed or is gone.
+    """
+
+    number: int
+    key: CheckpointKey
+    position: str | None
+    ordinal: int
+    step: str
+    steps_left: int
+    reason: str
+    detail: str | None
+    column: str | None
+    sqlstate: str | None
+    row_key: str | None
+    row: str
+    tries: int
+    staged: bool
+    run_id: str | None
+    rejected_at: str
+    restore: Callable[[str], Any]
+
+
+class RejectTable(Protocol):
+    """The table ``etl_reject`` of a target, in the transaction that its session has open."""
+
+    async def add(self, rejects: Sequence[NewReject]) -> None:
+        """Keep some rows.
+
+        Raises:
+            StageError: A row holds a value that cannot be stored.
+        """
+        ...
+
+    async def forget(self, keys: Sequence[CheckpointKey]) -> None:
+        """Drop all rejects of some keys: their rows are read again."""
+        ...
+
+    async def read(self, flow: str, sink: str, *, after: int, most: int) -> Sequence[StoredReject]:
+        """Rejects of one sink in order of their numbers, but for those of unpublished loads."""
+        ...
+
+    async def drop(self, number: int) -> None:
+        """Delete one: its row is written."""
+        ...
+
+    async def keep(self, number: int, again: Reject) -> None:
+        """Note that one was refused again, and why."""
+        ...
 
 
 class Reader(Protocol[T_co]):
@@ -200,6 +280,11 @@ class Session(Protocol):
     @property
     def uncancellable(self) -> bool: ...
 
+    @property
+    def rejects(self) -> RejectTable:
+        """Where the rows go that a step or a table refused."""
+        ...
+
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
         """Whether a sink will make its table and needs a settled kind for each column.
 
@@ -242,11 +327,27 @@ class Session(Protocol):
         Waits for a transaction of an older run that is committing. For a sink that loads
         through a staging table, the same transaction makes the staging table anew, and the
         position becomes None and ``complete`` False, where ``fresh`` is set, the last
-        generation is complete, or the staging table is gone. Other positions stay.
+        generation is complete, or the staging table is gone. Other positions stay. The rejects
+        of a staging table go with it.
         """
         ...
 
-    async def begin(self) -> None: ...
+    async def begin(self, *, strict: bool = False) -> None:
+        """Begin a transaction.
+
+        Args:
+            strict: Constraints that may wait for the end of a transaction are checked at each
+                write, so that the row that breaks one can be found.
+        """
+        ...
+
+    async def savepoint(self) -> None:
+        """Mark this point of the transaction; it takes the place of the last mark."""
+        ...
+
+    async def undo(self) -> None:
+        """Take back what was written since the last savepoint, after an error of ``write``."""
+        ...
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """Bring rows into the form in which they are written, if that is smaller.
@@ -263,7 +364,8 @@ class Session(Protocol):
         """Write the rows of a group into one sink; return how many rows were written.
 
         Raises:
-            DataError: A row cannot be converted or is refused; names the column.
+            DataError: A row cannot be converted or is refused; names the column. Its ``row`` is a
+                place in the group, where that is known.
         """
         ...
 
@@ -354,7 +456,9 @@ class OpenTarget(Protocol):
         """Put staging tables in place and complete their checkpoints, in one transaction.
 
         Called once, after every flow of the pipeline has ended cleanly, with one step for each
-        key of a sink that loads through a staging table. Safe to repeat after a doubtful commit.
+        key of a sink that loads through a staging table. The rejects of a staged load become those
+        of the table; those of the rows that a ``replace`` throws away go with them. Safe to repeat
+        after a doubtful commit.
         """
         ...
 

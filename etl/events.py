@@ -38,6 +38,25 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowsRefused:
+    """Bad rows of a transaction that is in.
+
+    Attributes:
+        rows: How many of one sink; ``total_rows`` of its flow in this run so far.
+        kept: They are in ``etl_reject``; False: they were skipped.
+        step: What refused the first of them, and ``reason``: why.
+    """
+
+    flow: str
+    sink: str
+    rows: int
+    total_rows: int
+    kept: bool
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retrying:
     """A passing failure; the same work is tried again after ``wait_s`` seconds."""
 
@@ -64,6 +83,8 @@ class FlowEnded:
     rows_read: int
     rows_written: int
     seconds: float
+    rows_rejected: int = 0
+    rows_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +94,8 @@ class FlowReport:
     Attributes:
         rows_read: Rows that the sources gave.
         rows_written: Rows that the sinks took, summed over the sinks.
+        rows_rejected: Bad rows that are in ``etl_reject`` now, summed over the sinks.
+        rows_skipped: Bad rows that were left out, summed over the sinks.
         bytes_read: Approximate bytes of the rows read.
         transactions: Commits with rows.
         exhausted: The sources had no more rows; False where a drain or an error came first.
@@ -83,6 +106,8 @@ class FlowReport:
     sinks: tuple[str, ...]
     rows_read: int = 0
     rows_written: int = 0
+    rows_rejected: int = 0
+    rows_skipped: int = 0
     bytes_read: int = 0
     transactions: int = 0
     seconds: float = 0.0
@@ -110,6 +135,14 @@ class Report:
     def rows_written(self) -> int:
         return sum(flow.rows_written for flow in self.flows)
 
+    @property
+    def rows_rejected(self) -> int:
+        return sum(flow.rows_rejected for flow in self.flows)
+
+    @property
+    def rows_skipped(self) -> int:
+        return sum(flow.rows_skipped for flow in self.flows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
@@ -119,7 +152,9 @@ class RunEnded:
     error: str | None
 
 
-Event: TypeAlias = RunStarted | Note | Committed | Retrying | StateChanged | FlowEnded | RunEnded
+Event: TypeAlias = (
+    RunStarted | Note | Committed | RowsRefused | Retrying | StateChanged | FlowEnded | RunEnded
+)
 Observer: TypeAlias = Callable[[Event], None]
 """Called on the event loop: must not block. What it raises is logged and never fails a run."""
 
@@ -143,6 +178,8 @@ class FlowStats(TypedDict):
     state: Literal["waiting", "running", "ended"]
     rows_read: int
     rows_written: int
+    rows_rejected: int
+    rows_skipped: int
     bytes_read: int
     channels: list[ChannelStats]
 

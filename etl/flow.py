@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overl
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
-from etl.errors import ConfigError
-from etl.policy import Retry
+from etl.errors import ConfigError, DataError
+from etl.policy import OnError, Retry, check_on_error
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -222,9 +222,13 @@ class Stream(Generic[T_co]):
             raise ConfigError(f"through({name_of(stage)}): decorate the function with @etl.stage")
         return self._then(stage)
 
-    def into(self, *sinks: Sink[T_co]) -> Flow:
-        """Complete the flow: write every row into each of the sinks."""
-        return Flow(stream=self, sinks=sinks, name=self.flow_name)
+    def into(self, *sinks: Sink[T_co], on_error: OnError | None = None) -> Flow:
+        """Complete the flow: write every row into each of the sinks.
+
+        Args:
+            on_error: What becomes of bad rows, where it is not what the pipeline says.
+        """
+        return Flow(stream=self, sinks=sinks, name=self.flow_name, on_error=on_error)
 
     def named(self, name: str) -> Stream[T_co]:
         """The same stream under a name of its own: the ``flow`` of its checkpoints."""
@@ -328,6 +332,14 @@ class Source(Stream[T_co]):
         """Open the source for one run. The default drives ``read``."""
         return _opened(GeneratorReader(self))
 
+    def build(self, row: Any) -> T_co:
+        """Make a row anew from the fields of one that could not be made (a reject of the read).
+
+        Raises:
+            DataError: It still cannot be made.
+        """
+        raise DataError(f"the source {self.name!r} does not make rows from fields any more")
+
 
 class GeneratorReader(Generic[T_co]):
     """Drives a source's own ``read`` generator; see :class:`etl.connector.Reader`."""
@@ -397,8 +409,11 @@ class Flow:
     stream: Stream[Any]
     sinks: tuple[Sink[Any], ...]
     name: str
+    on_error: OnError | None = None
 
     def __post_init__(self) -> None:
+        if self.on_error is not None:
+            check_on_error(self.on_error, f"flow {self.name!r}")
         if not self.sinks:
             raise ConfigError(f"flow {self.name!r}: into() needs at least one sink")
         for sink in self.sinks:

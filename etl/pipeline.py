@@ -12,7 +12,7 @@ from etl.engine.supervise import finish
 from etl.errors import ConfigError
 from etl.events import Observer, Report
 from etl.flow import Flow
-from etl.policy import Limits, Retry
+from etl.policy import Limits, OnError, Retry, check_on_error
 
 
 class Pipeline:
@@ -30,7 +30,13 @@ class Pipeline:
         *flows: Flow,
         limits: Limits | None = None,
         retry: Retry | None = None,
+        on_error: OnError = "fail",
     ) -> None:
+        """Make a pipeline.
+
+        Args:
+            on_error: What becomes of the bad rows of flows that do not say it themselves.
+        """
         if not isinstance(name, str) or not name:
             raise ConfigError("Pipeline(): the first argument is its name, a text")
         if not flows:
@@ -45,11 +51,21 @@ class Pipeline:
         self.flows = flows
         self.limits = limits or Limits()
         self.retry = retry or Retry()
+        check_on_error(on_error, f"pipeline {name!r}")
+        self.on_error: OnError = on_error
         self.plan()
 
-    def plan(self, limits: Limits | None = None) -> Plan:
+    def plan(self, limits: Limits | None = None, on_error: OnError | None = None) -> Plan:
         """What a run will do; ``explain()`` has it in lines. Connects to nothing."""
-        return make_plan(self.name, self.flows, limits or self.limits)
+        if on_error is not None:
+            check_on_error(on_error, f"pipeline {self.name!r}")
+        return make_plan(
+            self.name,
+            self.flows,
+            limits or self.limits,
+            on_error=on_error or self.on_error,
+            override=on_error is not None,
+        )
 
     async def run(
         self,
@@ -59,6 +75,7 @@ class Pipeline:
         accept_change: bool = False,
         take_over: bool = False,
         limits: Limits | None = None,
+        on_error: OnError | None = None,
     ) -> Report:
         """Run to the end. Cancelling it rolls open transactions back; a rerun is exact.
 
@@ -68,6 +85,7 @@ class Pipeline:
             take_over: Start although another run of it is active: that one is fenced off, and
                 fails when it commits next.
             limits: Instead of the pipeline's own.
+            on_error: Instead of what the pipeline and its flows say.
 
         Raises:
             ConfigError: The set-up is wrong; nothing was moved.
@@ -81,6 +99,7 @@ class Pipeline:
             accept_change=accept_change,
             take_over=take_over,
             limits=limits,
+            on_error=on_error,
         )
         return await run.wait()
 
@@ -92,13 +111,14 @@ class Pipeline:
         accept_change: bool = False,
         take_over: bool = False,
         limits: Limits | None = None,
+        on_error: OnError | None = None,
     ) -> Run:
         """Start a run and return its handle, once every database is open and checked.
 
         See :meth:`run` for arguments and errors.
         """
         return await start(
-            self.plan(limits),
+            self.plan(limits, on_error),
             retry=self.retry,
             observers=observers,
             full=full,
@@ -114,6 +134,7 @@ class Pipeline:
         accept_change: bool = False,
         take_over: bool = False,
         limits: Limits | None = None,
+        on_error: OnError | None = None,
     ) -> Report:
         """:meth:`run` for a script without an event loop.
 
@@ -135,6 +156,7 @@ class Pipeline:
                 accept_change=accept_change,
                 take_over=take_over,
                 limits=limits,
+                on_error=on_error,
             )
         )
 

@@ -27,6 +27,12 @@ P = ParamSpec("P")
 
 RowStep: TypeAlias = Map | Filter | FlatMap
 
+READ_STEP = "row"
+"""The step in which a source makes its rows (``row=Order``), and how many steps are then left: all,
+and this one. A source does not know how many that is."""
+ENTERS_ALL = 2**31 - 1
+WRITE_STEP = "write"
+
 _OWN_FOLDER = str(Path(__file__).parent)
 
 
@@ -89,17 +95,22 @@ def fuse(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return run
 
 
-def fuse_tolerantly(
-    steps: Sequence[RowStep], *, steps_left: int
+def fuse_batches(
+    steps: Sequence[RowStep], *, sets_aside: bool, steps_left: int
 ) -> Callable[[Batch[Any]], Batch[Any]]:
-    """The same loop over batches; a row that a function fails on becomes a reject.
+    """The same loop over batches.
 
     Args:
+        sets_aside: A row that a function fails on becomes a reject of its batch.
         steps_left: How many steps a row has to pass from the first of these on.
 
     Raises (from the returned function):
-        StageError: A function failed with an error that is not about a row.
+        StageError: As :func:`fuse`; where rows are set aside, only for errors that are not about
+            a row.
     """
+    if not sets_aside:
+        fused = fuse(steps)
+        return lambda batch: batch.derive(fused(batch.rows))
     loop = _loop(steps)
 
     def run(batch: Batch[Any]) -> Batch[Any]:

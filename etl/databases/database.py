@@ -10,7 +10,15 @@ from datetime import timedelta
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 from etl.batch import Batch, Position
-from etl.connector import Checkpoint, CheckpointKey, OpenTarget, Reader, RunInfo, Sink
+from etl.connector import (
+    Checkpoint,
+    CheckpointKey,
+    OpenTarget,
+    Reader,
+    RunInfo,
+    Sink,
+    StoredReject,
+)
 from etl.databases.declared import Cast, Declared, Rename, Select, Where
 from etl.databases.digest import Snapshot
 from etl.databases.sql import literal
@@ -102,7 +110,14 @@ class StateStore(Protocol):
         ...
 
     async def reset(self, keys: Sequence[CheckpointKey]) -> None:
-        """Forget checkpoints: the next run starts from the beginning. Drops their staging."""
+        """Forget checkpoints: the next run starts from the beginning.
+
+        Drops their staging, and their rejects, which that run reads again.
+        """
+        ...
+
+    async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:
+        """The bad rows that the target keeps, or one pipeline's, in order. Changes nothing."""
         ...
 
 
@@ -118,6 +133,14 @@ class Driver(Protocol):
     ) -> AbstractAsyncContextManager[OpenTarget]: ...
 
     def open_state(self, url: Url) -> AbstractAsyncContextManager[StateStore]: ...
+
+    def build_row(self, row: type[Any], fields: Row) -> Any:
+        """An instance of a dataclass from the fields of a stored row.
+
+        Raises:
+            DataError: A value does not fit.
+        """
+        ...
 
     def open_snapshot(
         self, url: Url, *, side: Literal["source", "target"]
@@ -395,6 +418,12 @@ class DatabaseSource(Source[T_co], Generic[T_co]):
         self, after: Position | None, until: Position | None
     ) -> AsyncGenerator[Batch[Any], None]:
         raise NotImplementedError("a database source is read by its driver")
+
+    def build(self, row: Row) -> Any:
+        """See :meth:`etl.flow.Source.build`."""
+        if self.spec.row is None:
+            return row
+        return driver_of(self.database.url).build_row(self.spec.row, row)
 
     def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[Any]]:
         url = self.database.url

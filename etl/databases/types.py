@@ -399,6 +399,7 @@ def _guarded(read: Decoder, type: Type, column: str) -> Decoder:
                 " cannot hold; leave the column untouched and it is copied as it is, or turn it"
                 " into text in the source",
                 column=column,
+                reason=f"it is {_UNREADABLE[type.kind]} which Python cannot hold",
             ) from error
 
     return decode
@@ -433,6 +434,7 @@ def encode_column(values: Sequence[Any], column: Column) -> list[str]:
             " None there",
             column=column.name,
             row=row,
+            reason="NULL is not allowed",
         )
     present = [value for value in values if value is not None]
     if not present:
@@ -453,6 +455,7 @@ def _refusal(column: Column, why: str, row: int) -> DataError:
         f" the batch: {why}",
         column=column.name,
         row=row,
+        reason=f"it cannot go into {column.type.name}: {why}",
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
+from itertools import groupby
 from time import monotonic
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from etl.connector import (
     Framer,
     LineTaker,
     LineWriter,
+    NewReject,
     OpenTarget,
     Profiler,
     Reader,
@@ -22,6 +25,7 @@ from etl.connector import (
     Session,
     Target,
 )
+from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.lane import Lane
@@ -30,7 +34,16 @@ from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
 from etl.engine.segments import Route
 from etl.engine.supervise import supervise
 from etl.errors import DataError, EtlError
-from etl.events import Committed, Event, FlowEnded, FlowReport, FlowStats, Note, Retrying
+from etl.events import (
+    Committed,
+    Event,
+    FlowEnded,
+    FlowReport,
+    FlowStats,
+    Note,
+    Retrying,
+    RowsRefused,
+)
 from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
 from etl.policy import Retry
 from etl.rows import Shape, shape_of
@@ -61,6 +74,7 @@ class RunningFlow:
     """One flow of a run: its tasks' objects, for statistics, drain and report."""
 
     plan: FlowPlan
+    bad_rows: BadRows
     notes: list[str] = field(default_factory=list[str])
     pumps: list[Pump] = field(default_factory=list[Pump])
     channels: list[Channel[Batch[Any]]] = field(default_factory=list[Channel[Batch[Any]]])
@@ -84,6 +98,8 @@ class RunningFlow:
             state="ended" if self.ended else "running" if self.started else "waiting",
             rows_read=sum(pump.rows for pump in self.pumps),
             rows_written=sum(lane.rows_written for lane in self.lanes),
+            rows_rejected=self.bad_rows.rejected,
+            rows_skipped=self.bad_rows.skipped,
             bytes_read=sum(pump.nbytes for pump in self.pumps),
             channels=[channel.stats() for channel in self.channels],
         )
@@ -96,6 +112,8 @@ class RunningFlow:
             sinks=tuple(sink.table for sink in self.plan.sinks),
             rows_read=sum(pump.rows for pump in self.pumps),
             rows_written=sum(lane.rows_written for lane in self.lanes),
+            rows_rejected=self.bad_rows.rejected,
+            rows_skipped=self.bad_rows.skipped,
             bytes_read=sum(pump.nbytes for pump in self.pumps),
             transactions=sum(lane.transactions for lane in self.lanes),
             seconds=round((self.ended or monotonic()) - started, 3) if started else 0.0,
@@ -140,7 +158,7 @@ class Assembly:
         accept_change: bool,
         tell: Tell,
     ) -> None:
-        self.flows = [RunningFlow(flow) for flow in plan.flows]
+        self.flows = [RunningFlow(flow, BadRows(flow.on_error, flow.name)) for flow in plan.flows]
         self.units: dict[str, Coroutine[Any, Any, None]] = {}
         self.patient: set[str] = set()
         self.targets: dict[Target, OpenTarget] = {}
@@ -188,8 +206,9 @@ class Assembly:
                 target.open(self._info, sessions=sessions)
             )
         for flow in self.flows:
+            info = replace(self._info, sets_aside=flow.plan.sets_aside)
             readers = [
-                await stack.enter_async_context(branch.source.connect(self._info))
+                await stack.enter_async_context(branch.source.connect(info))
                 for branch in flow.plan.branches
             ]
             lanes = [
@@ -242,10 +261,13 @@ class Assembly:
         # One producer: what joins the branches, or else each of them.
         ends = 1 if plan.shared else len(plan.branches)
         await _agree_on_lines(plan, readers, [claim.session for claim in start.claims])
-        last = self._lanes(flow, start, producers=ends)
+        row_keys = [reader.shape.key for reader in readers if reader.shape is not None]
+        row_keys += [sink.key for sink in plan.sinks]
+        last = self._lanes(flow, start, row_keys, producers=ends)
+        left = plan.shared_size
         if plan.shared:
             joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
-            await self._legs(flow, plan.name, plan.shared, joined, last, start.routes)
+            await self._legs(flow, plan.name, plan.shared, joined, last, start.routes, left)
         else:
             joined = last
         for branch, reader in zip(plan.branches, readers, strict=True):
@@ -253,13 +275,16 @@ class Assembly:
             first = joined
             if branch.legs:
                 first = self._channel(flow, f"{name}: read")
-                await self._legs(flow, name, branch.legs, first, joined, start.routes)
+                of_legs = left + branch.size - len(branch.inline)
+                await self._legs(flow, name, branch.legs, first, joined, start.routes, of_legs)
             pump = Pump(
                 flow=plan.name,
                 partition=branch.partition,
                 reader=reader,
                 route=start.routes[branch.partition],
                 steps=await self._row_steps(branch.inline),
+                steps_left=left + branch.size,
+                sets_aside=plan.sets_aside,
                 out=first,
                 retry=self._retry,
                 on_retry=self._told_retry,
@@ -270,7 +295,14 @@ class Assembly:
             if not is_own(branch.source):
                 self.patient.add(source)
 
-    def _lanes(self, flow: RunningFlow, start: Start, *, producers: int) -> Channel[Batch[Any]]:
+    def _lanes(
+        self,
+        flow: RunningFlow,
+        start: Start,
+        row_keys: Sequence[Sequence[str]],
+        *,
+        producers: int,
+    ) -> Channel[Batch[Any]]:
         """Make the lanes, and the fan-out to them where there are several; what feeds them."""
         plan = flow.plan
         name = f"{plan.name}: to the lane{'s' if len(start.claims) > 1 else ''}"
@@ -282,7 +314,7 @@ class Assembly:
             if len(start.claims) > 1:
                 source = self._channel(flow, f"{plan.name}:{where}")
                 outs.append(source)
-            lane = self._lane(flow, claim, start.routes, source)
+            lane = self._lane(flow, claim, start.routes, row_keys, source)
             flow.lanes.append(lane)
             unit = f"lane {len(flow.lanes)}" if len(plan.lanes) > 1 else "lane"
             self._add_lane(f"{unit} of flow {plan.name!r}{where}", flow, lane, source)
@@ -301,9 +333,12 @@ class Assembly:
         flow: RunningFlow,
         claim: Claim,
         routes: Mapping[str, Route],
+        row_keys: Sequence[Sequence[str]],
         channel: Channel[Batch[Any]],
     ) -> Lane:
         plan = flow.plan
+        sinks = claim.plan.sinks.values()
+        updating = {sink.table for sink in sinks if sink.mode == "upsert" and not sink.add}
 
         def completes() -> Sequence[CheckpointKey]:
             if plan.incremental or not flow.exhausted:
@@ -326,6 +361,13 @@ class Assembly:
             group_bytes=self._plan.share,
             retry=self._retry,
             completes=completes,
+            bad_rows=flow.bad_rows,
+            # Read from the beginning, a row that is bad still comes again; one that is not updates.
+            forgets=[
+                key for key, place in claim.starts.items() if key.sink in updating and place is None
+            ],
+            row_keys=[names for names in row_keys if names],
+            on_refused=partial(self._told_refused, flow),
             on_commit=committed,
             on_retry=self._told_retry,
         )
@@ -350,7 +392,9 @@ class Assembly:
         first: Channel[Batch[Any]],
         last: Channel[Batch[Any]],
         routes: Mapping[str, Route],
+        steps_left: int,
     ) -> None:
+        sets_aside = flow.plan.sets_aside
         for number, leg in enumerate(legs):
             out = last
             if number < len(legs) - 1:
@@ -360,9 +404,24 @@ class Assembly:
                 def told(what: str, attempt: int, wait_s: float, error: BaseException) -> None:
                     self._told_retry(name, what, attempt, wait_s, error)
 
-                work = run_parallel(leg.parallel, first, out, told)
+                work = run_parallel(
+                    leg.parallel,
+                    first,
+                    out,
+                    told,
+                    sets_aside=sets_aside,
+                    steps_left=steps_left,
+                )
             else:
-                work = run_inline(await self._inline(leg.inline), first, out, routes)
+                work = run_inline(
+                    await self._inline(leg.inline),
+                    first,
+                    out,
+                    routes,
+                    sets_aside=sets_aside,
+                    steps_left=steps_left,
+                )
+            steps_left -= leg.size
             self._add(flow, f"stage {number + 1} ({leg.label}) of flow {name!r}", work, first, out)
             first = out
 
@@ -380,6 +439,8 @@ class Assembly:
                 rows_read=report.rows_read,
                 rows_written=report.rows_written,
                 seconds=report.seconds,
+                rows_rejected=report.rows_rejected,
+                rows_skipped=report.rows_skipped,
             )
         )
 
@@ -421,6 +482,22 @@ class Assembly:
 
         joined.__qualname__ = getattr(combine, "__qualname__", "lookup")
         return Map(joined)
+
+    def _told_refused(self, running: RunningFlow, flow: str, rejects: Sequence[NewReject]) -> None:
+        bad = running.bad_rows
+        for sink, group in groupby(rejects, key=lambda one: one.key.sink):
+            of_sink = list(group)
+            self._tell(
+                RowsRefused(
+                    flow=flow,
+                    sink=sink,
+                    rows=len(of_sink),
+                    total_rows=bad.rejected + bad.skipped,
+                    kept=bad.keeps,
+                    step=of_sink[0].reject.step,
+                    reason=of_sink[0].reject.reason,
+                )
+            )
 
     def _told_retry(
         self, flow: str, what: str, attempt: int, wait_s: float, error: BaseException

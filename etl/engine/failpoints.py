@@ -22,6 +22,7 @@ POINTS: Final = (
     "lane.after_begin",
     "lane.mid_copy",
     "lane.after_write",
+    "lane.after_rejects",
     "lane.after_checkpoint",
     "lane.commit_sent",
     "lane.after_commit",

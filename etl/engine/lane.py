@@ -7,6 +7,7 @@ Invariants (a run may die anywhere, and these hold in the target):
   position and the epoch are in the predicate of the update.
 - Fence: after a take-over no older run can commit; both need the same checkpoint row.
 - No false end: a read is marked complete only after each channel before the lane closed cleanly.
+- Bad rows that are kept change in the same transaction as the position that covers them.
 
 So at any moment the target is the effect of the source up to the position.
 """
@@ -15,27 +16,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from time import monotonic
 from typing import Any, TypeAlias
 
-from etl.batch import Batch, OpenPieces, Position
-from etl.connector import Advance, Checkpoint, CheckpointKey, Session
+from etl.batch import Batch, OpenPieces, Position, Reject
+from etl.connector import Advance, Checkpoint, CheckpointKey, NewReject, Session
 from etl.engine import failpoints
+from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.segments import Follower, Route, Sinks
+from etl.engine.sift import Refused, write_sifted
 from etl.engine.supervise import finish
 from etl.errors import (
     CommitInDoubtError,
     ConservationError,
+    DataError,
     EtlError,
     FencedError,
     TransientError,
 )
 from etl.policy import Limits, Retry
+from etl.stages import WRITE_STEP, reject_of
 
 _IDLE_COMMIT_S = 5.0
+_WARY_GROUPS = 16
+"""Groups that are written in pieces after one that had a bad row: where bad rows come, more come,
+and a group that is written whole must be written twice when it has one."""
+
+
+class Care(IntEnum):
+    """How a group is written: whole; in pieces that can be taken back; the same, with every
+    constraint checked at once, where one was found broken by the commit only."""
+
+    WHOLE = 0
+    PIECES = 1
+    STRICT = 2
 
 
 Own: TypeAlias = "tuple[int, ...]"  # the lane's sinks, by their number in it
@@ -47,6 +65,8 @@ class Group:
     def __init__(self) -> None:
         self.batches: list[tuple[Batch[Any], Own]] = []  # each with the sinks that it is for
         self.rows = 0
+        self.rejects = 0
+        self.is_suspect = False  # a row of it is known to be bad
         self.nbytes = 0
         self.moves: dict[tuple[int, str], Position] = {}  # (sink, partition) -> position after it
         self.rows_of: dict[tuple[int, str], int] = {}
@@ -62,13 +82,14 @@ class Group:
         """Take one more batch, for some of the lane's sinks."""
         self.batches.append((batch, sinks))
         self.rows += len(batch.rows)
+        self.rejects += len(batch.rejects)
         self.nbytes += batch.nbytes
         for token in batch.tokens:
             if token.new is not None:
                 for sink in sinks:
                     self.moves[sink, token.partition] = token.new
         if batch.rows:
-            partition = batch.tokens[-1].partition if batch.tokens else batch.pieces_of[0]
+            partition = _partition(batch)
             for sink in sinks:
                 have = self.rows_of.get((sink, partition), 0)
                 self.rows_of[sink, partition] = have + len(batch.rows)
@@ -79,13 +100,62 @@ class Group:
         return [batch for batch, sinks in self.batches if sink in sinks and batch.rows]
 
 
+def _partition(batch: Batch[Any]) -> str:
+    """The partition whose rows a batch has; of a merge, the last one."""
+    return batch.tokens[-1].partition if batch.tokens else batch.pieces_of[0]
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One try to write a group.
+
+    Attributes:
+        batches: Those with rows, of each sink.
+        refused: What the table of each sink refused.
+        at_commit: Everything was written; what fails then is the commit.
+    """
+
+    group: Group
+    care: Care
+    completes: Sequence[CheckpointKey]
+    batches: Mapping[int, Sequence[Batch[Any]]]
+    started: float = field(default_factory=monotonic)
+    written: int = 0
+    refused: dict[int, list[Refused]] = field(default_factory=dict[int, list[Refused]])
+    steps: list[Advance] = field(default_factory=list[Advance])
+    new_rejects: list[NewReject] = field(default_factory=list[NewReject])
+    at_commit: bool = False
+
+    def refused_of(self, sink: int) -> dict[int, list[Refused]]:
+        """What a table refused, by the batch (its identity)."""
+        found: dict[int, list[Refused]] = {}
+        for one in self.refused.get(sink, ()):
+            found.setdefault(id(self.batches[sink][one.batch]), []).append(one)
+        return found
+
+    @property
+    def counts(self) -> list[tuple[int, int]]:
+        """Of each batch its rows, the bad ones included, and how many are bad."""
+        places: dict[int, set[int]] = {}
+        for sink in self.refused:
+            for batch, refused in self.refused_of(sink).items():
+                places.setdefault(batch, set()).update(one.ordinal for one in refused)
+        return [
+            (
+                len(batch.rows) + len(batch.rejects),
+                len(places.get(id(batch), ())) + len(batch.rejects),
+            )
+            for batch, _ in self.group.batches
+        ]
+
+
 class Lane:
     """Writes one flow into its sinks of one target, one transaction at a time.
 
     Attributes:
         checkpoints: The lane's keys, as they are committed by now.
         rows_written: Rows that the sinks took in this run.
-        transactions: Commits with rows.
+        transactions: Commits with rows, good or bad.
         session: Its connection to the target.
     """
 
@@ -103,6 +173,10 @@ class Lane:
         group_bytes: int,
         retry: Retry,
         completes: Callable[[], Sequence[CheckpointKey]],
+        bad_rows: BadRows,
+        forgets: Sequence[CheckpointKey],
+        row_keys: Sequence[Sequence[str]],
+        on_refused: Callable[[str, Sequence[NewReject]], None],
         on_commit: Callable[[str, int, int, float], None],
         on_retry: Callable[[str, str, int, float, BaseException], None],
     ) -> None:
@@ -114,6 +188,8 @@ class Lane:
             starts: Where each of them begins in this run: its first token's ``old``.
             routes: How the partitions are read.
             completes: At a clean end: the keys to mark complete.
+            forgets: Keys that are read from the beginning: their old rejects are read again.
+            row_keys: Columns that may identify a row, the best ones first.
         """
         self.rows_written = 0
         self.transactions = 0
@@ -131,6 +207,11 @@ class Lane:
         self._group_bytes = group_bytes
         self._retry = retry
         self._completes = completes
+        self._bad_rows = bad_rows
+        self._forgets = tuple(forgets)
+        self._row_keys = row_keys
+        self._wary = 0  # groups that are still to be written in pieces
+        self._on_refused = on_refused
         self._on_commit = on_commit
         self._on_retry = on_retry
 
@@ -149,7 +230,11 @@ class Lane:
                 break
             self._take(group, batch)
             await self._extend(group)
-            if group.rows or (group.moves and monotonic() - group.since > _IDLE_COMMIT_S):
+            if (
+                group.rows
+                or group.rejects
+                or (group.moves and monotonic() - group.since > _IDLE_COMMIT_S)
+            ):
                 await self._commit(group, ())
                 group = Group()
         completes = self._completes()
@@ -192,7 +277,15 @@ class Lane:
                         f" {token.partition!r}. It was not written"
                     )
                 self._expected[place] = token.new
-        group.add(self.session.pack(batch), sinks)
+        if batch.rejects and not self._bad_rows.sets_aside:
+            raise self._bad_rows.refuse(batch.rejects[0])
+        try:
+            group.add(self.session.pack(batch), sinks)
+        except DataError:
+            if not self._bad_rows.sets_aside:
+                raise
+            group.is_suspect = True
+            group.add(batch, sinks)  # as it is: the write finds the row
 
     def _sinks_of(self, batch: Batch[Any]) -> Own:
         wanted = self._follower.sinks_of(batch)
@@ -204,68 +297,81 @@ class Lane:
 
     async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
         """One group, tried until it is in or the policy gives up."""
-        steps = self._steps(group, completes)
-        work = [(sink, group.batches_of(sink)) for sink in range(len(self._sinks))]
-        batches = [(sink, of_sink) for sink, of_sink in work if of_sink]
+        work = {sink: group.batches_of(sink) for sink in range(len(self._sinks))}
+        batches = {sink: of_sink for sink, of_sink in work.items() if of_sink}
+        care = Care.PIECES if self._wary or group.is_suspect else Care.WHOLE
         attempts = Attempts(self._retry)
         while True:
-            started = monotonic()
+            attempt = _Attempt(group, care, completes, batches)
             try:
-                transaction = self._transaction(batches, steps, started)
+                transaction = self._transaction(attempt)
                 if self.session.uncancellable:
                     await finish(transaction, on_cancel=self.session.interrupt)
                 else:
                     await transaction
                 return
             except CommitInDoubtError as doubt:
-                if await self._is_in(steps, attempts, doubt):
-                    written = sum(len(one.rows) for _, of_sink in batches for one in of_sink)
-                    self._note(steps, written, started)
+                if await self._is_in(attempt.steps, attempts, doubt):
+                    self._note(attempt)
                     return
             except TransientError as error:
                 await self._pause("writing", attempts, error)
             except EtlError as error:
                 # A newer run drops the staging table under an older one, say: then what failed
                 # here is only the consequence.
-                if not isinstance(error, FencedError) and await self._is_overtaken(steps):
+                if not isinstance(error, FencedError) and await self._is_overtaken():
                     raise self._fenced() from error
-                raise
+                if not self._looks_closer(error, attempt):
+                    raise
+                care = Care.STRICT if attempt.at_commit else Care.PIECES
 
-    def _note(self, steps: Sequence[Advance], written: int, started: float) -> None:
+    def _looks_closer(self, error: EtlError, attempt: _Attempt) -> bool:
+        """Whether the group is tried again to find the rows that are to blame."""
+        if not self._bad_rows.sets_aside or not isinstance(error, DataError):
+            return False
+        return attempt.care is Care.WHOLE or (attempt.at_commit and attempt.care < Care.STRICT)
+
+    def _note(self, attempt: _Attempt) -> None:
         """A transaction is in."""
-        for step in steps:
+        for step in attempt.steps:
             found = self.checkpoints[step.key]
             self.checkpoints[step.key] = replace(
                 found, position=step.new, complete=step.complete, rows=found.rows + step.rows
             )
-        if written:
-            self.rows_written += written
+        self._forgets = ()
+        if attempt.care is not Care.WHOLE:
+            self._wary = _WARY_GROUPS if attempt.refused else max(0, self._wary - 1)
+        if attempt.written or attempt.new_rejects:
             self.transactions += 1
-            self._on_commit(self._flow, written, self.rows_written, monotonic() - started)
+        if self._bad_rows.sets_aside:
+            self._bad_rows.count(attempt.counts, len(attempt.new_rejects))
+        if attempt.written:
+            self.rows_written += attempt.written
+            seconds = monotonic() - attempt.started
+            self._on_commit(self._flow, attempt.written, self.rows_written, seconds)
+        if attempt.new_rejects:
+            self._on_refused(self._flow, attempt.new_rejects)
 
-    async def _transaction(
-        self,
-        batches: Sequence[tuple[int, Sequence[Batch[Any]]]],
-        steps: Sequence[Advance],
-        started: float,
-    ) -> None:
+    async def _transaction(self, attempt: _Attempt) -> None:
         session = self.session
-        written = 0
         try:
-            await session.begin()
+            await session.begin(strict=attempt.care is Care.STRICT)
             failpoints.hit("lane.after_begin")
-            if batches:
-                for sink, of_sink in batches:
-                    written += await session.write(sink, of_sink)
+            if attempt.batches:
+                await self._write(attempt)
                 failpoints.hit("lane.after_write")
-            await session.advance(steps)
+            attempt.steps = self._steps(attempt)
+            await self._set_aside(attempt)
+            failpoints.hit("lane.after_rejects")
+            await session.advance(attempt.steps)
             failpoints.hit("lane.after_checkpoint")
             failpoints.hit_after_send("lane.commit_sent")
+            attempt.at_commit = True
 
             async def commit() -> None:
                 await session.commit()
                 # In the same piece: a cancelled run must still report what is in.
-                self._note(steps, written, started)
+                self._note(attempt)
 
             # A cancelled COMMIT says nothing about the data, so it is never cut.
             await finish(commit())
@@ -276,7 +382,60 @@ class Lane:
             await finish(session.rollback())
             raise
 
-    def _steps(self, group: Group, completes: Sequence[CheckpointKey]) -> list[Advance]:
+    async def _write(self, attempt: _Attempt) -> None:
+        for sink, batches in attempt.batches.items():
+            if attempt.care is Care.WHOLE:
+                attempt.written += await self.session.write(sink, batches)
+                continue
+            written, refused = await write_sifted(self.session, sink, batches)
+            attempt.written += written
+            if refused:
+                attempt.refused[sink] = refused
+
+    async def _set_aside(self, attempt: _Attempt) -> None:
+        """Judge the bad rows of a group and keep them, beside the good ones.
+
+        Raises:
+            TooManyRejectsError: The policy does not allow so many.
+        """
+        if self._forgets:
+            await self.session.rejects.forget(self._forgets)
+        if not attempt.group.rejects and not attempt.refused:
+            return
+        attempt.new_rejects = self._new_rejects(attempt)
+        self._bad_rows.judge(attempt.counts, attempt.new_rejects[-1].reject)
+        if self._bad_rows.keeps:
+            await self.session.rejects.add(attempt.new_rejects)
+
+    def _new_rejects(self, attempt: _Attempt) -> list[NewReject]:
+        """The bad rows of a group, those of each sink, in the order of its batches."""
+        found: list[NewReject] = []
+        for sink in range(len(self._sinks)):
+            refused = attempt.refused_of(sink)
+            for batch, sinks in attempt.group.batches:
+                if sink not in sinks:
+                    continue
+                rejects = [
+                    *batch.rejects,
+                    *(
+                        reject_of(one.error, one.row, one.ordinal, WRITE_STEP, 0)
+                        for one in refused.get(id(batch), ())
+                    ),
+                ]
+                found += [self._new_reject(attempt.group, batch, sink, one) for one in rejects]
+        return found
+
+    def _new_reject(self, group: Group, batch: Batch[Any], sink: int, reject: Reject) -> NewReject:
+        place = (sink, _partition(batch))
+        return NewReject(
+            key=self._keys[place],
+            position=batch.tokens[-1].new if batch.tokens else group.moves.get(place),
+            reject=reject,
+            row_key=key_of(reject.row, self._row_keys),
+        )
+
+    def _steps(self, attempt: _Attempt) -> list[Advance]:
+        group, completes = attempt.group, attempt.completes
         steps: list[Advance] = []
         for place, key in self._keys.items():
             moved = place in group.moves
@@ -291,11 +450,16 @@ class Lane:
                         epoch=found.epoch,
                         old=found.position,
                         new=new,
-                        rows=group.rows_of.get(place, 0),
+                        rows=group.rows_of.get(place, 0) - self._lost(attempt, *place),
                         complete=key in completes,
                     )
                 )
         return steps
+
+    def _lost(self, attempt: _Attempt, sink: int, partition: str) -> int:
+        """Rows of a partition that the table of a sink refused."""
+        refused = attempt.refused.get(sink, ())
+        return sum(_partition(attempt.batches[sink][one.batch]) == partition for one in refused)
 
     async def _is_in(
         self, steps: Sequence[Advance], attempts: Attempts, doubt: CommitInDoubtError
@@ -327,13 +491,13 @@ class Lane:
             return False
         raise self._fenced() from doubt
 
-    async def _is_overtaken(self, steps: Sequence[Advance]) -> bool:
-        """Whether a newer run has a checkpoint of these, as far as can be found out."""
+    async def _is_overtaken(self) -> bool:
+        """Whether a newer run has a checkpoint of the lane's, as far as can be found out."""
         try:
-            found = await finish(self.session.load([step.key for step in steps]))
+            found = await finish(self.session.load(list(self.checkpoints)))
         except EtlError:
             return False
-        return any(step.key in found and found[step.key].epoch != step.epoch for step in steps)
+        return any(one.epoch != self.checkpoints[key].epoch for key, one in found.items())
 
     def _is_after(self, step: Advance, now: Checkpoint) -> bool:
         if now.position != step.new or now.complete != step.complete:
@@ -357,3 +521,19 @@ class Lane:
             f"flow {self._flow!r}: another run of this pipeline has taken over; this one stops and"
             " wrote nothing since"
         )
+
+
+def key_of(row: Any, choices: Sequence[Sequence[str]]) -> Mapping[str, Any] | None:
+    """What identifies a row, for a person: the values of the first key that it has."""
+    for names in choices:
+        try:
+            found: dict[str, Any] = (
+                {name: row[name] for name in names}
+                if isinstance(row, Mapping)
+                else {name: getattr(row, name) for name in names}
+            )
+        except Exception:  # it lacks one, or a value that Python cannot hold
+            continue
+        if found:
+            return found
+    return None

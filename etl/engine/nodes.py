@@ -9,17 +9,17 @@ from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
-from etl.batch import Batch, Position, Token, encode_position
+from etl.batch import Batch, Position, Reject, Token, encode_position
 from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.segments import Follower, Route, Sinks
 from etl.engine.supervise import guard
-from etl.errors import ConservationError, StageError, TransientError
+from etl.errors import ConservationError, StageError, TransientError, is_about_a_row
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
 from etl.policy import Retry
-from etl.stages import RowStep, fuse, through_stage
+from etl.stages import RowStep, fuse_batches, reject_of, through_stage
 
 _FAIR_S = 0.005
 _SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON form
@@ -66,6 +66,8 @@ class Pump:
         reader: Reader[Any],
         route: Route,
         steps: Sequence[RowStep],
+        steps_left: int,
+        sets_aside: bool,
         out: Channel[Batch[Any]],
         retry: Retry,
         on_retry: Callable[[str, str, int, float, BaseException], None],
@@ -80,7 +82,7 @@ class Pump:
         self._cuts = route.cuts
         self._has_work = bool(route.segments)
         self._until: Position | None = None
-        self._run_rows = fuse(steps)
+        self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
         self._changes_rows = bool(steps)
         self._out = out
         self._retry = retry
@@ -186,23 +188,29 @@ class Pump:
         if self._until is not None and self._last == self._until and batch.rows:
             raise self._overshot()
         if batch.position is None:
-            batch = Batch(batch.rows, pieces_of=(self._partition,))
+            batch = Batch(batch.rows, pieces_of=(self._partition,), rejects=batch.rejects)
             self._unsettled = True
         else:
             self._check_position(batch)
             token = Token(self._partition, self._seq, self._last, batch.position)
             self._seq += 1
-            batch = Batch(batch.rows, position=batch.position, tokens=(token,), nbytes=batch.nbytes)
+            batch = Batch(
+                batch.rows,
+                position=batch.position,
+                tokens=(token,),
+                rejects=batch.rejects,
+                nbytes=batch.nbytes,
+            )
         failpoints.hit("source.after_read")
         if self._changes_rows:
-            out: Batch[Any] = batch.derive(self._run_rows(batch.rows))
+            out: Batch[Any] = self._run_rows(batch)
         else:
             out = batch
 
         def accepted() -> None:
             # At this very moment: a driver may end a read that waits here because its
             # connection was lost, and the next try must go on after what is in the channel.
-            self.rows += len(batch.rows)
+            self.rows += len(batch.rows) + len(batch.rejects)
             self.nbytes += batch.nbytes
             if batch.position is not None:
                 self._last = batch.position
@@ -232,7 +240,11 @@ class Pump:
 
 
 def inline_chain(
-    steps: Sequence[RowStep | Stage[Any, Any]], batches: AsyncGenerator[Batch[Any], None]
+    steps: Sequence[RowStep | Stage[Any, Any]],
+    batches: AsyncGenerator[Batch[Any], None],
+    *,
+    sets_aside: bool = False,
+    steps_left: int = 0,
 ) -> AsyncGenerator[Batch[Any], None]:
     """Row functions and stages as one chain of generators, neighbours fused."""
     functions: list[RowStep] = []
@@ -241,18 +253,24 @@ def inline_chain(
             functions.append(step)
             continue
         if functions:
-            batches = _over_rows(fuse(functions), batches)
+            run = fuse_batches(functions, sets_aside=sets_aside, steps_left=steps_left)
+            batches = _over_rows(run, batches)
+            steps_left -= len(functions)
             functions = []
         batches = through_stage(step, batches)
-    return _over_rows(fuse(functions), batches) if functions else batches
+        steps_left -= 1
+    if not functions:
+        return batches
+    run = fuse_batches(functions, sets_aside=sets_aside, steps_left=steps_left)
+    return _over_rows(run, batches)
 
 
 async def _over_rows(
-    run: Callable[[Sequence[Any]], Sequence[Any]], batches: AsyncGenerator[Batch[Any], None]
+    run: Callable[[Batch[Any]], Batch[Any]], batches: AsyncGenerator[Batch[Any], None]
 ) -> AsyncGenerator[Batch[Any], None]:
     async with aclosing(batches):
         async for batch in batches:
-            yield batch.derive(run(batch.rows))
+            yield run(batch)
 
 
 class _Runs:
@@ -291,6 +309,9 @@ async def run_inline(
     source: Channel[Batch[Any]],
     out: Channel[Batch[Any]],
     routes: Mapping[str, Route],
+    *,
+    sets_aside: bool = False,
+    steps_left: int = 0,
 ) -> None:
     """The task of a leg of row functions and stages.
 
@@ -302,7 +323,8 @@ async def run_inline(
     is_first = True  # stages begin also where there is nothing at all
     while await runs.has_more() or is_first:
         is_first = False
-        async with aclosing(inline_chain(steps, runs.batches())) as batches:
+        chain = inline_chain(steps, runs.batches(), sets_aside=sets_aside, steps_left=steps_left)
+        async with aclosing(chain) as batches:
             async for batch in batches:
                 failpoints.hit("stage.before_emit")
                 await out.put(batch, batch.nbytes)
@@ -330,12 +352,23 @@ async def run_parallel(
     source: Channel[Batch[Any]],
     out: Channel[Batch[Any]],
     on_retry: Callable[[str, int, float, BaseException], None],
+    *,
+    sets_aside: bool = False,
+    steps_left: int = 0,
 ) -> None:
     """The task of a ``map_batches``: at most ``concurrency`` calls at once, order kept."""
     breather = Breather()
 
     async def call(batch: Batch[Any]) -> Batch[Any]:
-        return batch.derive(await _call(step, batch.rows, on_retry)) if batch.rows else batch
+        if not batch.rows:
+            return batch
+        try:
+            return batch.derive(await _call(step, batch.rows, on_retry))
+        except StageError as error:
+            cause = error.__cause__
+            if not sets_aside or cause is None or not is_about_a_row(cause):
+                raise
+            return await _call_apart(step, batch, on_retry, steps_left)
 
     async def guarded(batch: Batch[Any]) -> Batch[Any]:
         # In a task of its own, SystemExit would tear down the loop.
@@ -344,9 +377,7 @@ async def run_parallel(
     if step.concurrency == 1:
         async with aclosing(source.drain_items()) as batches:
             async for batch in batches:
-                done = batch
-                if batch.rows:
-                    done = batch.derive(await _call(step, batch.rows, on_retry))
+                done = await call(batch)
                 await out.put(done, done.nbytes)
                 if breather.is_due:
                     await breather.breathe()
@@ -442,6 +473,43 @@ async def _call(
                     " return a list of rows"
                 )
             return result
+
+
+_MOST_FAILURES = 100
+"""Rows that may fail alone before the first call succeeds: then it is not about the rows."""
+
+
+async def _call_apart(
+    step: MapBatches,
+    batch: Batch[Any],
+    on_retry: Callable[[str, int, float, BaseException], None],
+    steps_left: int,
+) -> Batch[Any]:
+    """Find the rows on which a call fails, by halves; the rest goes on in its order."""
+    kept: list[Any] = []
+    rejects: list[Reject] = []
+    middle = len(batch.rows) // 2
+    todo = [(0, middle), (middle, len(batch.rows))] if middle else [(0, len(batch.rows))]
+    todo.reverse()
+    succeeded = False
+    while todo:
+        start, stop = todo.pop()
+        try:
+            kept += await _call(step, batch.rows[start:stop], on_retry)
+            succeeded = True
+        except StageError as error:
+            cause = error.__cause__
+            if not isinstance(cause, Exception) or not is_about_a_row(cause):
+                raise
+            if stop - start > 1:
+                middle = (start + stop) // 2
+                todo += [(middle, stop), (start, middle)]
+                continue
+            label = f"map_batches {name_of(step.function)}"
+            rejects.append(reject_of(cause, batch.rows[start], start, label, steps_left))
+            if not succeeded and len(rejects) >= _MOST_FAILURES:
+                raise
+    return batch.derive(kept, rejects=rejects)
 
 
 def _failed(function: object, error: BaseException) -> StageError:

@@ -33,7 +33,7 @@ from etl.flow import (
     Stream,
     name_of,
 )
-from etl.policy import Limits
+from etl.policy import DeadLetter, Limits, OnError
 
 Inline: TypeAlias = "tuple[Map | Filter | FlatMap | Lookup | Stage[Any, Any], ...]"
 
@@ -47,6 +47,11 @@ class Leg:
 
     inline: Inline = ()
     parallel: MapBatches | None = None
+
+    @property
+    def size(self) -> int:
+        """How many steps it has."""
+        return len(self.inline) or 1
 
     @property
     def label(self) -> str:
@@ -65,6 +70,11 @@ class BranchPlan:
     inline: Inline
     legs: tuple[Leg, ...]
 
+    @property
+    def size(self) -> int:
+        """How many steps its rows pass before a merge."""
+        return len(self.inline) + sum(leg.size for leg in self.legs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanePlan:
@@ -82,6 +92,7 @@ class FlowPlan:
     branches: tuple[BranchPlan, ...]
     shared: tuple[Leg, ...]
     lanes: tuple[LanePlan, ...]
+    on_error: OnError
 
     @property
     def name(self) -> str:
@@ -93,9 +104,20 @@ class FlowPlan:
 
     @property
     def is_untouched(self) -> bool:
-        """Nothing looks at the rows on their way to a single sink."""
+        """Nothing looks at the rows on their way to a single sink, not even for a bad one."""
         steps = [(*one.inline, *one.legs) for one in self.branches]
-        return len(self.sinks) == 1 and not self.shared and not any(steps)
+        alone = len(self.sinks) == 1 and not self.shared and not any(steps)
+        return alone and not self.sets_aside
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether a bad row does not end the run."""
+        return self.on_error != "fail"
+
+    @property
+    def shared_size(self) -> int:
+        """How many steps come after the merge."""
+        return sum(leg.size for leg in self.shared)
 
     @property
     def channels(self) -> int:
@@ -175,6 +197,7 @@ class Plan:
                 lines.append(
                     "  resume each sink where it stands; what only some lack is read for them first"
                 )
+            lines.append(f"  bad rows {_bad_rows_line(flow.on_error)}")
         replaced = {
             sink.target for flow in self.flows for sink in flow.sinks if sink.mode == "replace"
         }
@@ -186,14 +209,27 @@ class Plan:
         return lines
 
 
-def make_plan(name: str, flows: Sequence[Flow], limits: Limits) -> Plan:
+def make_plan(
+    name: str,
+    flows: Sequence[Flow],
+    limits: Limits,
+    *,
+    on_error: OnError = "fail",
+    override: bool = False,
+) -> Plan:
     """Plan a pipeline.
+
+    Args:
+        on_error: What becomes of the bad rows of flows that do not say it themselves; with
+            ``override``, of all flows.
 
     Raises:
         ConfigError: Flows or sinks that cannot run together.
     """
     _check_names(name, flows)
-    planned = tuple(_plan_flow(flow) for flow in flows)
+    planned = tuple(
+        _plan_flow(flow, on_error if override else flow.on_error or on_error) for flow in flows
+    )
     parts = sum(flow.parts for flow in planned)
     share = limits.memory_bytes // parts
     if share < _SMALLEST_PART:
@@ -226,11 +262,13 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
             modes[table] = sink.mode
 
 
-def _plan_flow(flow: Flow) -> FlowPlan:
+def _plan_flow(flow: Flow, on_error: OnError) -> FlowPlan:
     stream = flow.stream
     branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
     shared = _legs(stream.steps) if isinstance(stream.origin, Merged) else ()
-    plan = FlowPlan(flow=flow, branches=branches, shared=shared, lanes=_lanes(flow))
+    plan = FlowPlan(
+        flow=flow, branches=branches, shared=shared, lanes=_lanes(flow), on_error=on_error
+    )
     if len(plan.lanes) > 1:
         for branch in branches:
             if is_own(branch.source) and not can_order(branch.source):
@@ -349,6 +387,17 @@ def _resume_line(flow: FlowPlan) -> str:
     return (
         "an unfinished read continues after its last key (each key range is read once, at one of"
         " several instants); a finished one starts anew"
+    )
+
+
+def _bad_rows_line(policy: OnError) -> str:
+    if policy == "fail":
+        return "end the run; nothing of their group is written"
+    bounds = policy if isinstance(policy, DeadLetter) else DeadLetter()
+    how = "go into etl_reject" if isinstance(policy, DeadLetter) else "are counted and left out"
+    return (
+        f"{how}, up to {bounds.max_rows}, or {bounds.max_share:.3g} of the last"
+        f" {bounds.window_rows} rows"
     )
 
 

@@ -8,6 +8,7 @@ from etl.events import (
     FlowEnded,
     Note,
     Retrying,
+    RowsRefused,
     RunEnded,
     RunStarted,
     StateChanged,
@@ -27,6 +28,12 @@ def sentence(event: Event) -> str:
                 f"{flow}: committed {plural(rows, 'row')} in {duration(seconds)},"
                 f" {count(total)} so far"
             )
+        case RowsRefused():
+            how = "rejected" if event.kept else "skipped"
+            return (
+                f"{event.flow}: {plural(event.rows, 'row')} of {event.sink} {how}, the first by"
+                f" {event.step}: {event.reason}"
+            )
         case Retrying(flow=flow, what=what, attempt=attempt, wait_s=wait_s, error=error):
             return f"{flow}: {what} failed (try {attempt}): {error}; again in {duration(wait_s)}"
         case StateChanged(state=state, reason=reason):
@@ -34,11 +41,19 @@ def sentence(event: Event) -> str:
         case FlowEnded(flow=flow, rows_read=read, rows_written=written, seconds=seconds):
             return (
                 f"{flow}: ended, {plural(read, 'row')} read, {count(written)} written"
-                f" in {duration(seconds)}"
+                f"{refused(event.rows_rejected, event.rows_skipped)} in {duration(seconds)}"
             )
         case RunEnded(report=report, error=error):
             what = (
                 f"{report.status} in {duration(report.seconds)},"
                 f" {plural(report.rows_read, 'row')} read, {count(report.rows_written)} written"
+                f"{refused(report.rows_rejected, report.rows_skipped)}"
             )
             return f"{what}; {error}" if error else what
+
+
+def refused(rejected: int, skipped: int) -> str:
+    """How many bad rows there were, to be put behind other figures; empty for none."""
+    parts = [f", {count(rejected)} rejected"] if rejected else []
+    parts += [f", {count(skipped)} skipped"] if skipped else []
+    return "".join(parts)

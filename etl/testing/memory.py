@@ -7,13 +7,26 @@ position moves by compare-and-set), so what a test shows with it holds for a dat
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Generic, TypeVar, cast
 
-from etl.batch import Batch, Position
-from etl.connector import Advance, Checkpoint, CheckpointKey, OpenTarget, RunInfo, Session, Sink
+from etl.batch import Batch, Position, Reject, encode_position
+from etl.connector import (
+    Advance,
+    Checkpoint,
+    CheckpointKey,
+    NewReject,
+    OpenTarget,
+    RunInfo,
+    Session,
+    Sink,
+    StoredReject,
+)
 from etl.errors import CommitInDoubtError, DataError, FencedError, TransientError
 from etl.flow import Source
 from etl.rows import Shape
@@ -89,9 +102,12 @@ class MemoryTarget:
     Attributes:
         tables: Rows by table.
         checkpoints: As a real target keeps them.
+        rejects: What a real one has in ``etl_reject``, by number.
         commits: Transactions that were committed.
         blocker: What a session says of who holds it up.
         before_write: Awaited before each write.
+        refuses: For rows that a constraint of a real table would refuse: gets a row, and the other
+            rows of its table.
     """
 
     def __init__(self, name: str = "memory") -> None:
@@ -99,8 +115,12 @@ class MemoryTarget:
         self.tables: dict[str, list[Any]] = {}
         self.staging: dict[str, list[Any]] = {}
         self.checkpoints: dict[CheckpointKey, Checkpoint] = {}
+        self.rejects: dict[int, StoredReject] = {}
         self.commits = 0
+        self.refuses: Callable[[Any, Sequence[Any]], bool] = lambda row, others: False
+        self.rows_sent = 0
         self.open_sessions = 0
+        self._numbers = count(1)
         # faults
         self.fail_on_write: int | None = None
         self.doubt_on_commit: int | None = None
@@ -113,26 +133,31 @@ class MemoryTarget:
         self.commit_calls = 0
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
-        return self._open()
+        return self._open(info)
+
+    def number(self) -> int:
+        """The number of a new reject."""
+        return next(self._numbers)
 
     def before_publish(self) -> None:
         """Called before staged tables are put in place; a test may override it to fail."""
 
     @asynccontextmanager
-    async def _open(self) -> AsyncGenerator[OpenTarget, None]:
+    async def _open(self, info: RunInfo) -> AsyncGenerator[OpenTarget, None]:
         self.open_sessions += 1
         try:
-            yield _OpenMemory(self)
+            yield _OpenMemory(self, info)
         finally:
             self.open_sessions -= 1
 
 
 class _OpenMemory:
-    def __init__(self, target: MemoryTarget) -> None:
+    def __init__(self, target: MemoryTarget, info: RunInfo) -> None:
         self._target = target
+        self._info = info
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
-        return MemorySession(self._target, sinks)
+        return MemorySession(self._target, sinks, self._info)
 
     async def publish(self, steps: Sequence[Advance]) -> None:
         target = self._target
@@ -142,6 +167,11 @@ class _OpenMemory:
         for step in steps:
             if step.key.sink in target.staging:
                 target.tables[step.key.sink] = target.staging.pop(step.key.sink)
+                for number, one in list(target.rejects.items()):
+                    if _owner(one.key) == _owner(step.key):
+                        del target.rejects[number]
+                        if one.staged:
+                            target.rejects[number] = replace(one, staged=False)
             _move(target, step)
 
 
@@ -150,11 +180,16 @@ class MemorySession:
 
     uncancellable = False
 
-    def __init__(self, target: MemoryTarget, sinks: Sequence[Sink[Any]]) -> None:
-        self._target = target
+    def __init__(
+        self, target: MemoryTarget, sinks: Sequence[Sink[Any]], info: RunInfo | None = None
+    ) -> None:
+        self.target = target
         self._sinks = sinks
+        self._info = info
         self._rows: list[tuple[int, Sequence[Any]]] | None = None
         self._steps: list[Advance] = []
+        self.pending: dict[int, StoredReject] = {}
+        self._saved: tuple[int, dict[int, StoredReject]] = (0, {})
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
         return False
@@ -164,37 +199,54 @@ class MemorySession:
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         for sink in self._sinks:
-            self._target.tables.setdefault(sink.table, [])
+            self.target.tables.setdefault(sink.table, [])
         return []
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
-        known = self._target.checkpoints
+        known = self.target.checkpoints
         return {key: known[key] for key in keys if key in known}
 
     async def take_over(
         self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
     ) -> Mapping[CheckpointKey, Checkpoint]:
-        known = self._target.checkpoints
+        known = self.target.checkpoints
         modes = {sink.table: sink.mode for sink in self._sinks}
-        lost = {key.sink for key in keys} - self._target.staging.keys()
+        lost = {key.sink for key in keys} - self.target.staging.keys()
         for key, fingerprint in zip(keys, fingerprints, strict=True):
             found = known.get(key, Checkpoint(epoch=0, position=None))
             staged = modes[key.sink] == "replace"
             if staged and (fresh or found.complete or key.sink in lost):
-                self._target.staging[key.sink] = []
+                self.target.staging[key.sink] = []
+                for number, one in list(self.target.rejects.items()):
+                    if one.staged and _owner(one.key) == _owner(key):
+                        del self.target.rejects[number]
                 found = replace(found, position=None, complete=False)
             known[key] = replace(found, epoch=found.epoch + 1, fingerprint=fingerprint)
         return {key: known[key] for key in keys}
 
-    async def begin(self) -> None:
+    @property
+    def rejects(self) -> MemoryRejects:
+        return MemoryRejects(self)
+
+    async def begin(self, *, strict: bool = False) -> None:
         assert self._rows is None, "begin inside a transaction"
         self._rows, self._steps = [], []
+        self.pending = dict(self.target.rejects)
+
+    async def savepoint(self) -> None:
+        assert self._rows is not None, "savepoint outside a transaction"
+        self._saved = (len(self._rows), dict(self.pending))
+
+    async def undo(self) -> None:
+        assert self._rows is not None, "undo outside a transaction"
+        del self._rows[self._saved[0] :]
+        self.pending = dict(self._saved[1])
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         return batch
 
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
-        target = self._target
+        target = self.target
         for _ in range(target.yields_per_write):
             await asyncio.sleep(0)
         if target.before_write is not None:
@@ -203,16 +255,29 @@ class MemorySession:
         if target.fail_on_write is not None and target.writes == target.fail_on_write:
             raise target.error("the memory target was told to fail")
         assert self._rows is not None, "write outside a transaction"
+        target.rows_sent += sum(len(batch.rows) for batch in batches)
+        self._check_rows(sink, [row for batch in batches for row in batch.rows])
         self._rows += [(sink, batch.rows) for batch in batches]
         return sum(len(batch.rows) for batch in batches)
 
+    def _check_rows(self, sink: int, rows: Sequence[Any]) -> None:
+        target = self.target
+        others = list(target.tables.get(self._sinks[sink].table, ()))
+        others += [row for number, of_sink in self._rows or () if number == sink for row in of_sink]
+        for place, row in enumerate(rows):
+            if target.refuses(row, others):
+                raise DataError(
+                    f"row {place + 1} was refused", row=place, reason="the memory target refused it"
+                )
+            others.append(row)
+
     async def advance(self, steps: Sequence[Advance]) -> None:
         for step in steps:
-            _check(self._target, step)
+            _check(self.target, step)
         self._steps += steps
 
     async def commit(self) -> None:
-        target = self._target
+        target = self.target
         for step in self._steps:
             _check(target, step)  # a real target's row lock would have held a take-over back
         target.commit_calls += 1
@@ -224,7 +289,7 @@ class MemorySession:
             raise CommitInDoubtError("the answer to COMMIT was lost")
 
     def _apply(self) -> None:
-        target = self._target
+        target = self.target
         for number, rows in self._rows or ():
             sink = self._sinks[number]
             tables = target.staging if sink.mode == "replace" else target.tables
@@ -234,7 +299,32 @@ class MemorySession:
                 tables[sink.table].extend(rows)
         for step in self._steps:
             _move(target, step)
+        target.rejects = dict(self.pending)
         target.commits += 1
+
+    def stored(self, number: int, new: NewReject) -> StoredReject:
+        """A reject as the target keeps it."""
+        reject = new.reject
+        modes = {sink.table: sink.mode for sink in self._sinks}
+        return StoredReject(
+            number=number,
+            key=new.key,
+            position=encode_position(new.position),
+            ordinal=reject.ordinal,
+            step=reject.step,
+            steps_left=reject.steps_left,
+            reason=reject.reason,
+            detail=reject.detail,
+            column=reject.column,
+            sqlstate=reject.sqlstate,
+            row_key=json.dumps(dict(new.row_key), default=str) if new.row_key else None,
+            row=repr(reject.row),
+            tries=0,
+            staged=modes[new.key.sink] == "replace",
+            run_id=self._info.run_id if self._info else None,
+            rejected_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            restore=lambda module: reject.row,
+        )
 
     async def rollback(self) -> None:
         self._rows = None
@@ -246,7 +336,46 @@ class MemorySession:
         pass
 
     async def blocked_by(self) -> str | None:
-        return self._target.blocker
+        return self.target.blocker
+
+
+class MemoryRejects:
+    """The rejects of a memory target, in its session's transaction."""
+
+    def __init__(self, session: MemorySession) -> None:
+        self._session = session
+
+    async def add(self, rejects: Sequence[NewReject]) -> None:
+        for new in rejects:
+            number = self._session.target.number()
+            self._session.pending[number] = self._session.stored(number, new)
+
+    async def forget(self, keys: Sequence[CheckpointKey]) -> None:
+        rejects = self._session.pending
+        for number in [n for n, one in rejects.items() if one.key in keys]:
+            del rejects[number]
+
+    async def read(self, flow: str, sink: str, *, after: int, most: int) -> Sequence[StoredReject]:
+        found = [
+            one
+            for number, one in self._session.target.rejects.items()
+            if number > after and (one.key.flow, one.key.sink, one.staged) == (flow, sink, False)
+        ]
+        return sorted(found, key=lambda one: one.number)[:most]
+
+    async def drop(self, number: int) -> None:
+        del self._session.pending[number]
+
+    async def keep(self, number: int, again: Reject) -> None:
+        one = self._session.pending[number]
+        self._session.pending[number] = replace(
+            one,
+            reason=again.reason,
+            detail=again.detail,
+            column=again.column,
+            sqlstate=again.sqlstate,
+            tries=one.tries + 1,
+        )
 
 
 class MemorySink(Sink[T], Generic[T]):
@@ -311,6 +440,10 @@ def _upsert(table: list[Any], rows: Sequence[Any], sink: Sink[Any]) -> None:
         else:
             by_key[key] = row
     table[:] = by_key.values()
+
+
+def _owner(key: CheckpointKey) -> tuple[str, str, str]:
+    return (key.pipeline, key.flow, key.sink)
 
 
 def _check(target: MemoryTarget, step: Advance) -> None:

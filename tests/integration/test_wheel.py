@@ -14,6 +14,8 @@ from zipfile import ZipFile
 import asyncpg
 import pytest
 
+from etl.databases.migrate import HEAD
+
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -83,7 +85,7 @@ def test_the_installed_command_migrates_sqlite(installed: Path, tmp_path: Path) 
     run(installed / "bin" / "etl", "migrate", "sqlite:///new.db", cwd=tmp_path, path=installed)
 
     with closing(sqlite3.connect(tmp_path / "new.db")) as file:
-        assert file.execute("SELECT version_num FROM etl_version").fetchall() == [("0001",)]
+        assert file.execute("SELECT version_num FROM etl_version").fetchall() == [(HEAD,)]
         assert file.execute("SELECT count(*) FROM etl_checkpoint").fetchall() == [(0,)]
 
 
@@ -102,7 +104,7 @@ def test_the_installed_command_migrates_postgres(
         finally:
             await connection.close()
 
-    assert asyncio.run(read()) == ("0001", 0)
+    assert asyncio.run(read()) == (HEAD, 0)
 
 
 def test_the_installed_command_prints_the_script(installed: Path, tmp_path: Path) -> None:
@@ -112,5 +114,5 @@ def test_the_installed_command_prints_the_script(installed: Path, tmp_path: Path
     )  # fmt: skip
     with closing(sqlite3.connect(":memory:")) as file:
         file.executescript(text)
-        assert file.execute("SELECT version_num FROM etl_version").fetchall() == [("0001",)]
+        assert file.execute("SELECT version_num FROM etl_version").fetchall() == [(HEAD,)]
     assert not (tmp_path / "never.db").exists()

@@ -109,6 +109,7 @@ def stats(
         flows=[
             FlowStats(
                 name=f"flow[red]{i}", state=state, rows_read=rows, rows_written=rows // 2,
+                rows_rejected=0, rows_skipped=0,
                 bytes_read=rows * 10, channels=[channel],
             )
             for i in range(flows)

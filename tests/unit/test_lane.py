@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from etl import Batch, Limits, Retry, Token
 from etl.batch import MAIN_PARTITION, Position
 from etl.connector import Checkpoint, CheckpointKey
+from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.lane import Group, Lane
 from etl.engine.segments import make_route
@@ -75,6 +76,10 @@ class Harness:
             group_bytes=group_bytes,
             retry=retry,
             completes=lambda: list(self.keys.values()) if complete else [],
+            bad_rows=BadRows("fail", "f"),
+            forgets=(),
+            row_keys=(),
+            on_refused=lambda flow, rejects: None,
             on_commit=lambda flow, rows, total, seconds: self.commits.append(rows),
             on_retry=lambda flow, what, attempt, wait_s, error: self.retries.append(what),
         )

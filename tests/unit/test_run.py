@@ -1129,6 +1129,8 @@ async def test_a_real_cancellation_of_a_draining_source_is_not_taken_for_its_end
         reader=GeneratorReader(MemorySource(ROWS)),
         route=make_route({0: None}, ()),
         steps=[],
+        steps_left=0,
+        sets_aside=False,
         out=channel,
         retry=NEVER_AGAIN,
         on_retry=lambda *told: None,

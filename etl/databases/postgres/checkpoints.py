@@ -43,11 +43,18 @@ def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
 
 
 class Checkpoints:
-    """Reads and moves checkpoints in one schema. The caller owns the transaction."""
+    """Reads and moves checkpoints in one schema. The caller owns the transaction.
+
+    Attributes:
+        schema: Where etl's tables are.
+        pipeline: Whose checkpoints they are, and ``run_id``: in which run.
+    """
 
     def __init__(self, schema: str, info: RunInfo) -> None:
+        self.schema = schema
         self._table = qualify(schema, TABLE)
-        self._run_id = info.run_id
+        self.pipeline = info.pipeline
+        self.run_id = info.run_id
         self._holder = info.holder
 
     async def load(
@@ -81,7 +88,7 @@ class Checkpoints:
             """,  # noqa: S608
             *parts(key),
             fingerprint,
-            self._run_id,
+            self.run_id,
             self._holder,
         )
         assert row is not None
@@ -113,7 +120,7 @@ class Checkpoints:
             encode_position(step.new),
             step.complete,
             step.rows,
-            self._run_id,
+            self.run_id,
         )
         return status == "UPDATE 1"
 

@@ -99,7 +99,10 @@ class Encoder:
             return self._lines(rows)
         except DataError as error:
             raise DataError(
-                f"{self._label}: {error}", column=error.column, row=error.row
+                f"{self._label}: {error}",
+                column=error.column,
+                row=error.row,
+                reason=error.reason,
             ) from error.__cause__
 
     def _lines(self, rows: Sequence[Any]) -> list[str]:
@@ -147,11 +150,18 @@ class Encoder:
         lines: list[str] = []
         for start in range(0, len(rows), _SLICE):
             part = rows[start : start + _SLICE]
-            if is_uniform:  # of one layout
-                lines += self._rows(part)
-                continue
-            for _, some in groupby(part, key=lambda row: id(row.layout)):
-                lines += self._rows(list(some))
+            # Of one layout, or runs of rows of one.
+            runs = (
+                [part]
+                if is_uniform
+                else [list(some) for _, some in groupby(part, key=lambda row: id(row.layout))]
+            )
+            for run in runs:
+                try:
+                    lines += self._rows(run)
+                except DataError as error:
+                    error.row = None if error.row is None else len(lines) + error.row
+                    raise
         return lines
 
     def _mappings(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
@@ -223,7 +233,12 @@ def _replace(
         return
     touched = [k for k, change in enumerate(changes) if change is not None and i in change]
     values = [change[i] for change in changes if change is not None and i in change]
-    for k, text in zip(touched, encode_column(values, column), strict=True):
+    try:
+        texts = encode_column(values, column)
+    except DataError as error:
+        error.row = None if error.row is None else touched[error.row]
+        raise
+    for k, text in zip(touched, texts, strict=True):
         fields[k][i] = text
 
 
@@ -360,4 +375,5 @@ def payload(lines: Sequence[str], label: str) -> bytes:
             f"{label}: row {row + 1} of the batch holds a text with a lone surrogate, which UTF-8"
             " cannot carry. Nothing of it was written",
             row=row,
+            reason="a text holds a lone surrogate, which UTF-8 cannot carry",
         ) from None

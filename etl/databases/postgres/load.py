@@ -63,6 +63,7 @@ class Load:
         self._has_triggers = False
         self._used_temporary = False
         self._is_staged_for_good = False
+        self._marked: tuple[Any, ...] = ()
 
     # --- before the first row ---
 
@@ -234,6 +235,32 @@ class Load:
         self._encoder = None
         self._temporary = None
 
+    def mark(self) -> None:
+        """A savepoint was set: note what is known of the database at this point."""
+        self._marked = (
+            self._into,
+            self._fingerprint,
+            self._encoder,
+            self._names,
+            self._temporary,
+            self._used_temporary,
+            self._is_checked,
+            self._has_triggers,
+        )
+
+    def recall(self) -> None:
+        """What was made and locked since the savepoint is gone."""
+        (
+            self._into,
+            self._fingerprint,
+            self._encoder,
+            self._names,
+            self._temporary,
+            self._used_temporary,
+            self._is_checked,
+            self._has_triggers,
+        ) = self._marked
+
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """The rows as lines for the table, once it is known; see ``Session.pack``."""
         rows = batch.rows
@@ -306,7 +333,11 @@ class Load:
         for rows in groups:
             if names_of(rows, self.label) != names:
                 self._check_same(names_of(rows, self.label), names)
-            chunks.append(payload(encoder.lines(rows), self.label))
+            try:
+                chunks.append(payload(encoder.lines(rows), self.label))
+            except DataError as error:
+                error.row = None if error.row is None else count + error.row
+                raise
             count += len(rows)
             await asyncio.sleep(0)  # let the other tasks of the program run
         if self.sink.mode == "upsert":
@@ -416,7 +447,8 @@ class Load:
             raise DataError(
                 f"{self.label}: the table took {kept} of {count} rows; a trigger of it drops"
                 " rows. This group was rolled back; remove the trigger, or filter the rows in the"
-                " pipeline"
+                " pipeline",
+                reason="a trigger of the table drops the row",
             )
 
     # --- upsert ---
@@ -445,7 +477,8 @@ class Load:
         ):
             raise DataError(
                 f"{self.label}: a row has NULL in its key ({', '.join(key)}), so it could never be"
-                " found again. This group was rolled back; filter such rows out"
+                " found again. This group was rolled back; filter such rows out",
+                reason=f"NULL in the key ({', '.join(key)})",
             )
         status = await connection.execute(
             self._merge_sql(into, temporary, are_unique=are_unique), timeout=GROUP_S

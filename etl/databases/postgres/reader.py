@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncpg.protocol import NO_TIMEOUT
 
-from etl.batch import Batch, Position
+from etl.batch import Batch, Position, Reject
 from etl.connector import Emit, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
@@ -37,8 +37,9 @@ from etl.databases.postgres.translate import translating
 from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
-from etl.errors import DataError, SchemaMismatchError
+from etl.errors import DataError, SchemaMismatchError, is_about_a_row
 from etl.rows import Frames, Layout, Shape, TextRows
+from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 UNCHANGED = "the source was not changed"
 
@@ -86,7 +87,7 @@ class PostgresReader:
         self._connection: Connection | None = connection
         self._notes = list(selection.notes)
         self._layout = layout_of(selection)
-        self._build = row_builder(spec.row, selection) if spec.row is not None else None
+        self._build = _builder(spec, selection)
         self._in_frames = False
 
     @property
@@ -370,8 +371,9 @@ class _Cutter:
         self._count += len(lines)
         position = self._position(lines[-1]) if selection.order else (self._count,)
         if self._build is not None:
-            rows = self._build(lines)
-            batch: Batch[Any] = Batch(rows, position=position, nbytes=2 * nbytes + 64 * len(rows))
+            rows, rejects = self._built(self._build, lines)
+            size = 2 * nbytes + 64 * len(lines)
+            batch: Batch[Any] = Batch(rows, position=position, rejects=rejects, nbytes=size)
         else:
             if selection.hidden:
                 hidden = len(selection.hidden)
@@ -382,6 +384,26 @@ class _Cutter:
             await self._emit(batch)
         except Exception as error:
             raise _EmitFailedError(error) from error
+
+    def _built(self, build: Builder, lines: list[str]) -> tuple[Sequence[Any], tuple[Reject, ...]]:
+        """The dataclass's instances, and the rows that it cannot hold."""
+        try:
+            return build(lines), ()
+        except Exception as error:
+            if not self._info.sets_aside or not is_about_a_row(error):
+                raise
+        rows: list[Any] = []
+        rejects: list[Reject] = []
+        width = len(self._layout.columns)
+        for number, line in enumerate(lines):
+            try:
+                rows += build([line])
+            except Exception as error:
+                if not is_about_a_row(error):
+                    raise
+                fields = self._layout.row(tuple(line.split("\t")[:width]))
+                rejects.append(reject_of(error, fields, number, READ_STEP, ENTERS_ALL))
+        return rows, tuple(rejects)
 
     def _watch_keys(self, lines: Sequence[str]) -> None:
         """Refuse a NULL or double key: a resumed read would leave such rows out."""
@@ -398,6 +420,12 @@ class _Cutter:
                 )
             last = one
         self._last = last
+
+
+def _builder(spec: ReadSpec, selection: Selection) -> Builder | None:
+    if spec.row is None:
+        return None
+    return row_builder(spec.row, selection.columns, width=selection.width, proven=selection.proven)
 
 
 def _fields_of(places: Sequence[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:

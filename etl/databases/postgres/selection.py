@@ -17,7 +17,7 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.sql import quote, quote_all
 from etl.databases.types import NULL, Decoder, plain_reader, text_decoder
 from etl.errors import ConfigError, DataError, SchemaMismatchError
-from etl.rows import Column, Kind, Layout, Shape, Type, shape_of, strip_optional
+from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_optional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,15 +446,19 @@ def layout_of(selection: Selection) -> Layout:
 Builder = Callable[[Sequence[str]], list[Any]]
 
 
-def row_builder(row: type[Any], selection: Selection) -> Builder:
+def row_builder(row: type[Any], columns: Sequence[Column], *, width: int, proven: bool) -> Builder:
     """A function from COPY lines to instances of a dataclass.
 
     Two are compiled for the columns, so that no name is looked up and no loop over columns runs
     for each row. The quick one is used first; when it fails, the careful one says which column
     did. Of the user's names their text holds field names of the dataclass only.
+
+    Args:
+        width: How many fields a line has.
+        proven: The catalogue says which columns are never NULL.
     """
-    careful = _compiled(row, selection, _careful_argument)
-    quick = _compiled(row, selection, _quick_argument)
+    careful = _compiled(row, columns, width, proven, _careful_argument)
+    quick = _compiled(row, columns, width, proven, _quick_argument)
 
     def build(lines: Sequence[str]) -> list[Any]:
         try:
@@ -465,12 +469,27 @@ def row_builder(row: type[Any], selection: Selection) -> Builder:
     return build
 
 
+def build_row(row: type[Any], fields: Row) -> Any:
+    """See :meth:`etl.databases.database.Driver.build_row`."""
+    columns = fields.layout.columns
+    missing = [one.name for one in shape_of(row).columns if one.name not in fields]
+    if missing:
+        raise DataError(
+            f"{row.__name__} has fields that the stored row lacks: {', '.join(missing)}",
+            reason=f"{row.__name__} has a field that the stored row lacks",
+        )
+    build = row_builder(row, columns, width=len(columns), proven=False)
+    return build(["\t".join(fields.fields)])[0]
+
+
 Argument = Callable[[int, Column, type[Any], bool, dict[str, Any]], str]
 
 
-def _compiled(row: type[Any], selection: Selection, argument: Argument) -> Builder:
+def _compiled(
+    row: type[Any], columns: Sequence[Column], width: int, proven: bool, argument: Argument
+) -> Builder:
     hints = get_type_hints(row)
-    places = {column.name: i for i, column in enumerate(selection.columns)}
+    places = {column.name: i for i, column in enumerate(columns)}
     names: dict[str, Any] = {"make": row, "split": _split, "NULL": NULL}
     arguments: list[str] = []
     # Positional arguments stand before the keyword-only ones.
@@ -479,9 +498,9 @@ def _compiled(row: type[Any], selection: Selection, argument: Argument) -> Build
     ):
         i = places[field.name]
         hint = strip_optional(hints[field.name])[0]
-        text = argument(i, selection.columns[i], get_origin(hint) or hint, selection.proven, names)
+        text = argument(i, columns[i], get_origin(hint) or hint, proven, names)
         arguments.append(f"{field.name}={text}" if field.kw_only else text)
-    fields = ", ".join(f"f{i}" for i in range(selection.width))
+    fields = ", ".join(f"f{i}" for i in range(width))
     code = f"lambda lines: [make({', '.join(arguments)}) for {fields}, in map(split, lines)]"
     builder: Builder = eval(compile(code, "<rows>", "eval"), names)
     return builder
@@ -526,6 +545,7 @@ def _not_null(read: Decoder, column: Column) -> Decoder:
                 f"column {column.name!r} is NULL in a row, but its field is not annotated with"
                 " None; annotate it X | None",
                 column=column.name,
+                reason="it is NULL, and its field is not annotated with None",
             )
         return read(field)
 
@@ -541,6 +561,7 @@ def _enum_reader(read: Decoder, kind: type[Enum], column: Column) -> Decoder:
             raise DataError(
                 f"column {column.name!r} holds a text that {kind.__name__} has no member for",
                 column=column.name,
+                reason=f"{kind.__name__} has no member for its text",
             ) from None
 
     return decode

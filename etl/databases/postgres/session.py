@@ -16,6 +16,7 @@ from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import Connection, close, connect
 from etl.databases.postgres.frames import FORM
 from etl.databases.postgres.load import Load
+from etl.databases.postgres.rejects import Rejects
 from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -25,6 +26,8 @@ from etl.rows import Column, Shape
 COMMIT_S = 60.0
 """How long the answer to COMMIT is waited for before it is in doubt."""
 ROLLBACK_S = 5.0
+
+_SAVEPOINT = "etl_piece"
 
 ROLLED_BACK = "the group was rolled back and the checkpoint did not move"
 
@@ -56,6 +59,8 @@ class PostgresSession:
         self._is_open = False  # a transaction
         self._is_cut = False  # a statement was cut short: its late cancel may hit the next one
         self._is_working = False
+        self._has_savepoint = False
+        self.rejects = Rejects(self, checkpoints)
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
         """A table that is missing is made from the columns' kinds, so each must be settled."""
@@ -128,6 +133,7 @@ class PostgresSession:
                 or not await load.has_staging(connection)
             ):
                 await load.restage(connection)
+                await self.rejects.forget_staged(load.flow, load.sink.table)
                 for key in own:
                     found[key] = await self._checkpoints.start_anew(connection, key)
         return found
@@ -139,14 +145,51 @@ class PostgresSession:
             return None
         return await blockers_of(self._url, self._application, connection.get_server_pid())
 
-    async def begin(self) -> None:
+    async def begin(self, *, strict: bool = False) -> None:
         """Begin a transaction, on a new connection where the last one was lost."""
         with self._working("beginning a transaction", "nothing was written"):
             connection = await self._get()
             self._is_open = True
+            self._has_savepoint = False
             await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            if strict:
+                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         for load in self.loads:
             load.begin()
+
+    async def savepoint(self) -> None:
+        """See :meth:`etl.connector.Session.savepoint`. One round trip, the last mark included."""
+        with self._working("setting a savepoint", ROLLED_BACK):
+            release = f"RELEASE SAVEPOINT {_SAVEPOINT}; " if self._has_savepoint else ""
+            await self.connection.execute(f"{release}SAVEPOINT {_SAVEPOINT}")
+        self._has_savepoint = True
+        for load in self.loads:
+            load.mark()
+
+    async def undo(self) -> None:
+        """See :meth:`etl.connector.Session.undo`."""
+        with self._working("going back to a savepoint", ROLLED_BACK):
+            await self.connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+        for load in self.loads:
+            load.recall()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of the transaction that is open.
+
+        Raises:
+            TargetUnavailableError: It was lost.
+        """
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            raise TargetUnavailableError(
+                f"the connection to {self._url.name} was lost in a transaction; {ROLLED_BACK}"
+            )
+        return connection
+
+    def is_staged(self, sink: str) -> bool:
+        """Whether a sink's rows go into a staging table."""
+        return any(load.staged for load in self.loads if load.sink.table == sink)
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """See :meth:`etl.connector.Session.pack`."""
@@ -224,9 +267,7 @@ class PostgresSession:
         if connection is not None and not connection.is_closed():
             return connection
         if self._is_open:
-            raise TargetUnavailableError(
-                f"the connection to {self._url.name} was lost in a transaction; {ROLLED_BACK}"
-            )
+            return self.connection  # which says that it was lost
         self._connection = await connect(self._url, "target", self._application)
         return self._connection
 

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from etl.batch import Position, encode_position
-from etl.connector import CheckpointKey
+from etl.connector import CheckpointKey, StoredReject
 from etl.databases.database import State
 from etl.databases.migrate import needs_upgrade
+from etl.databases.postgres import rejects
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import TABLE, checkpoint_of, parts
 from etl.databases.postgres.connect import Connection, connected
@@ -28,17 +29,24 @@ async def open_state(url: Url) -> AsyncGenerator[PostgresState]:
         found = await versions(connection, schema)
         if found is not None:
             needs_upgrade(found)  # refuses a version that is unknown here
-        yield PostgresState(connection, schema, has_table=found is not None)
+        table = qualify(schema, rejects.TABLE)
+        has_rejects = await find_relation(connection, table) is not None
+        yield PostgresState(
+            connection, schema, has_table=found is not None, has_rejects=has_rejects
+        )
 
 
 class PostgresState:
     """See :class:`etl.databases.database.StateStore`."""
 
-    def __init__(self, connection: Connection, schema: str, *, has_table: bool) -> None:
+    def __init__(
+        self, connection: Connection, schema: str, *, has_table: bool, has_rejects: bool
+    ) -> None:
         self._connection = connection
         self._schema = schema
         self._table = qualify(schema, TABLE)
         self._has_table = has_table
+        self._has_rejects = has_rejects  # an older etl made none
 
     async def states(self, pipeline: str | None = None) -> Sequence[State]:
         """All of them, or one pipeline's, in order of their keys."""
@@ -101,6 +109,16 @@ class PostgresState:
                         *parts(key),
                     )
                     await self._drop_staging(key)
+                if self._has_rejects:
+                    table = qualify(self._schema, rejects.TABLE)
+                    await rejects.forget(self._connection, table, keys)
+
+    async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:
+        """See :meth:`etl.databases.database.StateStore.rejects`."""
+        if not self._has_rejects:
+            return []
+        with translating("target", "reading the rejected rows", "nothing was changed"):
+            return await rejects.list_rejects(self._connection, self._schema, pipeline)
 
     async def _drop_staging(self, key: CheckpointKey) -> None:
         final = await find_relation(self._connection, key.sink)

@@ -17,6 +17,7 @@ from etl.databases.postgres.connect import (
     connect,
 )
 from etl.databases.postgres.load import Load
+from etl.databases.postgres.rejects import publish_rejects
 from etl.databases.postgres.session import PostgresSession, commit
 from etl.databases.postgres.translate import translating
 from etl.databases.sql import qualify
@@ -119,6 +120,7 @@ class PostgresTarget:
                 for load in self._loads_of(moved):
                     with translating("target", load.label, "the old tables are in place"):
                         await load.publish(connection)
+                        await publish_rejects(connection, self._schema, self._info.pipeline, load)
             await commit(connection, self._url)
         finally:
             await finish(close(connection))

@@ -127,7 +127,8 @@ def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> D
     column = column or (line[2] if line else None)
     at = f", at row {row + 1} of the group that was being written" if row is not None else ""
     named = f" (column {column!r})" if column else ""
-    return DataError(f"{where}: {safe_message(error)}{named}{at}{tail}", column=column, row=row)
+    said = safe_message(error)
+    return DataError(f"{where}: {said}{named}{at}{tail}", column=column, row=row, reason=said)
 
 
 _QUOTED_VALUE = re.compile(r'^(?:value )?".*?"(?= is out of range)', re.DOTALL)

@@ -1,9 +1,18 @@
 """The SQLite driver: sources, sinks and checkpoints in a file, by aiosqlite."""
 
+from etl.databases.sqlite.build import build_row
 from etl.databases.sqlite.digest import open_snapshot
 from etl.databases.sqlite.reader import open_reader
 from etl.databases.sqlite.state import open_state
 from etl.databases.sqlite.survey import check, list_tables
 from etl.databases.sqlite.target import open_target
 
-__all__ = ["check", "list_tables", "open_reader", "open_snapshot", "open_state", "open_target"]
+__all__ = [
+    "build_row",
+    "check",
+    "list_tables",
+    "open_reader",
+    "open_snapshot",
+    "open_state",
+    "open_target",
+]

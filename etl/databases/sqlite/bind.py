@@ -495,6 +495,7 @@ class Binder:
             f" {row + 1} of the batch: {why}. Nothing of this group was written",
             column=column.name,
             row=row,
+            reason=f"it cannot go into {column.declared or 'the column'}: {why}",
         )
 
     def _mixed(self, kinds: set[type[Any]]) -> SchemaMismatchError:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias, get_origin, get_type_hints
 from uuid import UUID
 
 from etl.errors import ConfigError, DataError
-from etl.rows import strip_optional
+from etl.rows import Row, strip_optional
 
 Fields = tuple[Any, ...]
 _Convert: TypeAlias = Callable[[Any], Any]
@@ -236,3 +236,16 @@ class Builder:
             f" not fit {self._row.__name__}.{name}: {why}",
             column=name,
         )
+
+
+def build_row(row: type[Any], fields: Row) -> Any:
+    """See :meth:`etl.databases.database.Driver.build_row`."""
+    names = [field.name for field in dataclass_fields(row)]
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise DataError(
+            f"{row.__name__} has fields that the stored row lacks: {', '.join(missing)}",
+            reason=f"{row.__name__} has a field that the stored row lacks",
+        )
+    build = Builder(row, names=names, key=(), label="a stored row")
+    return build([tuple(fields[name] for name in names)])[0]

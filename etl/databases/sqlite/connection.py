@@ -103,6 +103,11 @@ class Connection:
         return self._raw is not None and self._aio is not None and self._raw.in_transaction
 
     @property
+    def total_changes(self) -> int:
+        """Rows that were changed through this connection, by triggers too."""
+        return self.raw.total_changes
+
+    @property
     def raw(self) -> sqlite3.Connection:
         """The driver's connection, for what may be set from any thread."""
         assert self._raw is not None

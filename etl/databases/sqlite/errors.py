@@ -78,7 +78,10 @@ def translate(error: Exception, *, where: str, side: Side) -> EtlError:
     if code in _REASONS:
         return ConfigError(f"{where}: {_REASONS[code]} ({_name(error)})")
     if code in {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}:
-        return DataError(f"{where} refused a row: {error}. Nothing of this transaction was kept")
+        return DataError(
+            f"{where} refused a row: {error}. Nothing of this transaction was kept",
+            reason=str(error),
+        )
     if is_unreadable_text(error):
         return DataError(f"{where}: a text is not valid UTF-8")
     return SchemaMismatchError(f"{where}: SQLite says: {error}")

@@ -52,6 +52,7 @@ class Load:
 
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str) -> None:
         self.sink = sink
+        self.flow = flow
         self.is_staged = sink.mode == "replace"
         self.label = f"sink {sink.table!r}"
         self._name = table_name(sink.table)
@@ -303,10 +304,15 @@ class Load:
             if not rows:
                 continue
             statement, binder = await self._plan(connection, rows)
+            before = written
             for first in range(0, len(rows), SLICE):
                 check()
                 part = rows if len(rows) <= SLICE else rows[first : first + SLICE]
-                written += await self._write(connection, statement, binder, part, first)
+                try:
+                    written += await self._write(connection, statement, binder, part, first)
+                except DataError as error:
+                    error.row = None if error.row is None else before + error.row
+                    raise
                 failpoints.hit("lane.mid_copy")
         check()
         return written
@@ -319,8 +325,15 @@ class Load:
         rows: Sequence[Any],
         first: int,
     ) -> int:
+        changes = connection.total_changes
         try:
             changed = await connection.execute_many(statement, self._tuples(binder, rows, first))
+        except DataError as error:
+            if error.row is None:
+                # SQLite does not say which row it refused: those before it are in. Triggers may
+                # have changed rows too, so it is only where to look first.
+                error.row = first + min(connection.total_changes - changes, len(rows) - 1)
+            raise
         except (OverflowError, UnicodeEncodeError) as error:
             # The driver does not say which value it could not take.
             binder.refuse_unstorable(rows, first)
@@ -353,6 +366,7 @@ class Load:
                     " batch. Nothing of this group was written",
                     column=name,
                     row=number,
+                    reason="NULL in the key",
                 )
         yield from tuples
 
@@ -361,7 +375,8 @@ class Load:
             raise DataError(
                 f"{self.label}: SQLite kept {written} of {expected} rows; a trigger on"
                 f" {table.name!r} dropped the others with RAISE(IGNORE). Nothing of this"
-                " transaction was kept"
+                " transaction was kept",
+                reason="a trigger of the table drops the row",
             )
 
     async def _plan(self, connection: Connection, rows: Sequence[Any]) -> tuple[str, Binder]:

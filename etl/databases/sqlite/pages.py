@@ -15,6 +15,7 @@ from operator import itemgetter
 from sys import getsizeof
 from typing import Any, cast
 
+from etl.batch import Reject
 from etl.databases.sqlite.errors import UNREADABLE_TEXT, is_unreadable_text
 from etl.databases.sqlite.lines import Doubt
 from etl.errors import DataError
@@ -32,11 +33,15 @@ _PAGES = 4  # a fetch: going to the thread and back costs as much as some tens o
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What is made of some rows, the key of the last of them, and their size in memory."""
+    """What is made of some rows, the key of the last of them, and their size in memory.
+
+    ``rejects`` are the rows that nothing could be made of.
+    """
 
     rows: Sequence[Any]
     last: Fields
     nbytes: int
+    rejects: tuple[Reject, ...] = ()
 
 
 class Paging:

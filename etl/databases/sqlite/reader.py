@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import aiosqlite
 
-from etl.batch import Batch, Position
+from etl.batch import Batch, Position, Reject
 from etl.connector import Emit, Reader, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.declared import project
-from etl.databases.sql import qualify, quote
+from etl.databases.sql import fold, qualify, quote
 from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
@@ -29,10 +29,11 @@ from etl.databases.sqlite.lines import Lines
 from etl.databases.sqlite.pages import Fields, Page, PagedConnection, Paging
 from etl.databases.sqlite.profile import profiled
 from etl.databases.sqlite.schema import Table, find_table, table_name, table_names
-from etl.databases.types import text_decoder
+from etl.databases.types import same, text_decoder
 from etl.databases.url import Url
-from etl.errors import SchemaMismatchError
-from etl.rows import Column, Layout, Shape, TextRows, ValueRows, shape_of
+from etl.errors import SchemaMismatchError, is_about_a_row
+from etl.rows import Column, Layout, Row, Shape, TextRows, ValueRows, shape_of
+from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 _VIEW = "etl_query"
 _ROWS = "etl_rows"
@@ -167,7 +168,7 @@ class SqliteReader:
         shape = _shape(table, key)
         if self._hidden:
             shape = Shape(columns=shape.columns[: -self._hidden], key=shape.key)
-        self._layout = Layout(shape.columns, [_same for _ in shape.columns], is_text=False)
+        self._layout = Layout(shape.columns, [same for _ in shape.columns], is_text=False)
         row = self._spec.row
         self.shape = shape
         if row is not None:
@@ -189,7 +190,7 @@ class SqliteReader:
         if self._spec.row is None:
             self.shape = await profiled(await self._connected(), self.shape, self._from)
             columns = self.shape.columns
-            self._layout = Layout(columns, [_same for _ in columns], is_text=False)
+            self._layout = Layout(columns, [same for _ in columns], is_text=False)
         return self.shape
 
     async def _connected(self, *, first: bool = False) -> Connection:
@@ -406,13 +407,15 @@ class SqliteReader:
             return False
         while pages:
             page = pages.pop()
-            place.given += len(page.rows)
+            place.given += len(page.rows) + len(page.rejects)
             position: Position = (place.given,)
             if self._order.columns:
                 place.last = page.last
                 self._refuse_floats(place.last)
                 position = to_position(place.last)
-            await emit(Batch(page.rows, position=position, nbytes=page.nbytes))
+            await emit(
+                Batch(page.rows, position=position, rejects=page.rejects, nbytes=page.nbytes)
+            )
         return True
 
     def _paging(self, course: _Course, place: _Place) -> Paging:
@@ -452,7 +455,12 @@ class SqliteReader:
         row = self._spec.row
         if row is not None:
             build = Builder(row, names=self._names, key=key, label=self._where)
-            return lambda rows, nbytes: Page(build(rows), last(rows), nbytes)
+
+            def built(rows: list[Fields], nbytes: int) -> Page:
+                items, rejects = self._built(build, rows)
+                return Page(items, last(rows), nbytes, rejects)
+
+            return built
         layout = self._layout
         shown = slice(-self._hidden) if self._hidden else None
 
@@ -477,6 +485,36 @@ class SqliteReader:
             return Page(found, read(written[-1]) if read is not None else (), found.nbytes)
 
         return texts
+
+    def _built(
+        self, build: Builder, rows: list[Fields]
+    ) -> tuple[Sequence[Any], tuple[Reject, ...]]:
+        """The dataclass's instances, and the rows that it cannot hold."""
+        try:
+            return build(rows), ()
+        except Exception as error:
+            if not self._info.sets_aside or not is_about_a_row(error):
+                raise
+        items: list[Any] = []
+        rejects: list[Reject] = []
+        for number, row in enumerate(rows):
+            try:
+                items += build([row])
+            except Exception as error:
+                if not is_about_a_row(error):
+                    raise
+                fields = self._fields(row)
+                rejects.append(reject_of(error, fields, number, READ_STEP, ENTERS_ALL))
+        return items, tuple(rejects)
+
+    def _fields(self, row: Fields) -> Row:
+        """A row as it was read, under the names of the dataclass's fields."""
+        known = {fold(column.name): column for column in self._layout.columns}
+        columns = [
+            replace(known[fold(name)], name=name) for name in self._names if fold(name) in known
+        ]
+        layout = Layout(columns, [same for _ in columns], is_text=False)
+        return layout.row(tuple(row[: len(columns)]))
 
     async def _run(
         self,
@@ -556,10 +594,6 @@ class SqliteReader:
 
 def _takes_long(path: str) -> bool:
     return Path(path).stat().st_size > _LONG_READ_BYTES
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from etl.batch import Position, encode_position
-from etl.connector import CheckpointKey
+from etl.connector import CheckpointKey, StoredReject
 from etl.databases.database import State, StateStore
 from etl.databases.sql import quote
+from etl.databases.sqlite import rejects
 from etl.databases.sqlite.checkpoints import checkpoint_of, now, parts
 from etl.databases.sqlite.connection import Connection, connect_target, path_of
 from etl.databases.sqlite.load import staging_names
@@ -92,6 +93,15 @@ class SqliteState:
                 )
                 for staging in staging_names(key.sink, key.pipeline, key.flow):
                     await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
+            if await find_table(connection, rejects.TABLE) is not None:
+                await rejects.forget(connection, keys)
+
+    async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:
+        """See the protocol."""
+        async with self._connected() as connection:
+            if await find_table(connection, rejects.TABLE) is None:
+                return []
+            return await rejects.list_rejects(connection, pipeline)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncGenerator[Connection, None]:

@@ -27,6 +27,7 @@ from etl.databases.sqlite.connection import Connection, connect_target, open_tar
 from etl.databases.sqlite.errors import code_of
 from etl.databases.sqlite.load import Load, gone
 from etl.databases.sqlite.lock import run_lock
+from etl.databases.sqlite.rejects import Rejects, publish_rejects
 from etl.databases.sqlite.schema import find_table, table_names
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -40,6 +41,7 @@ from etl.errors import (
 )
 from etl.rows import Shape
 
+_SAVEPOINT = "etl_piece"
 _SURELY_NOT_COMMITTED = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -165,6 +167,7 @@ class SqliteTarget:
             for step in of_sink:
                 await checkpoints.advance(connection, step, self.info.run_id)
             await loads[owner].publish(connection)
+            await publish_rejects(connection, self.info.pipeline, loads[owner])
         for table, count in (await _broken_keys(connection)).items():
             if count > broken.get(table, 0):
                 raise DataError(
@@ -191,6 +194,8 @@ class SqliteSession:
         self._is_working = False
         self._is_stopped = False
         self._is_waiting = False  # for the file's write lock
+        self._has_savepoint = False
+        self.rejects = Rejects(self, target.info)
 
     # -- before the first row ----------------------------------------------------------------
 
@@ -243,14 +248,16 @@ class SqliteSession:
                 is_new = all(p is None for p in positions)
                 if fresh or is_new or is_lost or any(found[key].complete for key in own):
                     await load.make_staging(connection)
+                    await self.rejects.forget_staged(connection, load.flow, load.sink.table)
                     for key in own:
                         await checkpoints.start_anew(connection, key)
             return await checkpoints.load(connection, keys)
 
     # -- the lane's transaction --------------------------------------------------------------
 
-    async def begin(self) -> None:
+    async def begin(self, *, strict: bool = False) -> None:
         """Wait for the turn, then for the file's write lock."""
+        self._has_savepoint = False
         self._is_stopped = False
         self._is_working = True
         await self._target.turn.acquire()
@@ -262,8 +269,31 @@ class SqliteSession:
             await connection.begin(lambda: self._is_stopped)
         finally:
             self._is_waiting = False
-        # Rows of one transaction may refer to each other in any order.
-        await connection.execute("PRAGMA defer_foreign_keys=ON")
+        if not strict:
+            # Rows of one transaction may refer to each other in any order.
+            await connection.execute("PRAGMA defer_foreign_keys=ON")
+
+    async def savepoint(self) -> None:
+        """See the protocol."""
+        connection = self._working()
+        if self._has_savepoint:
+            await connection.execute(f"RELEASE {_SAVEPOINT}")
+        await connection.execute(f"SAVEPOINT {_SAVEPOINT}")
+        self._has_savepoint = True
+
+    async def undo(self) -> None:
+        """See the protocol. What a load knows of its table is checked by the schema's version."""
+        self._check_transaction()
+        await self._working().execute(f"ROLLBACK TO {_SAVEPOINT}")
+
+    def working(self) -> Connection:
+        """The connection of the transaction that is open."""
+        self._check_transaction()
+        return self._working()
+
+    def is_staged(self, sink: str) -> bool:
+        """Whether a sink's rows go into a staging table."""
+        return any(load.is_staged for load in self.loads if load.sink.table == sink)
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """Rows are bound on the connection's thread, as they are."""

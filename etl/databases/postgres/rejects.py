@@ -1,0 +1,208 @@
+"""The table ``etl_reject``: bad rows, kept in the transaction that moves the position past them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from etl.batch import Reject, encode_position
+from etl.connector import CheckpointKey, NewReject, StoredReject
+from etl.databases.postgres.checkpoints import Checkpoints, parts
+from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.load import Load
+from etl.databases.postgres.translate import translating
+from etl.databases.sql import qualify
+from etl.databases.stored import (
+    CannotStoreError,
+    cannot_store,
+    restore_row,
+    store_key,
+    store_row,
+)
+
+TABLE = "etl_reject"
+
+_FIELDS = (
+    "id, pipeline, flow, sink, partition, position, ordinal, step, steps_left, reason, detail,"
+    " column_name, sqlstate, row_key, row_data, tries, staged, run_id,"
+    " rejected_at::text AS rejected_at"
+)
+_KEPT = "nothing was changed"
+
+
+class _Session(Protocol):
+    @property
+    def connection(self) -> Connection: ...
+    def is_staged(self, sink: str) -> bool: ...
+
+
+class Rejects:
+    """See :class:`etl.connector.RejectTable`."""
+
+    def __init__(self, session: _Session, checkpoints: Checkpoints) -> None:
+        self._session = session
+        self._table = qualify(checkpoints.schema, TABLE)
+        self._pipeline = checkpoints.pipeline
+        self._run_id = checkpoints.run_id
+
+    async def add(self, rejects: Sequence[NewReject]) -> None:
+        """See the protocol."""
+        rows = [self._values(new) for new in rejects]
+        with translating("target", "keeping rejected rows", "nothing of their group was written"):
+            await self._session.connection.executemany(
+                f"INSERT INTO {self._table} (pipeline, flow, sink, partition, position, ordinal,"  # noqa: S608
+                " step, steps_left, reason, detail, column_name, sqlstate, row_key, row_data,"
+                " staged, run_id, rejected_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+                " clock_timestamp())",
+                rows,
+            )
+
+    def _values(self, new: NewReject) -> tuple[Any, ...]:
+        reject = new.reject
+        try:
+            data = store_row(reject.row)
+        except CannotStoreError as error:
+            raise cannot_store(new, error) from error
+        return (
+            *parts(new.key),
+            encode_position(new.position),
+            reject.ordinal,
+            _plain(reject.step),
+            reject.steps_left,
+            _plain(reject.reason),
+            _plain(reject.detail),
+            reject.column,
+            reject.sqlstate,
+            store_key(new.row_key),
+            data,
+            self._session.is_staged(new.key.sink),
+            self._run_id,
+        )
+
+    async def forget(self, keys: Sequence[CheckpointKey]) -> None:
+        """See the protocol."""
+        with translating("target", "dropping old rejected rows", _KEPT):
+            await forget(self._session.connection, self._table, keys)
+
+    async def forget_staged(self, flow: str, sink: str) -> None:
+        """Drop those of a staging table that is made anew."""
+        await self._session.connection.execute(
+            f"DELETE FROM {self._table} WHERE pipeline = $1 AND flow = $2 AND sink = $3"  # noqa: S608
+            " AND staged",
+            self._pipeline,
+            flow,
+            sink,
+        )
+
+    async def read(self, flow: str, sink: str, *, after: int, most: int) -> Sequence[StoredReject]:
+        """See the protocol."""
+        with translating("target", "reading rejected rows", _KEPT):
+            rows = await self._session.connection.fetch(
+                f"SELECT {_FIELDS} FROM {self._table}"  # noqa: S608
+                " WHERE pipeline = $1 AND flow = $2 AND sink = $3 AND NOT staged AND id > $4"
+                " ORDER BY id LIMIT $5",
+                self._pipeline,
+                flow,
+                sink,
+                after,
+                most,
+            )
+        return [stored_of(row) for row in rows]
+
+    async def drop(self, number: int) -> None:
+        """See the protocol."""
+        with translating("target", "dropping a rejected row", _KEPT):
+            await self._session.connection.execute(
+                f"DELETE FROM {self._table} WHERE id = $1",  # noqa: S608
+                number,
+            )
+
+    async def keep(self, number: int, again: Reject) -> None:
+        """See the protocol."""
+        with translating("target", "noting a row that was rejected again", _KEPT):
+            await self._session.connection.execute(
+                f"UPDATE {self._table} SET reason = $2, detail = $3, column_name = $4,"  # noqa: S608
+                " sqlstate = $5, run_id = $6, tries = tries + 1, tried_at = clock_timestamp()"
+                " WHERE id = $1",
+                number,
+                _plain(again.reason),
+                _plain(again.detail),
+                again.column,
+                again.sqlstate,
+                self._run_id,
+            )
+
+
+async def forget(connection: Connection, table: str, keys: Sequence[CheckpointKey]) -> None:
+    """Drop all rejects of some keys."""
+    for key in keys:
+        await connection.execute(
+            f"DELETE FROM {table} WHERE pipeline = $1 AND flow = $2 AND sink = $3"  # noqa: S608
+            " AND partition = $4",
+            *parts(key),
+        )
+
+
+async def publish_rejects(connection: Connection, schema: str, pipeline: str, load: Load) -> None:
+    """Let the rejects of a staged load be those of its table, in the publishing transaction."""
+    table = qualify(schema, TABLE)
+    owner = (pipeline, load.flow, load.sink.table)
+    whose = "pipeline = $1 AND flow = $2 AND sink = $3"
+    if load.sink.mode == "replace":  # the rows that they belong to are thrown away
+        await connection.execute(
+            f"DELETE FROM {table} WHERE {whose} AND NOT staged",  # noqa: S608
+            *owner,
+        )
+    await connection.execute(
+        f"UPDATE {table} SET staged = false WHERE {whose} AND staged",  # noqa: S608
+        *owner,
+    )
+
+
+async def list_rejects(
+    connection: Connection, schema: str, pipeline: str | None
+) -> list[StoredReject]:
+    """All of them, or one pipeline's, in the order in which they were refused."""
+    rows = await connection.fetch(
+        f"SELECT {_FIELDS} FROM {qualify(schema, TABLE)}"  # noqa: S608
+        " WHERE $1::text IS NULL OR pipeline = $1 ORDER BY id",
+        pipeline,
+    )
+    return [stored_of(row) for row in rows]
+
+
+def stored_of(row: Mapping[str, Any]) -> StoredReject:
+    """A row of the table."""
+    return StoredReject(
+        number=row["id"],
+        key=CheckpointKey(
+            pipeline=row["pipeline"],
+            flow=row["flow"],
+            sink=row["sink"],
+            partition=row["partition"],
+        ),
+        position=row["position"],
+        ordinal=row["ordinal"],
+        step=row["step"],
+        steps_left=row["steps_left"],
+        reason=row["reason"],
+        detail=row["detail"],
+        column=row["column_name"],
+        sqlstate=row["sqlstate"],
+        row_key=row["row_key"],
+        row=row["row_data"],
+        tries=row["tries"],
+        staged=row["staged"],
+        run_id=row["run_id"],
+        rejected_at=row["rejected_at"],
+        restore=partial(restore_row, row["row_data"]),
+    )
+
+
+def _plain(text: str | None) -> str | None:
+    """A message as PostgreSQL takes it: without NUL and lone surrogates."""
+    if text is None:
+        return None
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
