@@ -88,6 +88,10 @@ class TooManyRejectsError(EtlError):
     """More rows were refused than the policy allows; the group of the last of them rolled back."""
 
 
+class RowTooLargeError(DataError):
+    """A row that the run's memory limit cannot hold; the message names the limit that it needs."""
+
+
 class FencedError(EtlError):
     """A newer run of the same pipeline took over; this one wrote nothing since."""
 

@@ -10,6 +10,9 @@ from etl.errors import ConfigError
 
 KIB = 1024
 MIB = 1024 * KIB
+_MEMORY = 64 * MIB
+COPIES_OF_A_ROW = 3
+"""How often a row may exist at once: as it is read, as it is written, in a driver's buffers."""
 
 _UNITS = {
     "b": 1,
@@ -43,7 +46,9 @@ class Limits:
     """Bounds of one run.
 
     Attributes:
-        memory: Bytes that rows in flight may take, over all flows; divided over the channels.
+        memory: Bytes that rows in flight may take, over all flows; divided over the channels. A
+            row that does not fit into it three times fails the run. None: 64 MiB, and such a row
+            goes through alone.
         batch_rows: Most rows of a batch.
         batch_bytes: A batch is cut when its rows reach this size; one row may exceed it.
         channel_batches: Most batches that wait in a channel.
@@ -54,7 +59,7 @@ class Limits:
         stall_after_s: Seconds without any movement after which a note says who holds the run up.
     """
 
-    memory: str | int = "64MiB"
+    memory: str | int | None = None
     batch_rows: int = 10_000
     batch_bytes: str | int = "256KiB"
     channel_batches: int = 16
@@ -66,7 +71,8 @@ class Limits:
     batch_nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "memory_bytes", parse_size(self.memory))
+        memory = _MEMORY if self.memory is None else parse_size(self.memory)
+        object.__setattr__(self, "memory_bytes", memory)
         object.__setattr__(self, "batch_nbytes", parse_size(self.batch_bytes))
         for name in ("batch_rows", "channel_batches", "group_rows"):
             if getattr(self, name) < 1:
@@ -76,6 +82,11 @@ class Limits:
                 raise ConfigError(f"Limits({name}=...) must be positive")
         if self.drain_s < 0:
             raise ConfigError("Limits(drain_s=...) must not be negative")
+
+    @property
+    def row_bytes(self) -> int:
+        """The largest row that a run with these limits moves."""
+        return 1 << 62 if self.memory is None else self.memory_bytes // COPIES_OF_A_ROW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

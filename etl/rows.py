@@ -175,12 +175,57 @@ class Row(Mapping[str, Any]):
 _split: Callable[[str], list[str]] = methodcaller("split", "\t")
 
 
+class WideLine(Sequence[str]):
+    """One line of COPY text that is kept as the bytes that came in.
+
+    A line of many megabytes is not to exist twice; whoever needs its text decodes it, and where
+    nobody looks at the row the bytes go out as they are.
+
+    Attributes:
+        data: The line with its line end.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return self if 0 in range(*i.indices(1)) else []
+        if i not in {0, -1}:
+            raise IndexError(i)
+        return str(memoryview(self.data)[:-1], "utf-8", "surrogateescape")
+
+    def fields(self) -> list[str]:
+        """The fields, each decoded by itself."""
+        view, data, start = memoryview(self.data), self.data, 0
+        found: list[str] = []
+        while (end := data.find(b"\t", start)) >= 0:
+            found.append(str(view[start:end], "utf-8", "surrogateescape"))
+            start = end + 1
+        found.append(str(view[start:-1], "utf-8", "surrogateescape"))
+        return found
+
+
+def split_lines(lines: Sequence[str]) -> list[list[str]]:
+    """The fields of each line."""
+    return [lines.fields()] if isinstance(lines, WideLine) else list(map(_split, lines))
+
+
 class TextRows(Sequence[Row]):
     """Rows as COPY text lines (without the newline): split into fields when looked at."""
 
     __slots__ = ("layout", "lines", "nbytes")
 
-    def __init__(self, layout: Layout, lines: list[str], nbytes: int) -> None:
+    def __init__(self, layout: Layout, lines: Sequence[str], nbytes: int) -> None:
         self.layout = layout
         self.lines = lines
         self.nbytes = nbytes + 57 * len(lines)
@@ -190,6 +235,8 @@ class TextRows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         # Tuples of texts leave the garbage collector's lists; lists would stay in them.
+        if isinstance(self.lines, WideLine):
+            return iter([self.layout.row(tuple(self.lines.fields()))])
         return map(self.layout.row, map(tuple, map(_split, self.lines)))
 
     @overload

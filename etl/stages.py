@@ -394,6 +394,7 @@ async def through_stage(
         async for batch in batches:
             ledger.takes(batch)
             yield batch
+            del batch
 
     source = noted()
     async with aclosing(batches), aclosing(source), aclosing(one.apply(source)) as results:
@@ -405,6 +406,7 @@ async def through_stage(
                 )
             ledger.gives(batch)
             yield batch
+            del batch
         # Not from ``source``: a stage that returns early may have closed it, as it should.
         async for _ in batches:
             raise ConservationError(

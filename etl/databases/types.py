@@ -270,8 +270,19 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(_escaped, text)
 
 
-def _read_bytes(field: str) -> bytes:
-    return bytes.fromhex(field[3:])  # the field is \\x and hex digits, its backslash doubled
+_HEX_PIECE = 1 << 20
+
+
+def unhex(field: str) -> bytes:
+    """A bytea field: ``\\\\x`` and hex digits, its backslash doubled."""
+    if len(field) <= _HEX_PIECE:
+        return bytes.fromhex(field[3:])
+    found = bytearray((len(field) - 3) // 2)  # by pieces: the digits of 50 MB are not copied
+    for start in range(3, len(field), _HEX_PIECE):
+        piece = bytes.fromhex(field[start : start + _HEX_PIECE])
+        at = (start - 3) // 2
+        found[at : at + len(piece)] = piece
+    return bytes(found)
 
 
 def _read_bool(field: str) -> bool:
@@ -322,7 +333,7 @@ _READERS: dict[Kind, Decoder] = {
     "float32": _read_float32,
     "float64": float,
     "numeric": Decimal,
-    "bytes": _read_bytes,
+    "bytes": unhex,
     "date": date.fromisoformat,
     "time": _read_time,
     "timestamp": datetime.fromisoformat,

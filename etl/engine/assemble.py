@@ -29,7 +29,7 @@ from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.lane import Lane
-from etl.engine.nodes import Pump, run_fan_out, run_inline, run_parallel
+from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline, run_parallel
 from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
 from etl.engine.segments import Route
 from etl.engine.supervise import supervise
@@ -168,6 +168,7 @@ class Assembly:
         self._full = full
         self._accept_change = accept_change
         self._tell = tell
+        self._heavy = HeavyRows(plan.limits)
 
     @property
     def channels(self) -> list[Channel[Batch[Any]]]:
@@ -286,6 +287,7 @@ class Assembly:
                 steps_left=left + branch.size,
                 sets_aside=plan.sets_aside,
                 out=first,
+                heavy=self._heavy,
                 retry=self._retry,
                 on_retry=self._told_retry,
             )
@@ -449,6 +451,7 @@ class Assembly:
             name,
             max_items=self._plan.limits.channel_batches,
             max_bytes=self._plan.share,
+            heavy_bytes=self._plan.share // 2,
             producers=producers,
         )
         flow.channels.append(channel)

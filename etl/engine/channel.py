@@ -40,12 +40,25 @@ class Channel(Generic[T]):
     Invariants: an item is given out exactly once, in the order in which ``put`` was called; a
     cancelled ``get`` takes nothing; ``get`` raises ``EndOfChannelError`` only after each producer
     closed cleanly.
+
+    A heavy item, of more than ``heavy_bytes``, is alone: its ``put`` returns, and another item is
+    let in, only when the consumer comes back for more. So of rows that are large for the memory
+    limit, one is in the channel or in the consumer's hands, and none is read behind it.
     """
 
-    def __init__(self, name: str, *, max_items: int, max_bytes: int, producers: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_items: int,
+        max_bytes: int,
+        producers: int = 1,
+        heavy_bytes: int | None = None,
+    ) -> None:
         self.name = name
         self.max_items = max_items
         self.max_bytes = max_bytes
+        self.heavy_bytes = max_bytes if heavy_bytes is None else heavy_bytes
         self.nbytes = 0
         self.moved = 0
         self._put_wait_s = 0.0
@@ -56,15 +69,22 @@ class Channel(Generic[T]):
         self._putters: deque[_Putter[T]] = deque()
         self._getters: deque[asyncio.Future[None]] = deque()
         self._get_since: float | None = None
+        self._heavy: asyncio.Future[None] | None = None  # its consumer has not come back yet
+        self._is_heavy_out = False
+        self._heavy_since = 0.0
 
     def __len__(self) -> int:
         return len(self._items)
 
+    def is_heavy(self, weight: int) -> bool:
+        """Whether an item of this weight goes through alone."""
+        return weight > self.heavy_bytes
+
     def _fits(self, weight: int) -> bool:
         # An empty channel takes anything, or an item heavier than the bound would wait for ever.
-        return not self._items or (
-            len(self._items) < self.max_items and self.nbytes + weight <= self.max_bytes
-        )
+        if not self._items:
+            return not self._is_heavy_out
+        return len(self._items) < self.max_items and self.nbytes + weight <= self.max_bytes
 
     async def put(self, item: T, weight: int, accepted: Callable[[], None] | None = None) -> None:
         """Add an item of ``weight`` bytes; wait while the channel is full.
@@ -82,6 +102,8 @@ class Channel(Generic[T]):
             self._append(item, weight)
             if accepted is not None:
                 accepted()
+            if self.is_heavy(weight):
+                await self._consumer_is_back()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # The getter moves the item in, so nobody overtakes, and nobody wakes in vain.
@@ -89,6 +111,8 @@ class Channel(Generic[T]):
         self._putters.append(entry)
         try:
             await turn
+            if self.is_heavy(weight):
+                await self._consumer_is_back()
         except asyncio.CancelledError:
             if turn.cancelled():
                 with suppress(ValueError):  # a getter may have passed it over already
@@ -104,6 +128,7 @@ class Channel(Generic[T]):
             ChannelBrokenError: The channel failed.
         """
         started: float | None = None
+        self._come_back()
         try:
             while not self._items:
                 if self._error is not None:
@@ -111,6 +136,7 @@ class Channel(Generic[T]):
                 if self._open == 0:
                     raise EndOfChannelError
                 started = started or monotonic()
+                self._come_back()
                 await self._wait_for_item(started)
         finally:
             if started is not None:
@@ -141,6 +167,7 @@ class Channel(Generic[T]):
 
     async def wait_ready(self) -> None:
         """Return when ``get`` would not wait."""
+        self._come_back()
         while not self.is_ready:
             wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._getters.append(wake)
@@ -155,6 +182,7 @@ class Channel(Generic[T]):
 
     def get_nowait(self) -> T | None:
         """The next item if there is one now, else None."""
+        self._come_back()
         return self._pop() if self._items else None
 
     def close(self) -> None:
@@ -178,6 +206,8 @@ class Channel(Generic[T]):
                 turn.exception()  # its waiter may be cancelled before it looks
         while self._getters:
             self._wake_getter()
+        self._is_heavy_out = True
+        self._come_back()
 
     def stats(self) -> ChannelStats:
         """How full it is, and how long its ends have waited so far."""
@@ -197,6 +227,8 @@ class Channel(Generic[T]):
     @property
     def put_blocked_since(self) -> float | None:
         """Monotonic time since which the first producer waits, or None."""
+        if self._heavy is not None:
+            return self._heavy_since
         return self._putters[0].since if self._putters else None
 
     @property
@@ -212,8 +244,35 @@ class Channel(Generic[T]):
             except EndOfChannelError:
                 return
             yield item
+            del item  # not to be held while the next one is waited for
+
+    async def _consumer_is_back(self) -> None:
+        """After a heavy item was let in: wait until its consumer comes for the next one.
+
+        Raises:
+            ChannelBrokenError: The channel failed meanwhile.
+        """
+        if self._heavy is not None:
+            since = monotonic()
+            try:
+                await self._heavy
+            finally:
+                self._put_wait_s += monotonic() - since
+        if self._error is not None:
+            raise self._broken() from self._error
+
+    def _come_back(self) -> None:
+        if self._is_heavy_out:
+            self._is_heavy_out = False
+            heavy, self._heavy = self._heavy, None
+            if heavy is not None and not heavy.done():
+                heavy.set_result(None)
+            self._admit()
 
     def _append(self, item: T, weight: int) -> None:
+        if self.is_heavy(weight):
+            self._heavy = asyncio.get_running_loop().create_future()
+            self._heavy_since = monotonic()
         self._items.append((item, weight))
         self.nbytes += weight
         self._wake_getter()
@@ -222,6 +281,9 @@ class Channel(Generic[T]):
         item, weight = self._items.popleft()
         self.nbytes -= weight
         self.moved += 1
+        self._is_heavy_out = self.is_heavy(weight)
+        if self._getters:
+            self._come_back()  # another consumer is there for the next one
         self._admit()
         if self._items:
             self._wake_getter()

@@ -229,6 +229,7 @@ class Lane:
             except EndOfChannelError:
                 break
             self._take(group, batch)
+            del batch  # a large row is not to be held twice, nor while the next is waited for
             await self._extend(group)
             if (
                 group.rows

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from math import ceil
 from time import monotonic
 from typing import Any
 
@@ -16,9 +17,15 @@ from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.segments import Follower, Route, Sinks
 from etl.engine.supervise import guard
-from etl.errors import ConservationError, StageError, TransientError, is_about_a_row
+from etl.errors import (
+    ConservationError,
+    RowTooLargeError,
+    StageError,
+    TransientError,
+    is_about_a_row,
+)
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
-from etl.policy import Retry
+from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
 from etl.stages import RowStep, fuse_batches, reject_of, through_stage
 
 _FAIR_S = 0.005
@@ -40,6 +47,35 @@ class Breather:
         """Let the others run."""
         await asyncio.sleep(0)
         self._since = monotonic()
+
+
+class HeavyRows:
+    """What a run may do with batches that are large for a channel's share of the memory.
+
+    They take turns over all flows, so that one is under way at a time. Whoever has the turn
+    waits only for what comes after it in its own flow, which waits for no turn.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.turn = asyncio.Lock()
+        self._limits = limits
+
+    def check(self, where: str, batch: Batch[Any]) -> None:
+        """Refuse a row that the limit cannot hold.
+
+        Raises:
+            RowTooLargeError: Names the row by its position, and the limit that it needs.
+        """
+        if batch.nbytes <= self._limits.row_bytes:
+            return
+        memory, needed = self._limits.memory_bytes, COPIES_OF_A_ROW * batch.nbytes
+        at = "" if batch.position is None else f" at position {encode_position(batch.position)}"
+        raise RowTooLargeError(
+            f"{where}: the row{at} takes {batch.nbytes / MIB:.1f} MiB, and {COPIES_OF_A_ROW} times"
+            f" that must fit into the memory limit, which is {memory / MIB:.3g} MiB. It was"
+            " not written and the checkpoint did not move past the rows before it; raise the limit"
+            f" to {ceil(needed / MIB)} MiB or more (--memory, Limits(memory=))"
+        )
 
 
 class _Drained(Exception):  # a way out of the read, not an error
@@ -69,6 +105,7 @@ class Pump:
         steps_left: int,
         sets_aside: bool,
         out: Channel[Batch[Any]],
+        heavy: HeavyRows,
         retry: Retry,
         on_retry: Callable[[str, str, int, float, BaseException], None],
     ) -> None:
@@ -85,6 +122,7 @@ class Pump:
         self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
         self._changes_rows = bool(steps)
         self._out = out
+        self._heavy = heavy
         self._retry = retry
         self._on_retry = on_retry
         self._seq = 0
@@ -217,7 +255,13 @@ class Pump:
                 self._unsettled = False
                 self._attempts.succeeded()
 
-        await self._out.put(out, out.nbytes, accepted)
+        nbytes = max(batch.nbytes, out.nbytes)
+        if not self._out.is_heavy(nbytes):
+            await self._out.put(out, out.nbytes, accepted)
+            return
+        self._heavy.check(f"source of flow {self._flow!r}", batch)
+        async with self._heavy.turn:
+            await self._out.put(out, nbytes, accepted)
 
     def _check_position(self, batch: Batch[Any]) -> None:
         where = f"source of flow {self._flow!r}"
@@ -271,6 +315,7 @@ async def _over_rows(
     async with aclosing(batches):
         async for batch in batches:
             yield run(batch)
+            del batch
 
 
 class _Runs:
@@ -329,6 +374,7 @@ async def run_inline(
                 failpoints.hit("stage.before_emit")
                 await out.put(batch, batch.nbytes)
                 failpoints.hit("stage.after_emit")
+                del batch
                 if breather.is_due:
                     await breather.breathe()
     out.close()
@@ -341,6 +387,7 @@ async def run_fan_out(source: Channel[Batch[Any]], outs: Sequence[Channel[Batch[
         async for batch in batches:
             for out in outs:
                 await out.put(batch, batch.nbytes)
+            del batch
             if breather.is_due:
                 await breather.breathe()
     for out in outs:
@@ -379,6 +426,7 @@ async def run_parallel(
             async for batch in batches:
                 done = await call(batch)
                 await out.put(done, done.nbytes)
+                del batch, done
                 if breather.is_due:
                     await breather.breathe()
         out.close()
@@ -408,6 +456,7 @@ async def run_parallel(
                 await asyncio.wait({running[0]})
             done = running.popleft().result()
             await out.put(done, done.nbytes)
+            del done
     finally:
         await _cancel_all(running)
     out.close()

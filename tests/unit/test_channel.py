@@ -68,18 +68,33 @@ async def test_put_waits_while_the_bytes_are_at_their_bound() -> None:
 
 async def test_an_item_heavier_than_the_bound_goes_through_alone() -> None:
     channel = channel_of(items=100, nbytes=10)
-    await channel.put("heavy", 50)
+    heavy = task_of(channel.put("heavy", 50))
     light = task_of(channel.put("light", 1))
     await turns()
     assert not light.done()  # nothing beside it
     assert await channel.get() == "heavy"
-    await light
-    heavy = task_of(channel.put("heavy again", 50))
     await turns()
-    assert not heavy.done()
+    assert not heavy.done()  # it is still in the consumer's hands
+    assert not light.done()
+    assert channel.put_blocked_since is not None
     assert await channel.get() == "light"
-    await heavy
+    await asyncio.gather(heavy, light)
+    heavy = task_of(channel.put("heavy again", 11))
     assert await channel.get() == "heavy again"
+    assert channel.get_nowait() is None  # back for more
+    await heavy
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_heavy_item_under_way_hears_of_a_failure(taken: bool) -> None:
+    channel = channel_of(items=100, nbytes=10)
+    heavy = task_of(channel.put("heavy", 50))
+    await turns()
+    if taken:
+        await channel.get()
+    channel.fail(ValueError("the lane failed"))
+    with pytest.raises(ChannelBrokenError):
+        await heavy
 
 
 async def test_a_late_put_does_not_overtake_a_waiting_one() -> None:

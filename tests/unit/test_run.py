@@ -18,7 +18,7 @@ from etl import Batch, ConfigError, Limits, Pipeline, Retry, Row, Source, gather
 from etl.batch import Position
 from etl.connector import Advance, OpenTarget, RunInfo, Session, Sink
 from etl.engine.channel import Channel
-from etl.engine.nodes import Pump
+from etl.engine.nodes import HeavyRows, Pump
 from etl.engine.run import Run
 from etl.engine.segments import make_route
 from etl.errors import (
@@ -1132,6 +1132,7 @@ async def test_a_real_cancellation_of_a_draining_source_is_not_taken_for_its_end
         steps_left=0,
         sets_aside=False,
         out=channel,
+        heavy=HeavyRows(Limits()),
         retry=NEVER_AGAIN,
         on_retry=lambda *told: None,
     )

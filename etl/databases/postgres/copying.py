@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Literal
 
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
+from etl.databases.postgres.lines import WideText
 from etl.engine import failpoints
+
+_PIECE = 1 << 20
 
 
 async def copy_in(
@@ -17,7 +20,7 @@ async def copy_in(
     schema: str,
     table: str,
     columns: Sequence[str],
-    chunks: Sequence[bytes],
+    chunks: Sequence[bytes | WideText],
     form: Literal["text", "binary"] = "text",
 ) -> int:
     """Copy rows into a table, in the transaction that is open; return how many rows it took.
@@ -40,11 +43,19 @@ async def copy_in(
     return int(status.rpartition(" ")[2])
 
 
-async def _paced(chunks: Sequence[bytes], watch: Watch) -> AsyncGenerator[bytes]:
+async def _paced(chunks: Sequence[bytes | WideText], watch: Watch) -> AsyncGenerator[bytes]:
     for i, chunk in enumerate(chunks):
         if i == len(chunks) // 2:
             failpoints.hit("lane.mid_copy")
-        watch.expect(STALL_S)
-        yield chunk
+        # The driver copies what it is given, and waits until it is sent: so not much at a time.
+        for piece in chunk if isinstance(chunk, WideText) else _pieces(chunk):
+            watch.expect(STALL_S)
+            yield piece
     # What follows is the server's: indexes, triggers, constraints.
     watch.expect(GROUP_S)
+
+
+def _pieces(chunk: bytes) -> Iterable[bytes]:
+    if len(chunk) <= _PIECE:
+        return (chunk,)
+    return (chunk[start : start + _PIECE] for start in range(0, len(chunk), _PIECE))

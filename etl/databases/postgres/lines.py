@@ -6,7 +6,7 @@ is encoded for its target column. No user code and no conversion runs inside a C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from itertools import groupby
@@ -15,10 +15,11 @@ from typing import Any, cast
 
 from etl.databases.types import Decoder, encode_column, from_sqlite, same, text_decoder, way
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Layout, Row, TextRows, ValueRows
+from etl.rows import Column, Frames, Layout, Row, TextRows, ValueRows, WideLine, split_lines
 
 Fields = Sequence[str]
 
+_PIECE = 1 << 20
 _SLICE = 512
 """Rows are taken apart in pieces of this many: objects that die at once cost the garbage collector
 nothing, thousands that live together make it look at all of them."""
@@ -88,7 +89,7 @@ class Encoder:
         decoders = [text_decoder(one.type, nullable=one.nullable) for one in columns]
         self.layout = Layout(columns, decoders, is_text=True)
 
-    def lines(self, rows: Sequence[Any]) -> list[str]:
+    def lines(self, rows: Sequence[Any]) -> Sequence[str]:
         """One line for each row, without line ends.
 
         Raises:
@@ -105,12 +106,12 @@ class Encoder:
                 reason=error.reason,
             ) from error.__cause__
 
-    def _lines(self, rows: Sequence[Any]) -> list[str]:
+    def _lines(self, rows: Sequence[Any]) -> Sequence[str]:
         if isinstance(rows, TextRows):
             plan = self._plan(rows.layout)
             if plan.is_identity:
                 return rows.lines
-            return plan.join([line.split("\t") for line in rows.lines])
+            return plan.join(split_lines(rows.lines))
         if isinstance(rows, ValueRows):
             plan = self._plan(rows.layout)
             columns = list(zip(*rows.tuples, strict=True))
@@ -361,13 +362,32 @@ def _by_value(decode: Decoder) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return lambda values: list(map(decode, values))
 
 
-def payload(lines: Sequence[str], label: str) -> bytes:
+class WideText:
+    """One large line as text; its bytes are made piece by piece, while they are sent."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._line), _PIECE):
+            yield self._line[start : start + _PIECE].encode("utf-8", "surrogateescape")
+        yield b"\n"
+
+
+def payload(lines: Sequence[str], label: str) -> bytes | WideText:
     """The bytes of some lines, each with its line end.
 
     Raises:
         DataError: A text holds a lone surrogate, which UTF-8 cannot carry.
     """
+    if isinstance(lines, WideLine):
+        return lines.data
     try:
+        if len(lines) == 1 and len(lines[0]) > _PIECE:
+            wide = WideText(lines[0])
+            for _ in () if lines[0].isascii() else wide:
+                pass  # what cannot be sent is found before a COPY begins
+            return wide
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape") if lines else b""
     except UnicodeEncodeError as error:
         row = error.object.count("\n", 0, error.start)

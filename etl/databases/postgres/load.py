@@ -16,7 +16,7 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import copy_in
 from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
 from etl.databases.postgres.guard import GROUP_S
-from etl.databases.postgres.lines import Encoder, columns_of, names_of, payload
+from etl.databases.postgres.lines import Encoder, WideText, columns_of, names_of, payload
 from etl.databases.postgres.tables import (
     DDL_LOCK,
     check_columns,
@@ -328,7 +328,7 @@ class Load:
         names = names_of(groups[0], self.label)
         into = await self._table_for(connection, groups[0], names)
         encoder = self._encoder_for(into, names)
-        chunks: list[bytes] = []
+        chunks: list[bytes | WideText] = []
         count = 0
         for rows in groups:
             if names_of(rows, self.label) != names:
@@ -457,7 +457,7 @@ class Load:
         self,
         connection: Connection,
         into: Relation,
-        chunks: Sequence[bytes],
+        chunks: Sequence[bytes | WideText],
         count: int,
         form: Literal["text", "binary"] = "text",
         *,

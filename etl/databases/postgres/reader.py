@@ -38,10 +38,13 @@ from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import DataError, SchemaMismatchError, is_about_a_row
-from etl.rows import Frames, Layout, Shape, TextRows
+from etl.rows import Frames, Layout, Shape, TextRows, WideLine
 from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 UNCHANGED = "the source was not changed"
+
+WIDE_BYTES = 1 << 20
+"""A row from this size on is a batch of its own."""
 
 
 @asynccontextmanager
@@ -331,6 +334,9 @@ class _Cutter:
 
     async def feed(self, data: bytes) -> None:
         """Take one piece; emits when enough has come together."""
+        if len(data) >= WIDE_BYTES:
+            await self._wide(data)
+            return
         self._pieces.append(data)
         self._size += len(data)
         if self._size < self._info.batch_bytes:
@@ -344,6 +350,32 @@ class _Cutter:
         if end:
             self._watch.pause()
             await self._cut(joined[:end] if rest else joined)
+        self._watch.expect(STALL_S)
+
+    async def _wide(self, data: bytes) -> None:
+        """Take a piece with a large row: that row is not joined with others, nor decoded."""
+        self._watch.pause()
+        if self._pieces:
+            joined = b"".join(self._pieces)
+            self._pieces, self._size = [], 0
+            if not joined.endswith(b"\n"):  # a piece in the middle of a line
+                data, joined = joined + data, b""
+            if joined:
+                await self._cut(joined)
+        start = 0
+        while start < len(data):
+            end = data.find(b"\n", start)
+            if end < 0:
+                break
+            if end - start >= WIDE_BYTES:
+                # All of ``data`` as a rule; a slice of it is a copy.
+                is_all = start == 0 and end == len(data) - 1
+                await self._send_wide(data if is_all else data[start : end + 1])
+            else:
+                await self._cut(data[start : end + 1])
+            start = end + 1
+        if start < len(data):
+            self._pieces, self._size = [data[start:]], len(data) - start
         self._watch.expect(STALL_S)
 
     async def end(self) -> None:
@@ -364,6 +396,19 @@ class _Cutter:
             part = lines[start : start + most]
             await self._send(part, sum(map(len, part)) + len(part))
 
+    async def _send_wide(self, line: bytes) -> None:
+        selection = self._selection
+        if self._build is not None or (not selection.proven and selection.order):
+            await self._send([WideLine(line)[0]], len(line))
+            return
+        self._count += 1
+        position: Position = (self._count,)
+        if selection.order:
+            fields = [_field(line, place) for place in selection.places]
+            position = tuple(unescape(one.decode("utf-8", "surrogateescape")) for one in fields)
+        text = TextRows(self._layout, WideLine(line), len(line))
+        await self._hand_on(Batch(text, position=position, nbytes=text.nbytes))
+
     async def _send(self, lines: list[str], nbytes: int) -> None:
         selection = self._selection
         if not selection.proven and selection.order:
@@ -380,6 +425,9 @@ class _Cutter:
                 lines = [line.rsplit("\t", hidden)[0] for line in lines]
             text = TextRows(self._layout, lines, nbytes)
             batch = Batch(text, position=position, nbytes=text.nbytes)
+        await self._hand_on(batch)
+
+    async def _hand_on(self, batch: Batch[Any]) -> None:
         try:
             await self._emit(batch)
         except Exception as error:
@@ -426,6 +474,15 @@ def _builder(spec: ReadSpec, selection: Selection) -> Builder | None:
     if spec.row is None:
         return None
     return row_builder(spec.row, selection.columns, width=selection.width, proven=selection.proven)
+
+
+def _field(line: bytes, place: int) -> bytes:
+    """One field of a line, without taking the others apart."""
+    start = 0
+    for _ in range(place):
+        start = line.index(b"\t", start) + 1
+    end = line.find(b"\t", start)
+    return (line[start:end] if end >= 0 else line[start:]).removesuffix(b"\n")
 
 
 def _fields_of(places: Sequence[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:

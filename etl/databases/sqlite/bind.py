@@ -24,9 +24,9 @@ from uuid import UUID
 
 from etl.databases.sqlite.build import duration_text
 from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of
-from etl.databases.types import NULL, unescape
+from etl.databases.types import NULL, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows
+from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, split_lines
 
 SLICE = 2_000
 """Rows of one call: SQLite cannot be interrupted between the short statements within it."""
@@ -217,7 +217,7 @@ def text_binder(source: Type, column: TableColumn) -> _Convert:
     affinity = column.affinity
     match source.kind:
         case "bytes":
-            return lambda field: bytes.fromhex(field[3:])
+            return unhex
         case "int16" | "int32" | "int64" if affinity != "text":
             return int if affinity != "real" else lambda field: _int(int(field), affinity)
         case "float32" | "float64" if affinity != "text":
@@ -365,9 +365,7 @@ class Binder:
             else:
                 yield from self._values(plan, rows.tuples, first)
         elif isinstance(rows, TextRows):
-            yield from self._texts(
-                self._plan(layout), [line.split("\t") for line in rows.lines], first
-            )
+            yield from self._texts(self._plan(layout), split_lines(rows.lines), first)
         else:
             yield from self._rows(rows, first)
 

@@ -81,6 +81,8 @@ class Connection:
                 factory=make,
                 isolation_level=None,
                 timeout=_BUSY_TIMEOUT_S,
+                # A statement that is kept keeps the values that were bound to it last.
+                cached_statements=0,
             )
             await self._aio
 

@@ -1,0 +1,159 @@
+"""One memory limit holds for small and for large rows: the peak of a process that copies them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from etl import Database, Limits, Pipeline
+from etl.errors import PipelineFailedError, RowTooLargeError
+from etl.testing import MemorySink, MemorySource, MemoryTarget
+from tests.integration.postgres_kit import run_sql, value
+from tests.integration.sqlite_kit import script
+
+MIB = 1 << 20
+ROW = 12 * MIB
+ROWS = 6
+GUARD_S = 120
+Kind = Literal["postgresql", "sqlite"]
+
+# Prints what the process has held at most, beside what it holds when nothing was read yet.
+COMMAND = """
+import re, resource, sys
+from pathlib import Path
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+import etl.databases.postgres, etl.databases.sqlite, alembic.command, sqlalchemy.ext.asyncio
+from etl.cli import main
+before = status("VmRSS")
+sys.argv[0] = "etl"
+try:
+    main()
+finally:
+    print("PEAK", status("VmHWM") - before, file=sys.stderr)
+"""
+
+
+def peak_of(*arguments: str) -> tuple[int, int, str]:
+    """MiB that a run of the command needs at most; its exit code; what it says."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=GUARD_S,
+        check=False,
+    )
+    match = re.search(r"^PEAK (\d+)$", done.stderr, re.MULTILINE)
+    assert match is not None, done.stderr
+    return int(match[1]), done.returncode, done.stderr
+
+
+async def wide(kind: Kind, url: str, column: str) -> None:
+    """A table with rows of many megabytes, the largest last but one."""
+    if kind == "postgresql":
+        body = "repeat(md5(i::text), $1 / 32)".replace("$1", str(ROW))
+        body = (
+            f"decode({body.replace(str(ROW), str(2 * ROW))}, 'hex')" if column == "bytea" else body
+        )
+        await run_sql(
+            url,
+            f"CREATE TABLE wide (id integer PRIMARY KEY, body {column} NOT NULL);"
+            f"INSERT INTO wide SELECT i, {body} FROM generate_series(1, {ROWS}) AS i",
+        )
+        return
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        connection.execute(f"CREATE TABLE wide (id INTEGER PRIMARY KEY, body {column} NOT NULL)")
+        for number in range(1, ROWS + 1):
+            text = f"{number:032d}" * (ROW // 32)
+            row = (number, text if column == "text" else text.encode())
+            connection.execute("INSERT INTO wide VALUES (?, ?)", row)
+        connection.commit()
+
+
+@pytest.mark.parametrize("column", ["text", "bytea"])
+@pytest.mark.parametrize("end", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("start", ["postgresql", "sqlite"])
+async def test_large_rows_stay_within_the_limit(
+    start: Kind,
+    end: Kind,
+    column: str,
+    postgres_url: str,
+    postgres_database: object,
+    tmp_path: Path,
+) -> None:
+    source = postgres_url if start == "postgresql" else f"sqlite:///{tmp_path / 'source.db'}"
+    target = f"sqlite:///{tmp_path / 'target.db'}"
+    if end == "postgresql":
+        assert callable(postgres_database)
+        target = str(postgres_database())
+    declared = column if start == "postgresql" or column == "text" else "blob"
+    await wide(start, source, declared)
+    as_text = 2 * ROW if column == "bytea" else ROW
+    limit = 3 * as_text + MIB
+
+    peak, code, err = peak_of("copy", source, target, "--memory", str(limit))
+
+    assert code == 0, err
+    sizes = "SELECT count(*), min(length(body)) FROM wide"
+    if end == "postgresql":
+        assert await value(target, "SELECT min(octet_length(body)) FROM wide") == ROW
+        assert await value(target, "SELECT count(*) FROM wide") == ROWS
+    else:
+        with closing(sqlite3.connect(tmp_path / "target.db")) as connection:
+            assert connection.execute(sizes).fetchone() == (ROWS, ROW)
+    # The limit, what the allocator and SQLite keep, and a little for all else.
+    assert peak <= 1.8 * limit / MIB + 24
+
+
+async def test_a_row_that_the_limit_cannot_hold_is_named_with_the_limit_that_it_needs(
+    postgres_url: str, sqlite_url: str
+) -> None:
+    make = "CREATE TABLE t (id integer PRIMARY KEY, body text)"
+    large = "INSERT INTO t VALUES (1, 'small'), (2, 'small'), (7, {})"
+    await run_sql(postgres_url, f"{make}; {large.format(f'repeat(chr(120), {4 * MIB})')}")
+    script(sqlite_url, f"{make}; {large.format(f'hex(zeroblob({2 * MIB}))')}")
+    for url in (postgres_url, sqlite_url):
+        sink = MemorySink[Any]()
+        pipeline = Pipeline("t", Database(url).table("t").into(sink), limits=Limits(memory="10MiB"))
+        with pytest.raises(PipelineFailedError, match=r'at position \["?7"?\]') as failure:
+            await pipeline.run()
+        assert isinstance(failure.value.errors[0], RowTooLargeError)
+        assert "raise the limit to 13 MiB or more" in str(failure.value)
+        assert [row["id"] for row in sink.rows] == [1, 2][: len(sink.rows)]
+        await pipeline.run(limits=Limits(memory="14MiB"))
+        assert [row["id"] for row in sink.rows] == [1, 2, 7]
+        assert len(sink.rows[-1]["body"]) == 4 * MIB
+
+
+async def test_large_rows_of_several_flows_take_turns() -> None:
+    under_way: list[int] = []
+    most = 0
+
+    target = MemoryTarget()
+
+    async def held() -> None:
+        nonlocal most
+        under_way.append(1)
+        most = max(most, len(under_way))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        under_way.pop()
+
+    target.before_write = held
+    flows = [
+        MemorySource([bytes(MIB)] * 3, batch_rows=1, name=f"f{number}").into(
+            MemorySink(target=target, table=f"t{number}")
+        )
+        for number in range(4)
+    ]
+    await Pipeline("t", *flows, limits=Limits(memory="4MiB")).run()
+    assert [len(rows) for rows in target.tables.values()] == [3] * 4
+    assert most == 1
