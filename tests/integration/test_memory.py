@@ -157,3 +157,15 @@ async def test_large_rows_of_several_flows_take_turns() -> None:
     await Pipeline("t", *flows, limits=Limits(memory="4MiB")).run()
     assert [len(rows) for rows in target.tables.values()] == [3] * 4
     assert most == 1
+
+
+async def test_a_large_row_keeps_only_the_columns_that_were_selected(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE t (id integer PRIMARY KEY, body text, other text);"
+        f"INSERT INTO t VALUES (1, repeat('é', {MIB}), 'x'), (2, 'y', 'z')",
+    )
+    sink = MemorySink[Any]()
+    table = Database(postgres_url).table("t").select("body").map(lambda row: dict(row))
+    await Pipeline("t", table.into(sink)).run()
+    assert sink.rows == [{"body": "é" * MIB}, {"body": "y"}]

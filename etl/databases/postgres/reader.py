@@ -398,7 +398,8 @@ class _Cutter:
 
     async def _send_wide(self, line: bytes) -> None:
         selection = self._selection
-        if self._build is not None or (not selection.proven and selection.order):
+        watched = bool(selection.order) and not selection.proven
+        if self._build is not None or selection.hidden or watched:
             await self._send([WideLine(line)[0]], len(line))
             return
         self._count += 1
