@@ -420,6 +420,9 @@ class Sink(Generic[T_contra]):
         swap: How a ``replace`` is published: ``rename`` a new table into place, or ``rewrite``
             the rows of the old one.
         create: Make the table where it is missing.
+        definition: What a missing table gets beside the columns that the rows tell: keys,
+            indexes, defaults. For the target's driver; the engine does not look into it.
+        own_only: ``replace`` refuses a table with rows that etl did not make.
     """
 
     target: Target
@@ -429,6 +432,8 @@ class Sink(Generic[T_contra]):
     add: tuple[str, ...] = ()
     swap: Literal["rename", "rewrite"] = "rename"
     create: bool = True
+    definition: object | None = None
+    own_only: bool = False
 
     def __post_init__(self) -> None:
         where = f"{self.mode}({self.table!r})"
@@ -450,6 +455,22 @@ class OpenTarget(Protocol):
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         """A session for one lane. It is closed with the target."""
+        ...
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """What a person should know of the tables that were made, by flow; asked at the end."""
+        ...
+
+    async def build(self) -> None:
+        """Make what is better made when the rows are in: indexes and foreign keys.
+
+        Called after every flow of the pipeline has ended cleanly, before ``publish``; also when
+        a run found nothing to move, so that it finishes what a killed run left. Safe to repeat.
+
+        Raises:
+            DataError: The rows break a key.
+        """
         ...
 
     async def publish(self, steps: Sequence[Advance]) -> None:

@@ -206,7 +206,27 @@ def copy(
     *,
     table: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A table; repeat it for several. Default: all."),
+        typer.Option(
+            metavar="NAME", help="A table, or a pattern with * and ?; repeat it. Default: all."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Not this table or pattern; repeat it."),
+    ] = None,
+    schema: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only tables of this schema; repeat it."),
+    ] = None,
+    target_schema: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write all tables into this schema.")
+    ] = None,
+    views: Annotated[bool, typer.Option("--views", help="Copy views too, as tables.")] = False,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Only the rows of one table that meet this.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N rows of each table.")
     ] = None,
     rename: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Another name in the target.")
@@ -226,6 +246,9 @@ def copy(
         Literal["rename", "rewrite"],
         typer.Option(help="How replace puts the new rows in place; rewrite keeps the old table."),
     ] = "rename",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace tables with rows that etl did not make, too.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the positions under this name.")
     ] = None,
@@ -246,6 +269,13 @@ def copy(
 
     what = CopyOptions(
         tables=tuple(table or ()),
+        exclude=tuple(exclude or ()),
+        schemas=tuple(schema or ()),
+        target_schema=target_schema,
+        views=views,
+        where=where,
+        limit=limit,
+        force=force,
         rename=rename,
         mode=mode,
         key=_columns(key, "--key"),
@@ -260,8 +290,10 @@ def copy(
         memory=memory,
         drain_s=drain,
     )
-    pipeline = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
-    return run_pipeline(pipeline, options, screen)
+    copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
+    for line in copy.said:
+        screen.say(line)
+    return run_pipeline(copy.pipeline, options, screen)
 
 
 @app.command()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from etl.connector import Mode, RunInfo, Sink
-from etl.databases.database import Database, ReadSpec, TableInfo, driver_of
+from etl.cli.choose import Choice, choose, is_pattern, quoted
+from etl.connector import Mode, Sink
+from etl.databases.database import Database, DatabaseSource, ReadSpec, TableInfo, driver_of
+from etl.databases.declared import Where
+from etl.databases.definition import ForeignKey, TableDefinition
 from etl.databases.sql import fold, split_name
 from etl.databases.url import Url
 from etl.errors import ConfigError
 from etl.flow import Flow
 from etl.pipeline import Pipeline
+from etl.rows import Row
 
-_MOST_NAMES = 8
-_OWN_TABLES = frozenset({"etl_checkpoint", "etl_reject", "etl_version"})
 _DEFAULT_SCHEMAS = frozenset({None, "public", "main"})
 _LOCAL = frozenset({None, "", "localhost", "127.0.0.1", "::1"})
 _POSTGRES_PORT = 5432
@@ -28,43 +29,74 @@ _POSTGRES_PORT = 5432
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """What to copy and how. ``tables`` is empty for all of them."""
+    """What to copy and how.
+
+    Attributes:
+        tables: Names and patterns; empty for all.
+        rename: Another name in the target, of one table.
+        where: SQL of a condition on the rows of one table.
+        limit: Most rows of each table.
+        force: Replace tables that etl did not make.
+    """
 
     tables: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    schemas: tuple[str, ...] = ()
+    views: bool = False
+    target_schema: str | None = None
+    where: str | None = None
+    limit: int | None = None
     rename: str | None = None
     mode: Mode = "replace"
     key: tuple[str, ...] = ()
     cursor: tuple[str, ...] = ()
     swap: Literal["rename", "rewrite"] = "rename"
+    force: bool = False
     name: str | None = None
 
+    @property
+    def choice(self) -> Choice:
+        return Choice(
+            tables=self.tables, exclude=self.exclude, schemas=self.schemas, views=self.views
+        )
 
-async def plan_copy(source: Database, target: Database, options: CopyOptions) -> Pipeline:
-    """The pipeline that copies: one flow a table, all run together. Lists the source's tables.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A copy that was planned.
+
+    Attributes:
+        pipeline: One flow a table, all run together.
+        said: What a person should know before it runs.
+    """
+
+    pipeline: Pipeline
+    said: tuple[str, ...]
+
+
+async def plan_copy(source: Database, target: Database, options: CopyOptions) -> Copy:
+    """What is to be copied, from the source's catalogue.
 
     Raises:
         ConfigError: A table or column does not exist, or the options do not go together.
         TransientError: The source cannot be reached.
     """
-    _check(options)
     target_url = target.url  # a wrong one is told before the source is asked
-    tables = [
-        table
-        for table in await driver_of(source.url).list_tables(source.url)
-        if table.name not in _OWN_TABLES
-    ]
-    chosen = [await _chosen(tables, name, source) for name in options.tables] or tables
-    chosen = list({(table.schema, table.name): table for table in chosen}.values())
-    if not chosen:
-        raise ConfigError(f"{source.name} has no tables to copy")
-    if options.rename is not None and len(chosen) != 1:
-        raise ConfigError(f"--as names one table, but {len(chosen)} are copied; use --table once")
+    _check(options, target_url)
+    driver = driver_of(source.url)
+    tables = await driver.list_tables(source.url)
+    chosen, said = choose(tables, options.choice, source)
+    for option, given in (("--as", options.rename), ("--where", options.where)):
+        if given is not None and len(chosen) != 1:
+            raise ConfigError(
+                f"{option} is for one table, but {len(chosen)} are copied; use --table once"
+            )
     same = _place(source.url) == _place(target_url)
     folds = target_url.dialect == "sqlite"  # it cannot tell apart names that differ in case only
-    flows: list[Flow] = []
+    sinks: dict[tuple[str | None, str], str] = {}
     into: dict[str, str] = {}
     for table in chosen:
-        sink = options.rename or _target_name(table, source.url, target_url)
+        sink = options.rename or _target_name(table, source.url, target_url, options.target_schema)
         if same and _same_table(table, sink, folds=folds):
             raise ConfigError(
                 f"table {_shown(table)} would be copied onto itself, in {source.name};"
@@ -77,52 +109,59 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
                 " copy them one by one with --table and --as"
             )
         into[place] = _shown(table)
-        flows.append(_flow(table, source, target, sink, options))
-    named = [_flow_name(table) for table in chosen] if options.tables else []
-    name = options.name or pipeline_name(source.url, target_url, named, options.rename)
-    return Pipeline(name, *flows)
-
-
-async def _chosen(tables: Sequence[TableInfo], name: str, source: Database) -> TableInfo:
-    """The table of a name; also one whose schema the listing does not cover."""
-    schema, bare = _split(name)
-    if schema is None or any(schema == t.schema or t.name == name for t in tables):
-        return find_table(tables, name, source)
-    info = RunInfo(pipeline="copy", run_id="copy", batch_rows=1, batch_bytes=1)
-    url = source.url
-    async with driver_of(url).open_reader(url, ReadSpec(table=name), info) as reader:
-        shape = reader.shape
-    if shape is None:  # a driver that learns columns only by reading
-        raise ConfigError(f"the columns of table {name!r} in {source.name} are not known")
-    return TableInfo(name=bare, schema=schema, shape=shape)
-
-
-def find_table(tables: Sequence[TableInfo], name: str, source: Database) -> TableInfo:
-    """The table that a person means: by its bare name, or as ``schema.table``.
-
-    Raises:
-        ConfigError: None of that name, or several.
-    """
-    found = [table for table in tables if table.name == name]
-    if not found:
-        schema, bare = _split(name)
-        found = [t for t in tables if t.name == bare and schema in (None, t.schema)]
-    if len(found) > 1:
-        usual = [table for table in found if table.schema in _DEFAULT_SCHEMAS]
-        found = usual if len(usual) == 1 else found
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(
-            f"{source.name} has several tables {name!r}: {_names(found)}; name one with its schema"
+        sinks[table.schema, table.name] = sink
+    definitions = await driver.describe(source.url, chosen)
+    flows = [
+        _flow(
+            table,
+            source,
+            target,
+            sinks[table.schema, table.name],
+            _aimed(definition, sinks, options),
+            options,
         )
-    raise ConfigError(
-        f"{source.name} has no table {name!r}; {_near(tables, name)}"
-        " (a view cannot be copied: read it in a pipeline file with Database.query())"
-    )
+        for table, definition in zip(chosen, definitions, strict=True)
+    ]
+    name = options.name or pipeline_name(source.url, target_url, _asked(chosen, options), options)
+    return Copy(pipeline=Pipeline(name, *flows), said=tuple(said))
 
 
-def pipeline_name(source: Url, target: Url, tables: Sequence[str], rename: str | None) -> str:
+def _asked(chosen: Sequence[TableInfo], options: CopyOptions) -> list[str]:
+    """What was asked for by name or pattern; none for all, so that a new table changes nothing."""
+    if not options.tables:
+        return []
+    patterns = [name for name in options.tables if is_pattern(name)]
+    return patterns if patterns else [_flow_name(table) for table in chosen]
+
+
+def _aimed(
+    definition: TableDefinition,
+    sinks: Mapping[tuple[str | None, str], str],
+    options: CopyOptions,
+) -> TableDefinition:
+    """The definition with foreign keys that name tables as the target does."""
+    keys: list[ForeignKey] = []
+    left_out = list(definition.left_out)
+    folded = {(schema, fold(name)): sink for (schema, name), sink in sinks.items()}
+    for key in definition.foreign_keys:
+        sink = sinks.get((key.schema, key.table)) or (
+            folded.get((None, fold(key.table))) if key.schema is None else None
+        )
+        if sink is not None:
+            schema, name = split_name(sink)
+            keys.append(replace(key, schema=schema, table=name))
+        elif options.limit is not None or options.where is not None:
+            left_out.append(f"a foreign key to {key.table}, which is not copied")
+        else:
+            usual = key.schema in _DEFAULT_SCHEMAS or options.target_schema is not None
+            keys.append(replace(key, schema=options.target_schema if usual else key.schema))
+    if options.limit is not None and keys:
+        left_out += [f"a foreign key to {key.table} (--limit leaves rows out)" for key in keys]
+        keys = []
+    return replace(definition, foreign_keys=tuple(keys), left_out=tuple(left_out))
+
+
+def pipeline_name(source: Url, target: Url, tables: Sequence[str], options: CopyOptions) -> str:
     """A name that is the same whenever the same tables go between the same databases.
 
     The positions are kept under it. It holds no user and no password.
@@ -130,12 +169,29 @@ def pipeline_name(source: Url, target: Url, tables: Sequence[str], rename: str |
     Args:
         tables: Those that were asked for; none for all, so that a new table changes nothing.
     """
-    identity = [_place(source), _place(target), sorted(tables), rename]
+    identity: list[object] = [_place(source), _place(target), sorted(tables), options.rename]
+    more = {
+        "exclude": sorted(options.exclude),
+        "schemas": sorted(options.schemas),
+        "views": options.views,
+        "target schema": options.target_schema,
+    }
+    identity += [[name, value] for name, value in more.items() if value]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
     return f"copy-{_word(source)}-{_word(target)}-{digest}"
 
 
-def _check(options: CopyOptions) -> None:
+def _check(options: CopyOptions, target: Url) -> None:
+    if options.target_schema is not None and target.dialect != "postgresql":
+        raise ConfigError(f"--target-schema: {target.name} has no schemas; leave it out")
+    if options.target_schema is not None and options.rename is not None:
+        raise ConfigError("--as takes the schema with the name, as in --as archive.orders")
+    if options.limit is not None and options.limit < 0:
+        raise ConfigError("--limit must not be negative")
+    if options.limit is not None and options.cursor:
+        raise ConfigError("--limit and --cursor do not go together: the rest would never come")
+    if options.force and options.mode != "replace":
+        raise ConfigError("--force lets --mode replace take a table that etl did not make")
     if options.cursor and options.mode == "replace":
         raise ConfigError(
             "--cursor copies only what is new since the last run, and --mode replace would throw"
@@ -150,27 +206,42 @@ def _check(options: CopyOptions) -> None:
 
 
 def _flow(
-    table: TableInfo, source: Database, target: Database, into: str, options: CopyOptions
+    table: TableInfo,
+    source: Database,
+    target: Database,
+    into: str,
+    definition: TableDefinition,
+    options: CopyOptions,
 ) -> Flow:
     _check_columns(table, options.key, "--key")
     _check_columns(table, options.cursor, "--cursor")
     key = options.key or table.shape.key
+    if options.mode == "upsert" and not key:
+        raise ConfigError(
+            f"table {_shown(table)} has no primary key, so --mode upsert needs --key with the"
+            " columns that identify a row"
+        )
     # The table's own key orders the read, where it has one: it is unique and indexed.
     ordered_by = table.shape.key or options.key
-    name = _quoted(table.schema, table.name)
-    stream = source.table(name, key=ordered_by, cursor=options.cursor).named(_flow_name(table))
-    sink: Sink[Any]
-    if options.mode == "upsert":
-        if not key:
-            raise ConfigError(
-                f"table {_shown(table)} has no primary key, so --mode upsert needs --key with the"
-                " columns that identify a row"
-            )
-        sink = target.upsert(into, key=key)
-    elif options.mode == "append":
-        sink = target.append(into)
-    else:
-        sink = target.replace(into, swap=options.swap)
+    name = quoted(table.schema, table.name)
+    spec = ReadSpec(
+        table=name,
+        key=ordered_by,
+        cursor=options.cursor,
+        steps=() if options.where is None else (Where(options.where),),
+        limit=options.limit,
+    )
+    origin: DatabaseSource[Row] = DatabaseSource(source, name, spec)
+    stream = origin.named(_flow_name(table))
+    sink: Sink[Any] = Sink(
+        target=target,
+        table=into,
+        mode=options.mode,
+        key=key if options.mode == "upsert" else (),
+        swap=options.swap,
+        definition=definition,
+        own_only=options.mode == "replace" and not options.force,
+    )
     return stream.into(sink)
 
 
@@ -183,11 +254,13 @@ def _check_columns(table: TableInfo, columns: Sequence[str], option: str) -> Non
             )
 
 
-def _target_name(table: TableInfo, source: Url, target: Url) -> str:
+def _target_name(table: TableInfo, source: Url, target: Url, into: str | None) -> str:
     """The same name; the schema stays where both sides have schemas and it is not the usual one."""
+    if into is not None:
+        return quoted(into, table.name)
     keeps = source.dialect == target.dialect == "postgresql"
     schema = table.schema if keeps and table.schema not in _DEFAULT_SCHEMAS else None
-    return _quoted(schema, table.name)
+    return quoted(schema, table.name)
 
 
 def _same_table(table: TableInfo, name: str, *, folds: bool) -> bool:
@@ -220,43 +293,9 @@ def _word(url: Url) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:24] or "database"
 
 
-def _quoted(schema: str | None, name: str) -> str:
-    """A name as ``split_name`` reads it."""
-    parts = [_part(name)] if schema is None else [_part(schema), _part(name)]
-    return ".".join(parts)
-
-
-def _part(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"' if set(name) & {".", '"'} else name
-
-
-def _split(name: str) -> tuple[str | None, str]:
-    try:
-        return split_name(name)
-    except ConfigError:  # an odd name that was typed without quotes
-        return None, name
-
-
 def _flow_name(table: TableInfo) -> str:
-    return _quoted(None if table.schema in _DEFAULT_SCHEMAS else table.schema, table.name)
+    return quoted(None if table.schema in _DEFAULT_SCHEMAS else table.schema, table.name)
 
 
 def _shown(table: TableInfo) -> str:
     return repr(_flow_name(table))
-
-
-def _names(tables: Sequence[TableInfo]) -> str:
-    names = [_quoted(table.schema, table.name) for table in tables]
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _near(tables: Sequence[TableInfo], name: str) -> str:
-    if not tables:
-        return "it has no tables at all"
-    bare = _split(name)[1]
-    by_lower = {table.name.lower(): table for table in tables}
-    near = difflib.get_close_matches(bare.lower(), by_lower, n=3)
-    if near:
-        return f"did you mean {_names([by_lower[one] for one in near])}?"
-    return f"it has {_names(tables)}"

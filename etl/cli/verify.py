@@ -24,7 +24,8 @@ async def verify_copy(
     screen: Screen, source: Database, target: Database, options: CopyOptions, like: Pair
 ) -> int:
     """Compare the tables that ``etl copy`` would copy, each with the one it would write."""
-    return await verify_pipeline(screen, await plan_copy(source, target, options), like)
+    planned = await plan_copy(source, target, options)
+    return await verify_pipeline(screen, planned.pipeline, like)
 
 
 async def verify_pipeline(screen: Screen, pipeline: Pipeline, like: Pair) -> int:
@@ -79,6 +80,8 @@ def _plain_source(flow: Flow) -> DatabaseSource[Any]:
         why = "reads a query"
     elif origin.spec.steps:
         why = "has declared steps"
+    elif origin.spec.limit is not None:
+        why = "reads some rows only"
     else:
         return origin
     raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
 from etl.batch import Batch, Position
 from etl.connector import (
@@ -20,6 +20,7 @@ from etl.connector import (
     StoredReject,
 )
 from etl.databases.declared import Cast, Declared, Rename, Select, Where
+from etl.databases.definition import TableDefinition
 from etl.databases.digest import Snapshot
 from etl.databases.sql import literal
 from etl.databases.url import Url, parse_url
@@ -45,6 +46,7 @@ class ReadSpec:
         settle: Rows younger than this are left for the next run (time cursors).
         steps: Declared steps, which the database itself does. ``key`` and ``cursor`` name columns
             as they are before them.
+        limit: Most rows, the first ones in the order of the key.
     """
 
     table: str | None = None
@@ -54,6 +56,18 @@ class ReadSpec:
     cursor: tuple[str, ...] = ()
     settle: timedelta | None = None
     steps: tuple[Declared, ...] = ()
+    limit: int | None = None
+
+    def limited(self, origin: str, order: str) -> str:
+        """What stands after FROM, cut to the first rows where that is asked for.
+
+        Args:
+            order: What ``limit`` counts by, as SQL; empty: as the rows come.
+        """
+        if self.limit is None:
+            return origin
+        by = f" ORDER BY {order}" if order else ""
+        return f"(SELECT * FROM {origin}{by} LIMIT {self.limit:d}) AS etl_part"  # noqa: S608
 
     @property
     def label(self) -> str:
@@ -61,13 +75,19 @@ class ReadSpec:
         return f"table {self.table!r}" if self.table else "query"
 
 
+RelationKind: TypeAlias = Literal[
+    "table", "partition", "view", "materialized view", "foreign table"
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """One table, as ``etl copy`` and ``etl check`` list them."""
+    """One table or the like, as ``etl copy`` and ``etl check`` list them."""
 
     name: str
     schema: str | None
     shape: Shape
+    kind: RelationKind = "table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +166,17 @@ class Driver(Protocol):
         self, url: Url, *, side: Literal["source", "target"]
     ) -> AbstractAsyncContextManager[Snapshot]: ...
 
-    async def list_tables(self, url: Url) -> Sequence[TableInfo]: ...
+    async def list_tables(self, url: Url) -> Sequence[TableInfo]:
+        """What can be read, in every schema of the user's; not what etl keeps or works in."""
+        ...
+
+    async def describe(self, url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefinition]:
+        """The definition of each table, in the same order.
+
+        Raises:
+            SchemaMismatchError: One is gone.
+        """
+        ...
 
     async def check(self, url: Url) -> Sequence[Finding]: ...
 
@@ -399,13 +429,17 @@ class DatabaseSource(Source[T_co], Generic[T_co]):
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         spec = self.spec
-        found = {
+        found: dict[str, Any] = {
             "table": spec.table,
             "query": spec.query,
             "key": list(spec.key),
             "cursor": list(spec.cursor),
         }
-        return found | {"steps": [str(step) for step in spec.steps]} if spec.steps else found
+        if spec.steps:
+            found["steps"] = [str(step) for step in spec.steps]
+        if spec.limit is not None:
+            found["limit"] = spec.limit
+        return found
 
     @property
     def summary(self) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 VERSION_TABLE = "etl_version"
-REVISIONS: Sequence[str] = ("0001", "0002")
+REVISIONS: Sequence[str] = ("0001", "0002", "0003")
 """Every version that this etl knows, oldest first."""
 HEAD = REVISIONS[-1]
 
@@ -112,7 +112,8 @@ def script(dialect: str) -> str:
         command.upgrade(config, "head", sql=True)
     grants = (
         f"-- Then let the user of the pipelines use them:\n"
-        f"-- GRANT SELECT, INSERT, UPDATE, DELETE ON etl_checkpoint, etl_reject TO the_user;\n"
+        "-- GRANT SELECT, INSERT, UPDATE, DELETE ON etl_checkpoint, etl_reject, etl_table"
+        " TO the_user;\n"
         f"-- GRANT SELECT ON {VERSION_TABLE} TO the_user;\n"
     )
     return text.getvalue() + (grants if dialect == "postgresql" else "")

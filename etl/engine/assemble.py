@@ -216,8 +216,9 @@ class Assembly:
                 await self.targets[lane.target].session(flow.plan.name, tuple(lane.sinks.values()))
                 for lane in flow.plan.lanes
             ]
-            await self._prepare(flow, readers, lanes)
             opened.append((flow, readers, lanes))
+        for flow, readers, lanes in opened:  # what is refused may depend on the other sinks
+            await self._prepare(flow, readers, lanes)
         for flow, readers, lanes in opened:
             claimant = Claimant(
                 flow.plan,
@@ -241,8 +242,7 @@ class Assembly:
         resumable = all(reader.resumable for reader in readers)
         for lane, session in zip(flow.plan.lanes, sessions, strict=True):
             notes += await session.prepare([shape for _ in lane.sinks], resumable=resumable)
-        # A bad row among bytes could not be told from the good ones.
-        if flow.plan.is_untouched and flow.plan.on_error == "fail":
+        if flow.plan.is_untouched:
             await self._offer_frames(readers, sessions[0])
         self._note(flow, notes)
 

@@ -26,6 +26,7 @@ POINTS: Final = (
     "lane.after_checkpoint",
     "lane.commit_sent",
     "lane.after_commit",
+    "run.before_build",
     "run.before_publish",
     "run.after_publish",
     "run.before_exit",

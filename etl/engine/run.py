@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
-from etl.connector import RunInfo
+from etl.connector import Advance, OpenTarget, RunInfo
 from etl.engine import failpoints
 from etl.engine.assemble import Assembly
 from etl.engine.holder import this_process
@@ -40,6 +40,7 @@ from etl.events import (
 )
 from etl.policy import Retry
 
+T = TypeVar("T")
 _log = logging.getLogger("etl")
 
 
@@ -227,34 +228,50 @@ class Run:
         return self._end("completed" if done else "drained", None)
 
     async def _publish(self) -> None:
-        """Put what was staged in place: one transaction per target, after all flows."""
+        """Finish the tables of each target and put what was staged in place, after all flows.
+
+        One transaction per target puts them in place.
+        """
         for target, opened in self._assembly.targets.items():
+            failpoints.hit("run.before_build")
+            await self._with_retries(target.name, "finishing the tables", opened.build)
             steps = [step for flow in self._assembly.flows for step in flow.publish_steps(target)]
-            if not steps:
-                continue
-            attempts = Attempts(self._retry)
-            while True:
-                try:
-                    failpoints.hit("run.before_publish")
-                    await finish(opened.publish(steps))
-                    failpoints.hit("run.after_publish")
-                    break
-                except TransientError as error:
-                    if self._root.cancelling():
-                        raise asyncio.CancelledError from error  # held up while it went on
-                    wait_s = attempts.next_wait_s()
-                    if wait_s is None:
-                        raise
-                    self._tell(
-                        Retrying(
-                            flow=target.name,
-                            what="publishing",
-                            attempt=attempts.failed,
-                            wait_s=round(wait_s, 3),
-                            error=str(error),
-                        )
+            if steps:
+                failpoints.hit("run.before_publish")
+
+                async def publish(
+                    to: OpenTarget = opened, what: Sequence[Advance] = tuple(steps)
+                ) -> None:
+                    await finish(to.publish(what))
+
+                await self._with_retries(target.name, "publishing", publish)
+                failpoints.hit("run.after_publish")
+            for flow in self._assembly.flows:
+                for message in opened.notes.get(flow.plan.name, ()):
+                    flow.notes.append(message)
+                    self._tell(Note(flow=flow.plan.name, message=message))
+
+    async def _with_retries(self, name: str, what: str, work: Callable[[], Awaitable[T]]) -> T:
+        attempts = Attempts(self._retry)
+        while True:
+            try:
+                return await work()
+            except TransientError as error:
+                if self._root.cancelling():
+                    raise asyncio.CancelledError from error  # held up while it went on
+                wait_s = attempts.next_wait_s()
+                if wait_s is None:
+                    raise
+                self._tell(
+                    Retrying(
+                        flow=name,
+                        what=what,
+                        attempt=attempts.failed,
+                        wait_s=round(wait_s, 3),
+                        error=str(error),
                     )
-                    await asyncio.sleep(wait_s)
+                )
+                await asyncio.sleep(wait_s)
 
     def _told_forgotten(self, unit: str, tasks: list[str]) -> None:
         # The user's own: they may be meant to go on in the program, so they are not cancelled.

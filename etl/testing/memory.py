@@ -159,6 +159,13 @@ class _OpenMemory:
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         return MemorySession(self._target, sinks, self._info)
 
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    async def build(self) -> None:
+        pass
+
     async def publish(self, steps: Sequence[Advance]) -> None:
         target = self._target
         target.before_publish()

@@ -220,7 +220,8 @@ class KillLoop:
         server = await asyncpg.connect(self._target)
         try:
             await server.execute(
-                "DROP TABLE IF EXISTS copies, totals, copies__etl_new, etl_checkpoint, etl_version"
+                "DROP TABLE IF EXISTS copies, totals, copies__etl_new, etl_checkpoint,"
+                " etl_reject, etl_table, etl_version"
             )
         finally:
             await server.close()

@@ -143,6 +143,7 @@ class Lane:
         return written
 
     async def publish(self) -> None:
+        await self.target.build()
         await self.target.publish(self.steps(self.position, complete=True))
 
 

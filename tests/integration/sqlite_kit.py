@@ -143,6 +143,7 @@ class Lane:
         return written
 
     async def publish(self) -> None:
+        await self.target.build()
         await self.target.publish([self.step(self.position, complete=True)])
 
     def step(self, position: Position | None, *, rows: int = 0, complete: bool = False) -> Advance:

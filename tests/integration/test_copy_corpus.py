@@ -89,8 +89,8 @@ def cases(route: Route) -> tuple[Case, ...]:
 async def copy(source: str, target: str, names: Sequence[str], mode: Mode, **more: Any) -> None:
     for at in range(0, len(names), TOGETHER):
         options = CopyOptions(tables=tuple(names[at : at + TOGETHER]), mode=mode, **more)
-        pipeline = await plan_copy(Database(source), Database(target), options)
-        await pipeline.run()
+        planned = await plan_copy(Database(source), Database(target), options)
+        await planned.pipeline.run()
 
 
 # -- what is in a table -------------------------------------------------------------------------
@@ -267,7 +267,12 @@ async def tables(url: str) -> set[str]:
             found = await session.fetch(
                 "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
             )
-        return {row[0] for row in found} - {"etl_checkpoint", "etl_reject", "etl_version"}
+        return {row[0] for row in found} - {
+            "etl_checkpoint",
+            "etl_reject",
+            "etl_table",
+            "etl_version",
+        }
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     try:
         found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

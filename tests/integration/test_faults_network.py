@@ -69,7 +69,9 @@ class Bench:
         async with sql(self.target) as connection:
             await connection.execute("TRUNCATE copies, totals; DELETE FROM etl_checkpoint")
             if whole:
-                await connection.execute("DROP TABLE etl_checkpoint, etl_version")
+                await connection.execute(
+                    "DROP TABLE etl_checkpoint, etl_reject, etl_table, etl_version"
+                )
         self.retries.clear()
         self.proxy.struck.clear()
 

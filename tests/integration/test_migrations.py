@@ -112,7 +112,8 @@ def as_user(url: str, user: str, password: str | None = None) -> str:
 async def test_an_empty_database_gets_the_tables_and_their_version(url: str) -> None:
     await upgrade(parse_url(url))
 
-    assert await tables(url) == ["etl_checkpoint", "etl_reject", "etl_version"]
+    kept = ["etl_checkpoint", "etl_reject", "etl_table", "etl_version"]
+    assert await tables(url) == kept
     assert await columns(url) == COLUMNS
     assert await fetch(url, "SELECT version_num FROM etl_version") == [(HEAD,)]
 

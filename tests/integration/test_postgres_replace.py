@@ -66,9 +66,9 @@ async def test_what_belongs_to_the_table_is_kept(
         "(10,new,2,40,20)", "(11,new,,41,22)",
     ]  # fmt: skip
     assert await value(postgres_url, "SELECT to_regclass('t__etl_new') IS NULL")
-    # The serial goes on where it was, the identity behind what was copied.
+    # The serial and the identity go on behind what was copied.
     await run_sql(postgres_url, "INSERT INTO t (v) VALUES ('later')")
-    assert await texts(postgres_url, "SELECT id, n FROM t WHERE v = 'later'") == ["(3,42)"]
+    assert await texts(postgres_url, "SELECT id, n FROM t WHERE v = 'later'") == ["(12,42)"]
 
 
 async def test_a_missing_table_is_made_with_its_key(

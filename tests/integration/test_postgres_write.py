@@ -533,8 +533,9 @@ async def test_tables_are_listed_without_those_of_etl(postgres_url: str) -> None
     async with lane(postgres_url, db(postgres_url).append("a")):
         pass
     found = await postgres.list_tables(parse_url(postgres_url))
-    assert [(one.schema, one.name, one.shape.key) for one in found] == [
-        ("public", "a", ("id",)), ("public", "p", ()),
+    assert [(one.schema, one.name, one.shape.key, one.kind) for one in found] == [
+        ("public", "a", ("id",), "table"), ("public", "p", (), "table"),
+        ("public", "p1", (), "partition"), ("public", "v", (), "view"),
     ]  # fmt: skip
 
 

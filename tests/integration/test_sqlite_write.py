@@ -538,7 +538,8 @@ async def test_tables_are_listed_without_those_of_etl(sqlite_url: str) -> None:
     async with lane(sqlite_url, replace_t, shape=ITEM) as one:
         await one.write([Item(1, "a")], (1,))
         found = await sqlite.list_tables(parse_url(sqlite_url))
-    assert [info.name for info in found] == ["a", "b", "f"]
+    assert [info.name for info in found] == ["a", "b", "f", "w"]
+    assert [info.kind for info in found] == ["table", "table", "table", "view"]
     assert found[1].shape.key == ("id",)
     assert found[1].shape.names == ("id", "v")
 

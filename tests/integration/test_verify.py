@@ -40,7 +40,8 @@ async def compare_t(source: str, target: str, **options: Any) -> Verdict:
 
 async def copy_t(source: str, target: str) -> None:
     options = CopyOptions(tables=("t",))
-    await (await plan_copy(Database(source), Database(target), options)).run()
+    planned = await plan_copy(Database(source), Database(target), options)
+    await planned.pipeline.run()
 
 
 def lite(url: str, *statements: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -92,6 +92,13 @@ class GatedOpen:
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         return GatedSession(self._target, sinks)
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        return self._plain.notes
+
+    async def build(self) -> None:
+        await self._plain.build()
 
     async def publish(self, steps: Sequence[Advance]) -> None:
         await self._target.at("publish")

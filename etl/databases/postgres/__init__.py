@@ -6,7 +6,7 @@ rows into COPY text (``lines``), and makes tables (``tables``, ``staging``) wher
 """
 
 from etl.databases.postgres.digest import open_snapshot
-from etl.databases.postgres.inspection import check, list_tables
+from etl.databases.postgres.inspection import check, describe, list_tables
 from etl.databases.postgres.reader import open_reader
 from etl.databases.postgres.selection import build_row
 from etl.databases.postgres.state import open_state
@@ -15,6 +15,7 @@ from etl.databases.postgres.target import open_target
 __all__ = [
     "build_row",
     "check",
+    "describe",
     "list_tables",
     "open_reader",
     "open_snapshot",

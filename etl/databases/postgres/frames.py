@@ -90,7 +90,7 @@ async def suits(connection: Connection, selection: Selection) -> bool:
     relation = selection.relation
     if relation is None or relation.kind != "r" or not selection.proven or not selection.order:
         return False
-    if unfit_column(selection.columns) is not None:
+    if selection.origin != relation.qualified or unfit_column(selection.columns) is not None:
         return False
     table = await _look(connection, selection)
     return table.nbytes <= _SMALL_BYTES or table.correlation >= _SCATTERED

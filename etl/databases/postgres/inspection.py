@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etl.databases import migrate
-from etl.databases.database import Finding, TableInfo
+from etl.databases.database import Finding, RelationKind, TableInfo
+from etl.databases.definition import TableDefinition
 from etl.databases.postgres.catalogue import relations_of
 from etl.databases.postgres.connect import Connection, connected
+from etl.databases.postgres.describe import describe as definitions
 from etl.databases.postgres.target import versions
+from etl.databases.sql import qualify
 from etl.databases.url import Url
-from etl.errors import ConfigError, EtlError
+from etl.errors import ConfigError, EtlError, SchemaMismatchError
 
 _TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
-    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs
+    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs,
+    c.relispartition AS partition
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-    AND n.nspname = ANY(current_schemas(false)) AND c.relname NOT LIKE 'etl\\_%'
-    AND c.relname NOT LIKE '%\\_\\_etl\\_new%'
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+    AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
+    AND c.relname NOT IN ('etl_checkpoint', 'etl_reject', 'etl_table', 'etl_version')
+    AND c.relname !~ '__etl_new(_[0-9a-f]{8})?$'
     -- What an extension made for itself is not the user's.
     AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend AS d
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
     )
-ORDER BY n.nspname, c.relname
+ORDER BY array_position(current_schemas(false), n.nspname), n.nspname, c.relname
 """
+_KINDS: Mapping[str, RelationKind] = {
+    "r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table",
+}  # fmt: skip
 
 _OLDEST = 130000
 
 
 async def list_tables(url: Url) -> Sequence[TableInfo]:
-    """The user's tables in the schemas of the search_path, with their shapes."""
+    """The user's tables and views with their shapes; those of the search_path first."""
     async with connected(url, "source", "etl/list") as connection:
-        relations = await relations_of(connection, await connection.fetch(_TABLES))
-    return [TableInfo(name=r.name, schema=r.schema, shape=r.shape) for r in relations]
+        rows = await connection.fetch(_TABLES)
+        relations = await relations_of(connection, rows)
+    return [
+        TableInfo(
+            name=relation.name,
+            schema=relation.schema,
+            shape=relation.shape,
+            kind="partition" if row["partition"] else _KINDS[row["kind"]],
+        )
+        for row, relation in zip(rows, relations, strict=True)
+    ]
+
+
+async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefinition]:
+    """See :meth:`etl.databases.database.Driver.describe`."""
+    async with connected(url, "source", "etl/list") as connection:
+        oids: list[int | None] = [
+            await connection.fetchval(
+                "SELECT pg_catalog.to_regclass($1)::oid::bigint", qualify(one.schema, one.name)
+            )
+            for one in tables
+        ]
+        found = await definitions(connection, [oid for oid in oids if oid is not None])
+    gone = [one.name for one, oid in zip(tables, oids, strict=True) if oid is None]
+    if gone:
+        raise SchemaMismatchError(
+            f"{url.name}: table {gone[0]!r} was dropped meanwhile. Nothing was moved; run again"
+        )
+    return [found[oid] for oid in oids if oid is not None]
 
 
 async def check(url: Url) -> Sequence[Finding]:
@@ -106,7 +141,7 @@ async def _as_source(connection: Connection) -> list[Finding]:
         Finding(
             subject="read tables",
             state="ok" if row["tables"] == row["readable"] else "warning",
-            message=f"{row['readable']} of {row['tables']} tables in the search_path",
+            message=f"{row['readable']} of {row['tables']} tables and views",
         )
     ]
     if row["standby"]:

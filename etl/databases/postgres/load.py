@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, cast
 
 from etl.batch import Batch
 from etl.connector import Sink
-from etl.databases.postgres import staging
+from etl.databases.definition import IndexDefinition, TableDefinition
+from etl.databases.postgres import make, staging
+from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.describe import describe
 from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
 from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import Encoder, WideText, columns_of, names_of, payload
+from etl.databases.postgres.made import Made, State
+from etl.databases.postgres.order import check_rewrite
 from etl.databases.postgres.tables import (
-    DDL_LOCK,
     check_columns,
     check_target,
     check_types,
-    create_table,
+    definition_of,
     missing_table,
 )
 from etl.databases.sql import qualify, quote, quote_all, split_name
@@ -42,6 +46,7 @@ class Load:
 
     Attributes:
         staged: Rows go into a staging table, which is published at the end of the run.
+        notes: What could not be made as the source has it.
     """
 
     def __init__(self, sink: Sink[Any], pipeline: str, flow: str, default_schema: str) -> None:
@@ -52,6 +57,10 @@ class Load:
         schema, self._name = split_name(sink.table)
         self._schema = schema or default_schema
         self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
+        self.notes: list[str] = []
+        self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
+        self._made = Made(default_schema, pipeline)
+        self._definition: TableDefinition | None = None
         self._shape: Shape | None = None
         self._checked: Relation | None = None
         self._into: Relation | None = None
@@ -68,9 +77,18 @@ class Load:
     # --- before the first row ---
 
     async def prepare(
-        self, connection: Connection, shape: Shape | None, *, resumable: bool
+        self,
+        connection: Connection,
+        shape: Shape | None,
+        *,
+        resumable: bool,
+        together: Sequence[int] = (),
     ) -> Sequence[str]:
-        """Check the table, or make it where that is allowed and its columns are known."""
+        """Check the table, or make it where that is allowed and its columns are known.
+
+        Args:
+            together: Tables that the run replaces by renaming, all in one transaction.
+        """
         sink = self.sink
         self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
         self._shape = shape
@@ -85,8 +103,12 @@ class Load:
                 return []
             final = await self._create_final(connection, self._shape)
         self._check(final)
+        if sink.mode == "replace":
+            await self._check_own(connection, final)
         if sink.mode == "replace" and sink.swap == "rename":
-            await staging.check_rename(connection, final, self._staging, self.label)
+            await staging.check_rename(connection, final, self._staging, self.label, together)
+        elif sink.mode == "replace":
+            await check_rewrite(connection, final, self.label, together)
         if not self.staged:
             self._into = final
         return self._notes()
@@ -96,8 +118,36 @@ class Load:
         """Whether rows of the shape that reaches it may come as bytes: each type is the same."""
         if self._shape is None or unfit_column(self._shape.columns) is not None:
             return False
+        if self._checked is None and self._source is not None:
+            # What the source computes is computed anew: those columns are left out of the rows.
+            return not any(column.generated for column in self._source.columns)
         # A table that is still missing is made with the columns' own types.
         return self._checked is None or _has_same_types(self._checked, self._shape.columns)
+
+    @property
+    def needs_build(self) -> bool:
+        """Something may be left to make when the rows are in."""
+        return self.staged or self._source is not None
+
+    @property
+    def renames(self) -> bool:
+        """The old table is dropped for a new one."""
+        return self.sink.mode == "replace" and self.sink.swap == "rename"
+
+    async def find_final(self, connection: Connection) -> Relation | None:
+        """The table as it stands."""
+        return await self._final(connection)
+
+    async def _check_own(self, connection: Connection, final: Relation) -> None:
+        """Refuse to replace somebody else's rows, where the sink asks for that."""
+        if not self.sink.own_only or await self._made.state(connection, final.schema, final.name):
+            return
+        if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {final.qualified})"):  # noqa: S608
+            raise SchemaMismatchError(
+                f"{self.label}: the table {final.label!r} holds rows, and etl did not make it, so"
+                " it is not replaced. Nothing was written; --force replaces it, --as and"
+                " --target-schema write elsewhere, --mode append or upsert keep its rows"
+            )
 
     def _check(self, final: Relation) -> None:
         self._checked = final
@@ -151,14 +201,55 @@ class Load:
 
     async def _create_final(self, connection: Connection, shape: Shape) -> Relation:
         # Two flows may want the same table: the second finds it made.
-        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", DDL_LOCK)
+        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
         final = await self._final(connection)
         if final is None:
-            key = self.sink.key or shape.key
-            await create_table(connection, self._schema, self._name, shape, key, self.label)
+            definition = await self._plan_table(connection, shape)
+            self.notes += await make.make_table(
+                connection, definition, self._schema, self._name, self.label
+            )
+            for index in definition.indexes:
+                await make.make_index(connection, index, self._schema, self._name, self.notes)
+            await make.name_indexes(connection, definition, self._schema, self._name, self._name)
+            unfinished = definition.foreign_keys or any(c.sequence for c in definition.columns)
+            state: State = "building" if unfinished else "made"
+            await self._made.record(connection, self._schema, self._name, state)
             final = await find_relation(connection, qualify(self._schema, self._name))
             assert final is not None
         return final
+
+    async def _plan_table(self, connection: Connection, shape: Shape) -> TableDefinition:
+        """What a missing table is to be: as the source has it, else from the rows' columns."""
+        source = self._source
+        if source is not None and source.dialect == "postgresql":
+            self.notes += [f"not carried: {what}" for what in source.left_out]
+            names = set(shape.names)
+            definition = replace(
+                source, columns=tuple(c for c in source.columns if c.name in names)
+            )
+            self._definition = self._with_key(definition)
+            return self._definition
+        key = self.sink.key or shape.key
+        definition = await definition_of(
+            connection, self._schema, self._name, shape, key, self.label
+        )
+        if source is not None:
+            definition, notes = adapted(source, definition, shape)
+            self.notes += notes
+        self._definition = definition
+        return definition
+
+    def _with_key(self, definition: TableDefinition) -> TableDefinition:
+        """With a unique index on the key of an upsert, which needs one."""
+        key = self.sink.key
+        unique = any(i.unique and set(i.columns) == set(key) for i in definition.indexes)
+        if not key or unique:
+            return definition
+        own = IndexDefinition(
+            name=f"{self._name}_{'_'.join(key)}_key"[:60], columns=key, unique=True,
+            constraint=None, sql=f"({quote_all(key)})",
+        )  # fmt: skip
+        return replace(definition, indexes=(*definition.indexes, own))
 
     # --- staging ---
 
@@ -185,8 +276,9 @@ class Load:
     async def _make_staging(self, connection: Connection, rows: Sequence[Any]) -> None:
         """Make the staging table, unless its columns are told only by rows and there are none."""
         final = await self._final(connection)
-        if final is not None and self.sink.mode == "replace" and self.sink.swap == "rename":
-            await staging.make_like(connection, final, self._staging)
+        if final is not None and self.renames:
+            old = (await describe(connection, [final.oid]))[final.oid]
+            await staging.make_like(connection, final, old, self._staging, self.label)
         elif self._shape is None and not len(rows):
             return
         elif final is not None:
@@ -197,24 +289,115 @@ class Load:
             await staging.make_bare(connection, final, self._staging, names)
         else:
             shape = self._shape or self._shape_of_rows(rows)
-            await create_table(
-                connection, self._schema, self._staging, shape, shape.key, self.label
+            definition = await self._plan_table(connection, shape)
+            self.notes += await make.make_table(
+                connection, definition, self._schema, self._staging, self.label
             )
 
-    async def publish(self, connection: Connection) -> None:
-        """Put the staging table in place, in the transaction that is open."""
-        found = await find_relation(connection, self.staging_table)
+    # --- after the load ---
+
+    async def place(self, connection: Connection) -> tuple[tuple[str, str], str] | None:
+        """The table's schema and name, and that of the staging table which becomes it."""
+        await self._final(connection)
+        found = await find_relation(connection, self.staging_table) if self.staged else None
+        if found is None or not await self._becomes_table(connection):
+            return None
+        return (self._schema, self._name), self._staging
+
+    async def _becomes_table(self, connection: Connection) -> bool:
+        """Whether the staging table is renamed, not poured into the old one."""
+        return self.renames or await self._final(connection) is None
+
+    async def _wanted(self, connection: Connection) -> TableDefinition | None:
+        """What the table is to have when it is finished; None: it is to stay as it is."""
         final = await self._final(connection)
-        if self.sink.mode == "append":
-            if final is None:
-                if found is not None:
-                    await staging.put_in_place(connection, found, self._name)
-            elif found is not None:
-                await staging.pour(connection, found, final, empty_first=False)
-        elif final is not None and self.sink.swap == "rewrite":
-            await staging.pour(connection, found, final, empty_first=True)
-        elif found is not None:
-            await staging.put_in_place(connection, found, self._name)
+        if self.staged and await self._becomes_table(connection):
+            if final is not None:
+                return (await describe(connection, [final.oid]))[final.oid]
+        elif final is None or (
+            await self._made.state(connection, final.schema, final.name) != "building"
+        ):
+            return None
+        if self._definition is None and self._shape is not None:
+            notes = len(self.notes)
+            await self._plan_table(connection, self._shape)
+            del self.notes[notes:]  # they were told by the run that made the table
+        return self._definition
+
+    async def _standing(self, connection: Connection) -> str | None:
+        """The name under which the table to be finished stands now."""
+        name = self._staging if self.staged else self._name
+        found = await find_relation(connection, qualify(self._schema, name))
+        return name if found is not None else None
+
+    async def build_indexes(self, connection: Connection) -> None:
+        """Make the indexes that the table is to have, each in a transaction of its own."""
+        wanted = await self._wanted(connection)
+        name = await self._standing(connection)
+        if wanted is None or name is None:
+            return
+        for index in await make.missing_indexes(connection, wanted, self._schema, name):
+            async with connection.transaction():
+                await make.make_index(connection, index, self._schema, name, self.notes)
+
+    async def build_keys(
+        self, connection: Connection, places: Mapping[tuple[str, str], str]
+    ) -> None:
+        """Add the foreign keys that the table is to have, and finish a table that etl made.
+
+        Args:
+            places: Staging tables by the schema and name that they will have.
+        """
+        wanted = await self._wanted(connection)
+        name = await self._standing(connection)
+        if wanted is None or name is None:
+            return
+        is_exact = wanted.dialect == "postgresql" and (
+            self._source is None or self._source.dialect == "postgresql"
+        )
+        for key in await make.missing_foreign_keys(connection, wanted, self._schema, name):
+            async with connection.transaction():
+                await make.make_foreign_key(
+                    connection, key, self._schema, name, places, self.notes, is_exact=is_exact
+                )
+        if not self.staged:
+            async with connection.transaction():
+                await make.set_sequences(connection, self._source, self._schema, self._name)
+                await self._made.record(connection, self._schema, self._name, "made")
+
+    async def swap(self, connection: Connection) -> staging.Swap | None:
+        """What is to be renamed; None where there is nothing, or rows are poured."""
+        found = await find_relation(connection, self.staging_table)
+        if found is None or not await self._becomes_table(connection):
+            return None
+        definition = await self._wanted(connection)
+        return staging.Swap(
+            staging=found,
+            name=self._name,
+            definition=definition
+            or TableDefinition(
+                dialect="postgresql", schema=self._schema, name=self._name, columns=()
+            ),
+            source=self._source,
+        )
+
+    async def pour(self, connection: Connection, *, empties: bool) -> None:
+        """Empty the table, or put the staged rows into it, in the transaction that is open."""
+        final = await self._final(connection)
+        if final is None:
+            return
+        if empties:
+            if self.sink.mode == "replace":
+                await staging.empty(connection, final)
+            return
+        found = await find_relation(connection, self.staging_table)
+        if found is not None:
+            await staging.pour(connection, found, final, self._source)
+
+    async def record(self, connection: Connection) -> None:
+        """Remember that etl made the table, or all its rows."""
+        if self.sink.mode == "replace" and await self._final(connection) is not None:
+            await self._made.record(connection, self._schema, self._name, "made")
 
     # --- rows ---
 

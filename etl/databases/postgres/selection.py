@@ -232,6 +232,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         # A key that was computed anew, or left out, identifies no row of the result.
         kept = {one.column: one.name for one in done.outputs}
         key = tuple(kept[name] for name in key) if kept.keys() >= set(key) else ()
+    origin = spec.limited(origin, quote_all(order))
     # What orders the rows is never null: the catalogue says so, or the stream is watched.
     columns = [
         Column(name=c.name, type=c.type, nullable=False) if c.name in order else c for c in columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,11 +50,14 @@ class PostgresSession:
         pipeline: str,
         flow: str,
         schema: str,
+        replaced: Callable[[Connection], Awaitable[Sequence[int]]],
     ) -> None:
+        self.flow = flow
         self._url = url
         self._application = application
         self._checkpoints = checkpoints
         self.loads = [Load(sink, pipeline, flow, schema) for sink in sinks]
+        self._replaced = replaced
         self._connection: Connection | None = None
         self._is_open = False  # a transaction
         self._is_cut = False  # a statement was cut short: its late cancel may hit the next one
@@ -75,9 +78,14 @@ class PostgresSession:
         notes: list[str] = []
         await self.begin()
         try:
+            together: Sequence[int] = ()
+            if any(load.sink.mode == "replace" for load in self.loads):
+                together = await self._replaced(await self._get())
             for load, shape in zip(self.loads, shapes, strict=True):
                 with self._working(load.label, "nothing was written"):
-                    notes += await load.prepare(await self._get(), shape, resumable=resumable)
+                    notes += await load.prepare(
+                        await self._get(), shape, resumable=resumable, together=together
+                    )
             await self.commit()
         except BaseException:
             await finish(self.rollback())

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from etl.databases.definition import TableDefinition
 from etl.databases.postgres.catalogue import NAME_BYTES, Relation, find_relation
 from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.describe import describe
+from etl.databases.postgres.make import (
+    free_name,
+    make_numbers,
+    make_rest,
+    name_indexes,
+    set_sequences,
+)
 from etl.databases.sql import qualify, quote, quote_all
 from etl.errors import SchemaMismatchError
 
@@ -55,6 +65,7 @@ SELECT what FROM (
     UNION ALL
     SELECT 'the foreign key ' || conname || ' of ' || conrelid::pg_catalog.regclass::text
     FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = $1 AND conrelid <> $1
+        AND conrelid <> ALL ($3::bigint[]::oid[])
     UNION ALL
     SELECT 'its trigger ' || tgname FROM pg_catalog.pg_trigger
     WHERE tgrelid = $1 AND NOT tgisinternal
@@ -90,20 +101,31 @@ SELECT what FROM (
     JOIN pg_catalog.pg_depend AS o ON o.classid = 'pg_catalog.pg_class'::regclass
         AND o.objid = s.oid AND o.deptype = 'a' AND o.refobjid = $1
     WHERE f.adrelid <> $1 AND a.attrelid <> coalesce(pg_catalog.to_regclass($2)::oid, 0)
+        AND a.attrelid <> ALL ($3::bigint[]::oid[])
 ) AS found
 LIMIT 5
 """
 
 
 async def check_rename(
-    connection: Connection, relation: Relation, staging: str, label: str
+    connection: Connection,
+    relation: Relation,
+    staging: str,
+    label: str,
+    together: Sequence[int] = (),
 ) -> None:
     """Refuse a rename that would lose or break what hangs on the old table.
+
+    Args:
+        together: Tables that are replaced in the same transaction: what refers to this one from
+            there goes with them.
 
     Raises:
         SchemaMismatchError: Names it, and ``swap="rewrite"``.
     """
-    rows = await connection.fetch(_OBSTACLES, relation.oid, qualify(relation.schema, staging))
+    rows = await connection.fetch(
+        _OBSTACLES, relation.oid, qualify(relation.schema, staging), list(together)
+    )
     if rows:
         found = ", ".join(row["what"] for row in rows)
         raise SchemaMismatchError(
@@ -113,11 +135,17 @@ async def check_rename(
         )
 
 
-async def make_like(connection: Connection, relation: Relation, name: str) -> None:
-    """An empty staging table with everything that the old table has in itself."""
+async def make_like(
+    connection: Connection, relation: Relation, definition: TableDefinition, name: str, label: str
+) -> None:
+    """An empty staging table with everything that the old table has in itself, but its indexes:
+    they are made when the rows are in."""
     await connection.execute(
-        f"CREATE TABLE {qualify(relation.schema, name)} (LIKE {relation.qualified} INCLUDING ALL)"
+        f"CREATE TABLE {qualify(relation.schema, name)} (LIKE {relation.qualified}"
+        " INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
     )
+    await make_numbers(connection, definition, relation.schema, name, label)
+    await make_rest(connection, definition, relation.schema, name, [])
 
 
 async def make_bare(
@@ -130,15 +158,20 @@ async def make_bare(
     )
 
 
+async def empty(connection: Connection, table: Relation) -> None:
+    """Delete the rows of a table that is to be filled anew."""
+    await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
+    await connection.execute(f"DELETE FROM {table.qualified}", timeout=LONG_S)  # noqa: S608
+
+
 async def pour(
-    connection: Connection, staging: Relation | None, table: Relation, *, empty_first: bool
+    connection: Connection, staging: Relation, table: Relation, source: TableDefinition | None
 ) -> None:
-    """Insert a staging table's rows into its table, and drop it."""
-    if empty_first:
-        await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
-        await connection.execute(f"DELETE FROM {table.qualified}", timeout=LONG_S)  # noqa: S608
-    if staging is None:
-        return
+    """Insert a staging table's rows into its table, and drop it.
+
+    Args:
+        source: Knows the last numbers of the source's sequences.
+    """
     have = table.by_name
     names = [a.name for a in staging.attributes if a.name in have and not have[a.name].generated]
     columns = quote_all(names)
@@ -149,163 +182,72 @@ async def pour(
         timeout=LONG_S,
     )
     await connection.execute(f"DROP TABLE {staging.qualified}")
-    for name in names:
-        if have[name].identity is not None:
-            await _catch_up(connection, table, name)
+    numbered = (await describe(connection, [table.oid]))[table.oid]
+    for known in (numbered, source):
+        await set_sequences(connection, known, table.schema, table.name)
 
 
-async def put_in_place(connection: Connection, staging: Relation, name: str) -> None:
-    """Rename a staging table to the name of the old one, which is dropped where there is one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """One staging table and what it becomes.
 
-    Indexes, constraints and sequences get the names that the old table's had; foreign keys, the
-    comment and storage parameters, which LIKE does not copy, are made anew.
+    Attributes:
+        definition: Names its indexes and sequences; of an old table, knows their last numbers.
+        source: Knows the last numbers of its sequences; None: nobody does.
     """
-    old = await find_relation(connection, qualify(staging.schema, name))
-    if old is None:
-        await _rename(connection, staging, name)
-        key = _key_name(name)
-        if await find_relation(connection, qualify(staging.schema, key)) is None:
-            await _rename_indexes(connection, staging.oid, {None: key})
-        return
-    await connection.execute(f"LOCK TABLE {old.qualified} IN ACCESS EXCLUSIVE MODE", timeout=30)
-    await check_rename(connection, old, staging.name, f"table {old.label!r}")
-    kept = await _statements(connection, old)
-    indexes = await _index_names(connection, old.oid)
-    sequences = await _keep_sequences(connection, old, staging)
-    await connection.execute(f"DROP TABLE {old.qualified}")
-    await _rename(connection, staging, name)
-    await _rename_indexes(connection, staging.oid, indexes)
-    for sequence, wanted in sequences:
-        await connection.execute(f"ALTER SEQUENCE {sequence} RENAME TO {quote(wanted)}")
-    for statement in kept:
-        await connection.execute(statement, timeout=LONG_S)
+
+    staging: Relation
+    name: str
+    definition: TableDefinition
+    source: TableDefinition | None
 
 
-async def _rename(connection: Connection, staging: Relation, name: str) -> None:
-    await connection.execute(f"ALTER TABLE {staging.qualified} RENAME TO {quote(name)}")
+async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
+    """Rename staging tables to the names of the old ones, which are dropped together.
 
-
-def _key_name(table: str) -> str:
-    """What PostgreSQL itself would call the primary key of a table: cut to the length of a name."""
-    suffix = "_pkey"
-    return table.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
-
-
-async def _statements(connection: Connection, old: Relation) -> list[str]:
-    """Statements that give the new table, under the old name, what LIKE does not copy."""
-    rows = await connection.fetch(
-        """
-        SELECT format('ALTER TABLE %s ADD CONSTRAINT %I %s', $2::text, conname,
-            pg_catalog.pg_get_constraintdef(oid)) AS text
-        FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'f'
-        UNION ALL
-        SELECT format('COMMENT ON TABLE %s IS %L', $2::text, description)
-        FROM pg_catalog.pg_description
-        WHERE objoid = $1 AND classoid = 'pg_catalog.pg_class'::regclass AND objsubid = 0
-        UNION ALL
-        SELECT format('ALTER TABLE %s SET (%I = %L)', $2::text, split_part(o, '=', 1),
-            substr(o, strpos(o, '=') + 1))
-        FROM pg_catalog.pg_class, unnest(reloptions) AS o WHERE oid = $1
-        """,
-        old.oid,
-        old.qualified,
-    )
-    return [row["text"] for row in rows]
-
-
-async def _index_names(connection: Connection, oid: int) -> dict[str | None, str]:
-    """Index names by what the index is: all of its definition but the names."""
-    rows = await connection.fetch(
-        """
-        SELECT c.relname::text AS name,
-            concat_ws(' ', i.indisunique, i.indisprimary, i.indimmediate, i.indisexclusion,
-                (SELECT contype::text FROM pg_catalog.pg_constraint
-                    WHERE conindid = c.oid AND contype IN ('p', 'u', 'x')),
-                regexp_replace(pg_catalog.pg_get_indexdef(c.oid), '^.*? USING ', '')) AS what,
-            row_number() OVER (PARTITION BY pg_catalog.pg_get_indexdef(c.oid) ORDER BY c.oid) AS nth
-        FROM pg_catalog.pg_index AS i
-        JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-        WHERE i.indrelid = $1
-        ORDER BY c.oid
-        """,
-        oid,
-    )
-    found: dict[str | None, str] = {}
-    for row in rows:
-        what, n = row["what"], 1
-        while f"{what} {n}" in found:  # the same index twice
-            n += 1
-        found[f"{what} {n}"] = row["name"]
-    return found
-
-
-async def _rename_indexes(connection: Connection, oid: int, wanted: dict[str | None, str]) -> None:
-    """Give a table's indexes the wanted names; the key None stands for a primary key."""
-    schema: str = await connection.fetchval(
-        "SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class WHERE oid = $1",
-        oid,
-    )
-    for what, name in (await _index_names(connection, oid)).items():
-        target = wanted.get(what) or (wanted.get(None) if " p " in f" {what} " else None)
-        if target is not None and target != name:
-            await connection.execute(
-                f"ALTER INDEX {schema}.{quote(name)} RENAME TO {quote(target)}"
-            )
-
-
-async def _keep_sequences(
-    connection: Connection, old: Relation, staging: Relation
-) -> list[tuple[str, str]]:
-    """Move serial sequences to the new table, and bring identity sequences up to date.
-
-    Returns:
-        The new identity sequences, each with the name that the old one had.
+    Indexes and sequences get the names that the definition has for them.
     """
-    renames: list[tuple[str, str]] = []
-    rows = await connection.fetch(
-        """
-        SELECT a.attname::text AS column, d.deptype::text AS kind, s.relname::text AS name,
-            s.oid::pg_catalog.regclass::text AS sequence
-        FROM pg_catalog.pg_depend AS d
-        JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
-        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')
-            AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1
-        """,
-        old.oid,
-    )
-    for row in rows:
-        if row["kind"] == "a":  # serial: the new table's default already draws from it
+    olds: dict[str, Relation] = {}
+    for swap in sorted(swaps, key=lambda one: one.staging.qualified):
+        old = await find_relation(connection, qualify(swap.staging.schema, swap.name))
+        if old is not None:
             await connection.execute(
-                f"ALTER SEQUENCE {row['sequence']} OWNED BY"
-                f" {staging.qualified}.{quote(row['column'])}"
+                f"LOCK TABLE {old.qualified} IN ACCESS EXCLUSIVE MODE", timeout=30
             )
+            olds[swap.staging.qualified] = old
+    together = [r.oid for r in (*olds.values(), *(swap.staging for swap in swaps))]
+    for swap in swaps:
+        old = olds.get(swap.staging.qualified)
+        if old is not None:
+            label = f"table {old.label!r}"
+            await check_rename(connection, old, swap.staging.name, label, together)
+    if olds:
+        every = ", ".join(old.qualified for old in olds.values())
+        await connection.execute(f"DROP TABLE {every}")
+    for swap in swaps:
+        staging = swap.staging
+        await connection.execute(f"ALTER TABLE {staging.qualified} RENAME TO {quote(swap.name)}")
+        await name_indexes(connection, swap.definition, staging.schema, swap.name, staging.name)
+        for known in (swap.definition, swap.source):
+            await set_sequences(connection, known, staging.schema, swap.name)
+    for swap in swaps:
+        await _name_identities(connection, swap)
+
+
+async def _name_identities(connection: Connection, swap: Swap) -> None:
+    """Identity sequences of a table that was made from a definition get their own names."""
+    table = qualify(swap.staging.schema, swap.name)
+    for column in swap.definition.columns:
+        wanted = column.sequence.name if column.sequence is not None else ""
+        if column.identity is None or not wanted:
             continue
-        new: str = await connection.fetchval(
-            "SELECT pg_catalog.pg_get_serial_sequence($1, $2)", staging.qualified, row["column"]
+        row = await connection.fetchrow(
+            "SELECT c.oid::regclass::text AS sequence, c.relname::text AS name"
+            " FROM pg_catalog.pg_class AS c"
+            " WHERE c.oid = pg_catalog.pg_get_serial_sequence($1, $2)::regclass",
+            table,
+            column.name,
         )
-        await connection.fetchval(
-            f"SELECT setval($1::text::regclass, last_value, is_called) FROM {row['sequence']}",  # noqa: S608
-            new,
-        )
-        await _catch_up(connection, staging, row["column"])
-        renames.append((new, row["name"]))
-    return renames
-
-
-async def _catch_up(connection: Connection, table: Relation, column: str) -> None:
-    """Move an identity sequence past the values that were copied in, never back."""
-    sequence: str | None = await connection.fetchval(
-        "SELECT pg_catalog.pg_get_serial_sequence($1, $2)", table.qualified, column
-    )
-    if sequence is None:
-        return
-    await connection.fetchval(
-        f"""
-        SELECT setval($1::text::regclass, m.top)
-        FROM (SELECT max({quote(column)}) AS top FROM {table.qualified}) AS m, {sequence} AS s
-        WHERE m.top > s.last_value OR (m.top = s.last_value AND NOT s.is_called)
-        """,  # noqa: S608
-        sequence,
-        timeout=LONG_S,
-    )
+        if row is not None and row["name"] != wanted:
+            free = await free_name(connection, swap.staging.schema, wanted)
+            await connection.execute(f"ALTER SEQUENCE {row['sequence']} RENAME TO {quote(free)}")

@@ -7,18 +7,13 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from etl.databases.definition import ColumnDefinition, IndexDefinition, TableDefinition
 from etl.databases.postgres.catalogue import NAME_BYTES, Relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.databases.types import EnumType, declare_postgres, way
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
-
-MOST_COLUMNS = 1_600
-"""Of one PostgreSQL table."""
-
-DDL_LOCK = 7_305_716_002_300_002
-"""Any fixed number: sessions that make tables in one database take turns."""
 
 
 def check_target(relation: Relation, label: str) -> None:
@@ -78,21 +73,16 @@ def check_types(relation: Relation, columns: Sequence[Column], label: str) -> No
             )
 
 
-async def create_table(
+async def definition_of(
     connection: Connection, schema: str, name: str, shape: Shape, key: Sequence[str], label: str
-) -> None:
-    """Make a table from a shape, with its primary key and the enum types that it uses.
+) -> TableDefinition:
+    """A table from a shape, with its primary key; makes the enum types that it uses.
 
     Raises:
         SchemaMismatchError: The schema, or a type that is not built in, is missing here.
     """
     await _check_schema(connection, schema, label)
-    if len(shape.columns) > MOST_COLUMNS:
-        raise SchemaMismatchError(
-            f"{label}: the rows have {len(shape.columns):,} columns, and a PostgreSQL table holds"
-            f" at most {MOST_COLUMNS:,}. Nothing was written; leave columns out"
-        )
-    columns: list[str] = []
+    columns: list[ColumnDefinition] = []
     for column in shape.columns:
         if column.type.kind == "dynamic":
             raise SchemaMismatchError(
@@ -102,20 +92,33 @@ async def create_table(
                 " one PostgreSQL type holds exactly. Nothing was written; clean the values, or"
                 " convert them in a function and give the rows a dataclass"
             )
-        for part in (name, column.name):
-            if len(part.encode()) > NAME_BYTES:
-                raise SchemaMismatchError(
-                    f"{label}: the name {part!r} is longer than the {NAME_BYTES} bytes that"
-                    " PostgreSQL keeps. Nothing was written; rename it"
-                )
-        declared = await _declared(connection, schema, column, label)
-        columns.append(_definition(column, declared, key))
-    await connection.execute(_create(qualify(schema, name), columns, key))
+        columns.append(
+            ColumnDefinition(
+                name=column.name,
+                declared=await _declared(connection, schema, column, label),
+                required=not column.nullable or column.name in key,
+            )
+        )
+    primary = IndexDefinition(
+        name=_key_name(name),
+        columns=tuple(key),
+        unique=True,
+        constraint="primary",
+        sql=f"PRIMARY KEY ({quote_all(key)})",
+    )
+    return TableDefinition(
+        dialect="postgresql",
+        schema=schema,
+        name=name,
+        columns=tuple(columns),
+        indexes=(primary,) if key else (),
+    )
 
 
-def _definition(column: Column, declared: str, key: Sequence[str]) -> str:
-    required = not column.nullable or column.name in key
-    return f"{quote(column.name)} {declared}{' NOT NULL' if required else ''}"
+def _key_name(table: str) -> str:
+    """What PostgreSQL itself would call the primary key of a table: cut to the length of a name."""
+    suffix = "_pkey"
+    return table.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
 
 
 def _create(name: str, columns: Sequence[str], key: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,8 +17,10 @@ from etl.databases.postgres.connect import (
     connect,
 )
 from etl.databases.postgres.load import Load
+from etl.databases.postgres.order import parents_first
 from etl.databases.postgres.rejects import publish_rejects
 from etl.databases.postgres.session import PostgresSession, commit
+from etl.databases.postgres.staging import put_in_place
 from etl.databases.postgres.translate import translating
 from etl.databases.sql import qualify
 from etl.databases.url import Url
@@ -98,6 +100,7 @@ class PostgresTarget:
             pipeline=self._info.pipeline,
             flow=flow,
             schema=self._schema,
+            replaced=self._replaced,
         )
         self._sessions.append(session)
         return session
@@ -117,13 +120,66 @@ class PostgresTarget:
                     for step in sorted(steps, key=lambda step: parts(step.key))
                     if await self._complete(connection, step)
                 ]
-                for load in self._loads_of(moved):
-                    with translating("target", load.label, "the old tables are in place"):
-                        await load.publish(connection)
-                        await publish_rejects(connection, self._schema, self._info.pipeline, load)
+                loads = self._loads_of(moved)
+                await self._put_in_place(connection, loads)
+                for load in loads:
+                    await publish_rejects(connection, self._schema, self._info.pipeline, load)
             await commit(connection, self._url)
         finally:
             await finish(close(connection))
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """See the protocol."""
+        return {
+            session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
+            for session in self._sessions
+        }
+
+    async def build(self) -> None:
+        """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
+        loads = [load for session in self._sessions for load in session.loads if load.needs_build]
+        if not loads:
+            return
+        connection = await connect(self._url, "target", self._application)
+        try:
+            for load in loads:
+                with translating("target", load.label, "the old tables are in place"):
+                    await load.build_indexes(connection)
+            places = dict(filter(None, [await load.place(connection) for load in loads]))
+            for load in loads:
+                with translating("target", load.label, "the old tables are in place"):
+                    await load.build_keys(connection, places)
+        finally:
+            await finish(close(connection))
+
+    async def _put_in_place(self, connection: Connection, loads: Sequence[Load]) -> None:
+        """Rename what is renamed, all together; pour the others, parents before children."""
+        with translating("target", "publishing", "the old tables are in place"):
+            swaps = [await load.swap(connection) for load in loads]
+            poured = [load for load, swap in zip(loads, swaps, strict=True) if swap is None]
+            await put_in_place(connection, [swap for swap in swaps if swap is not None])
+            ordered = await self._parents_first(connection, poured)
+        await connection.execute("SET CONSTRAINTS ALL DEFERRED")
+        for load in reversed(ordered):
+            with translating("target", load.label, "the old tables are in place"):
+                await load.pour(connection, empties=True)
+        for load in ordered:
+            with translating("target", load.label, "the old tables are in place"):
+                await load.pour(connection, empties=False)
+        for load in loads:
+            await load.record(connection)
+
+    async def _parents_first(self, connection: Connection, loads: Sequence[Load]) -> list[Load]:
+        by_table: dict[int, Load] = {}
+        others: list[Load] = []
+        for load in loads:
+            final = await load.find_final(connection)
+            if final is None or final.oid in by_table:
+                others.append(load)  # several flows append to one table: any order will do
+            else:
+                by_table[final.oid] = load
+        return [*await parents_first(connection, by_table), *others]
 
     async def _complete(self, connection: Connection, step: Advance) -> bool:
         """Complete a checkpoint; False where an earlier attempt has done so."""
@@ -151,6 +207,17 @@ class PostgresTarget:
             if load.staged and (load.flow, load.sink.table) in wanted
         ]
         return sorted(loads, key=lambda load: load.sink.table)
+
+    async def _replaced(self, connection: Connection) -> list[int]:
+        """The tables that are replaced, all in one transaction."""
+        loads = [
+            load
+            for session in self._sessions
+            for load in session.loads
+            if load.sink.mode == "replace"
+        ]
+        found = [await load.find_final(connection) for load in loads]
+        return [relation.oid for relation in found if relation is not None]
 
     async def aclose(self) -> None:
         """Close every session's connection."""

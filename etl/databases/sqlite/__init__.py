@@ -4,12 +4,13 @@ from etl.databases.sqlite.build import build_row
 from etl.databases.sqlite.digest import open_snapshot
 from etl.databases.sqlite.reader import open_reader
 from etl.databases.sqlite.state import open_state
-from etl.databases.sqlite.survey import check, list_tables
+from etl.databases.sqlite.survey import check, describe, list_tables
 from etl.databases.sqlite.target import open_target
 
 __all__ = [
     "build_row",
     "check",
+    "describe",
     "list_tables",
     "open_reader",
     "open_snapshot",

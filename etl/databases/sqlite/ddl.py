@@ -48,17 +48,32 @@ def declare(type_: Type) -> str:
     return quote(name)  # SQLite takes any quoted name as a type, with the same affinity
 
 
-def create_table(name: str, shape: Shape, key: Sequence[str]) -> str:
+def create_table(
+    name: str,
+    shape: Shape,
+    key: Sequence[str],
+    *,
+    clauses: Mapping[str, str] | None = None,
+    constraints: Sequence[str] = (),
+) -> str:
     """The statement that makes a table.
+
+    Args:
+        clauses: What stands behind a column's type, by column.
+        constraints: Of the whole table.
 
     Raises:
         SchemaMismatchError: Two columns differ in the case of ASCII letters only, which are one
             name to SQLite.
     """
     refuse_doubles(shape.names, f"table {name!r}")
-    lines = [_line(column, key) for column in shape.columns]
+    more = clauses or {}
+    lines = [
+        f"{_line(column, key)} {more.get(column.name, '')}".rstrip() for column in shape.columns
+    ]
     if key:
         lines.append(f"PRIMARY KEY ({quote_all(key)})")
+    lines += constraints
     return f"CREATE TABLE {quote(name)} (\n    " + ",\n    ".join(lines) + "\n)"
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from etl.batch import Batch
 from etl.connector import Sink
+from etl.databases.definition import TableDefinition
 from etl.databases.sql import quote, quote_all
+from etl.databases.sqlite import made
+from etl.databases.sqlite.adapt import create_index, indexes_of, lines_of
 from etl.databases.sqlite.bind import SLICE, Binder, kind_of, layout_of, names_of
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.ddl import (
@@ -19,10 +22,12 @@ from etl.databases.sqlite.ddl import (
     suggest_table,
 )
 from etl.databases.sqlite.schema import STAGING, Table, TableColumn, find_table, table_name
+from etl.databases.sqlite.words import has_word
 from etl.engine import failpoints
 from etl.errors import (
     ConfigError,
     DataError,
+    EtlError,
     SchemaMismatchError,
     TargetUnavailableError,
 )
@@ -48,11 +53,14 @@ class Load:
     Attributes:
         is_staged: Rows go into a staging table, which is published at the end of the run.
         staging: Its name.
+        is_new: etl made the table, and its first load has not ended yet.
+        notes: What could not be made as the source has it.
     """
 
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str) -> None:
         self.sink = sink
         self.flow = flow
+        self._pipeline = pipeline
         self.is_staged = sink.mode == "replace"
         self.label = f"sink {sink.table!r}"
         self._name = table_name(sink.table)
@@ -62,6 +70,10 @@ class Load:
             )
         replaced, appended = staging_names(sink.table, pipeline, flow)
         self.staging = appended if sink.mode == "append" else replaced
+        self.is_new = False
+        self.notes: list[str] = []
+        self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
+        self._indexes: list[str] | None = None
         self._shape: Shape | None = None
         self._into: Table | None = None
         self._schema_version: int | None = None
@@ -93,7 +105,22 @@ class Load:
                 return []
             final = await self._create(connection, self._shape)
         self._check(final)
+        await self._check_own(connection, final)
+        self.is_new = await made.is_building(connection, final.name)
         return self._notes(final)
+
+    async def _check_own(self, connection: Connection, final: Table) -> None:
+        """Refuse to replace somebody else's rows, where the sink asks for that."""
+        if self.sink.mode != "replace" or not self.sink.own_only:
+            return
+        if await made.is_made(connection, final.name):
+            return
+        if await connection.fetch(f"SELECT 1 FROM {quote(final.name)} LIMIT 1"):  # noqa: S608
+            raise SchemaMismatchError(
+                f"{self.label}: the table {final.name!r} holds rows, and etl did not make it, so it"
+                " is not replaced. Nothing was written; --force replaces it, --as writes to another"
+                " one, --mode append or upsert keep its rows"
+            )
 
     def _check_creation(self) -> None:
         """Whether a missing table can be made; refuses early what is known early."""
@@ -110,10 +137,98 @@ class Load:
             )
 
     async def _create(self, connection: Connection, shape: Shape) -> Table:
-        await connection.execute(create_table(self._name, shape, self._new_key(shape)))
+        await self._make(connection, self._name, shape, self._new_key(shape))
+        await self._make_indexes(connection)
+        await made.record(connection, self._name, self._pipeline, "building")
         found = await find_table(connection, self._name)
         assert found is not None
         return found
+
+    async def _make(
+        self, connection: Connection, name: str, shape: Shape, key: Sequence[str]
+    ) -> None:
+        """Make the table under a name, as the source has it where SQLite can have that."""
+        source = self._source
+        self._indexes = []
+        if source is None:
+            await connection.execute(create_table(name, shape, key))
+            return
+        self.notes = []
+        if source.dialect == "postgresql":
+            clauses, constraints, self.notes = lines_of(source, shape)
+            own = source.primary_key.columns if source.primary_key is not None else ()
+            self._indexes = [
+                create_index(index, self._name, columns, unique=unique)
+                for index, columns, unique in indexes_of(source, self.notes)
+            ]
+            if key and set(key) != set(own) and own:
+                # The key of an upsert needs an index of its own.
+                constraints.append(f"UNIQUE ({quote_all(key)})")
+            statement = create_table(
+                name, shape, own or key, clauses=clauses, constraints=constraints
+            )
+            await connection.execute(statement)
+            return
+        self.notes = [f"not carried: {what}" for what in source.left_out]
+        self._indexes = [
+            f"CREATE {'UNIQUE ' if index.unique else ''}INDEX {quote(index.name)}"
+            f" ON {quote(self._name)} {index.sql}"
+            for index in source.indexes
+            if index.name
+        ]
+        if source.sql is not None:
+            try:
+                await connection.execute(f"CREATE TABLE {quote(name)}{source.sql}")
+            except EtlError as error:
+                # A CHECK that names its own table, for one, works under that name only.
+                self.notes.append(f"not carried: the table's own CREATE TABLE ({error})")
+            else:
+                await self._ensure_key(connection, name, shape)
+                return
+        await connection.execute(create_table(name, shape, key))
+
+    async def _ensure_key(self, connection: Connection, name: str, shape: Shape) -> None:
+        """The key of an upsert needs a unique index."""
+        table = await find_table(connection, name)
+        key = self.sink.key
+        if key and table is not None and table.index_on(key) is None and self._indexes is not None:
+            self._indexes.append(
+                create_index(f"{self._name}_{'_'.join(key)}_key", self._name, key, unique=True)
+            )
+
+    async def _make_indexes(self, connection: Connection) -> None:
+        """Make the indexes, when the table has its own name."""
+        for statement in self._indexes or ():
+            await connection.execute("SAVEPOINT etl_index")
+            try:
+                await connection.execute(statement)
+            except EtlError as error:
+                await connection.execute("ROLLBACK TO etl_index")
+                self.notes.append(f"not carried: {statement.partition(' ON ')[0][7:]}: {error}")
+            await connection.execute("RELEASE etl_index")
+
+    async def _number_on(self, connection: Connection) -> None:
+        """Let AUTOINCREMENT go on after the source's last number, never before its own."""
+        source = self._source
+        last = max(
+            (c.sequence.last for c in source.columns if c.sequence and c.sequence.last is not None)
+            if source is not None
+            else (),
+            default=None,
+        )
+        if last is None or await find_table(connection, "sqlite_sequence") is None:
+            return
+        if await connection.execute(
+            "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (last, self._name)
+        ):
+            return
+        sql = await connection.value(
+            "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?", (self._name,)
+        )
+        if has_word(str(sql), "AUTOINCREMENT"):
+            await connection.execute(
+                "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (self._name, last)
+            )
 
     def _new_key(self, shape: Shape) -> tuple[str, ...]:
         return self.sink.key or shape.key
@@ -235,7 +350,7 @@ class Load:
         if final is None:
             self._check_creation()
             key = shape.key if self.sink.mode == "replace" else ()
-            await connection.execute(create_table(self.staging, shape, key))
+            await self._make(connection, self.staging, shape, key)
             return
         self._check(final)
         _, columns = self._columns(final, shape.names)
@@ -259,6 +374,11 @@ class Load:
                 await connection.execute(
                     f"ALTER TABLE {quote(self.staging)} RENAME TO {quote(self._name)}"
                 )
+                if self._indexes is None:  # an earlier run made the staging table
+                    await self._plan_indexes(connection)
+                await self._make_indexes(connection)
+                await self._number_on(connection)
+                await made.record(connection, self._name, self._pipeline)
             return self._name if is_replaced else None
         self._check(final)
         name = quote(final.name)
@@ -274,7 +394,26 @@ class Load:
             )
             self._check_count(final, expected, written)
             await connection.execute(f"DROP TABLE {quote(self.staging)}")
+        if is_replaced:
+            await self._number_on(connection)
+            await made.record(connection, self._name, self._pipeline)
         return final.name if is_replaced else None
+
+    async def finish(self, connection: Connection) -> None:
+        """End the first load of a table that was made, in the open transaction."""
+        if self.is_new and not self.is_staged:
+            await self._number_on(connection)
+            await made.record(connection, self._name, self._pipeline)
+
+    async def _plan_indexes(self, connection: Connection) -> None:
+        """The indexes of a table that an earlier run made: as if it were made again."""
+        shape = self._shape
+        if shape is None:
+            self._indexes = []
+            return
+        scratch = f"{self.staging}_scratch"
+        await self._make(connection, scratch, shape, self._new_key(shape))
+        await connection.execute(f"DROP TABLE {quote(scratch)}")
 
     # -- rows --------------------------------------------------------------------------------
 

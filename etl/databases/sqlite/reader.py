@@ -164,6 +164,7 @@ class SqliteReader:
         key = self._spec.key or table.key
         if self._spec.steps:
             table, key = await self._project(connection, table, key)
+        self._from = self._spec.limited(self._from, ", ".join(self._order.terms))
         self._names = self._selected(table)
         shape = _shape(table, key)
         if self._hidden:

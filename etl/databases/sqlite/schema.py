@@ -284,7 +284,8 @@ async def table_names(connection: Connection) -> list[str]:
     """The user's tables: without views, SQLite's own, those of etl, and shadow tables."""
     rows = await connection.fetch(
         "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual')"
-        " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE 'etl\\_%' ESCAPE '\\'"
+        " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        " AND name NOT IN ('etl_checkpoint', 'etl_reject', 'etl_table', 'etl_version')"
         " ORDER BY name"
     )
     return [row[0] for row in rows if _IS_STAGING.fullmatch(row[0]) is None]

@@ -7,8 +7,10 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from etl.databases.database import Finding, TableInfo
+from etl.databases.database import Finding, RelationKind, TableInfo
+from etl.databases.definition import TableDefinition
 from etl.databases.sqlite.connection import connect_target, open_source, path_of
+from etl.databases.sqlite.describe import describe as definition_of
 from etl.databases.sqlite.schema import find_table, table_names
 from etl.databases.url import Url
 from etl.errors import EtlError, SchemaMismatchError
@@ -27,11 +29,37 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
     source = await open_source(url.path, url.name, sqlite3.Connection)
     try:
         infos: list[TableInfo] = []
-        for name in await table_names(source.connection):
-            table = await find_table(source.connection, name, nameless=True)
+        views = await source.connection.fetch(
+            "SELECT name FROM sqlite_schema WHERE type = 'view' ORDER BY name"
+        )
+        names = [*await table_names(source.connection), *(str(row[0]) for row in views)]
+        for name in names:
+            try:
+                table = await find_table(source.connection, name, nameless=True)
+            except EtlError:
+                continue  # a view over something that is gone
             if table is not None:
-                infos.append(TableInfo(name=table.name, schema=None, shape=table.shape))
+                kind: RelationKind = "view" if table.type == "view" else "table"
+                infos.append(TableInfo(name=table.name, schema=None, shape=table.shape, kind=kind))
         return infos
+    finally:
+        await source.connection.close()
+
+
+async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefinition]:
+    """See :meth:`etl.databases.database.Driver.describe`."""
+    source = await open_source(url.path, url.name, sqlite3.Connection)
+    try:
+        found: list[TableDefinition] = []
+        for one in tables:
+            definition = await definition_of(source.connection, one.name)
+            if definition is None:
+                raise SchemaMismatchError(
+                    f"{url.name}: table {one.name!r} was dropped meanwhile. Nothing was moved; run"
+                    " again"
+                )
+            found.append(definition)
+        return found
     finally:
         await source.connection.close()
 

@@ -21,7 +21,7 @@ from etl.connector import (
     Sink,
 )
 from etl.databases.migrate import needs_upgrade, upgrade
-from etl.databases.sql import quote
+from etl.databases.sql import fold, quote
 from etl.databases.sqlite import checkpoints
 from etl.databases.sqlite.connection import Connection, connect_target, open_target_file
 from etl.databases.sqlite.errors import code_of
@@ -74,12 +74,12 @@ class SqliteTarget:
     Attributes:
         turn: Held from the begin of a transaction to its end. SQLite has one writer at a time
             and no queue; this lock is first come, first served.
-        notes: What the first session passes on to a person.
+        said: What the first session passes on to a person.
     """
 
     def __init__(self, url: Url, info: RunInfo) -> None:
         self.turn = asyncio.Lock()
-        self.notes: list[str] = []
+        self.said: list[str] = []
         self.where = url.name
         self.path = Path(url.path)
         self.info = info
@@ -96,7 +96,7 @@ class SqliteTarget:
                 await upgrade(self._url)
         finally:
             await connection.close()
-        self.notes += notes
+        self.said += notes
 
     async def close(self) -> None:
         """Close every session's connection, through any number of cancellations."""
@@ -126,6 +126,30 @@ class SqliteTarget:
                 f"flows {owner[0]!r} and {flow!r} both replace the table {load.sink.table!r} in"
                 f" {self.where}; merge them, or give each a table of its own"
             )
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """See the protocol."""
+        return {
+            session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
+            for session in self._sessions
+        }
+
+    async def build(self) -> None:
+        """See the protocol: from here on, foreign keys of tables that were made hold."""
+        loads = [load for session in self._sessions for load in session.loads if load.is_new]
+        if not loads:
+            return
+        async with self.turn:
+            connection = await self.connect()
+            try:
+                await connection.begin()
+                for load in loads:
+                    await load.finish(connection)
+                await finish(connection.commit())
+            finally:
+                connection.poison()
+                await connection.close()
 
     async def publish(self, steps: Sequence[Advance]) -> None:
         """See the protocol.
@@ -160,6 +184,7 @@ class SqliteTarget:
         ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
         found = await checkpoints.load(connection, [step.key for step in ordered])
         broken = await _broken_keys(connection)
+        there = {fold(name) for name in await table_names(connection)}
         for owner, group in groupby(ordered, key=lambda step: (step.key.flow, step.key.sink)):
             of_sink = list(group)
             if all(_is_in(found.get(step.key), step) for step in of_sink):
@@ -169,6 +194,8 @@ class SqliteTarget:
             await loads[owner].publish(connection)
             await publish_rejects(connection, self.info.pipeline, loads[owner])
         for table, count in (await _broken_keys(connection)).items():
+            if fold(table) not in there:
+                continue  # a new table has the source's rows, and what those break
             if count > broken.get(table, 0):
                 raise DataError(
                     f"{self.where}: the replaced tables would leave {count} rows of {table!r}"
@@ -209,7 +236,7 @@ class SqliteSession:
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See the protocol."""
-        notes, self._target.notes = self._target.notes, []
+        notes, self._target.said = self._target.said, []
         async with self._transaction() as connection:
             for load, shape in zip(self.loads, shapes, strict=True):
                 notes += await load.prepare(connection, shape, resumable=resumable)
@@ -264,6 +291,9 @@ class SqliteSession:
         self._has_turn = True
         self._check()
         connection = await self._connected()
+        # Rows that are staged, or go into a new table, may name rows that come later.
+        free = all(load.is_staged or load.is_new for load in self.loads)
+        await connection.execute(f"PRAGMA foreign_keys={'OFF' if free else 'ON'}")
         self._is_waiting = True
         try:
             await connection.begin(lambda: self._is_stopped)

@@ -1,0 +1,38 @@
+"""The table ``etl_table``: which tables of a target etl has made, and which are not finished."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from etl.databases.postgres.connect import Connection
+from etl.databases.sql import qualify
+
+TABLE = "etl_table"
+State: TypeAlias = Literal["building", "made"]
+
+
+class Made:
+    """What etl made in one database. The caller owns the transaction."""
+
+    def __init__(self, home: str, pipeline: str) -> None:
+        self._table = qualify(home, TABLE)
+        self._pipeline = pipeline
+
+    async def state(self, connection: Connection, schema: str, name: str) -> State | None:
+        """``building`` where constraints are still to be added; None: etl did not make it."""
+        found: State | None = await connection.fetchval(
+            f"SELECT state FROM {self._table} WHERE name = $1",  # noqa: S608
+            qualify(schema, name),
+        )
+        return found
+
+    async def record(self, connection: Connection, schema: str, name: str, state: State) -> None:
+        """Remember that etl made the table."""
+        await connection.execute(
+            f"INSERT INTO {self._table} AS t (name, state, pipeline, made_at)"  # noqa: S608
+            " VALUES ($1, $2, $3, now()) ON CONFLICT (name) DO UPDATE"
+            " SET state = excluded.state, pipeline = excluded.pipeline, made_at = excluded.made_at",
+            qualify(schema, name),
+            state,
+            self._pipeline,
+        )

@@ -1,0 +1,522 @@
+"""Makes tables from definitions: bare ones to load into, then their indexes and foreign keys.
+
+A definition of PostgreSQL's own is made exactly. What the target lacks for a part of it (a function
+in a default, an operator class of an extension) is left out and told; types are not: without
+them there is no exact copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import asyncpg
+
+from etl.databases.definition import (
+    ColumnDefinition,
+    ForeignKey,
+    IndexDefinition,
+    Needed,
+    SequenceDefinition,
+    TableDefinition,
+)
+from etl.databases.postgres.catalogue import NAME_BYTES
+from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.describe import spelled_out
+from etl.databases.postgres.needs import read_types
+from etl.databases.postgres.translate import first_line
+from etl.databases.sql import qualify, quote, quote_all
+from etl.errors import DataError, SchemaMismatchError
+
+MOST_COLUMNS = 1_600
+"""Of one PostgreSQL table."""
+
+DDL_LOCK = 7_305_716_002_300_002
+"""Any fixed number: sessions that make tables in one database take turns."""
+
+_LACKING = (
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.UndefinedTableError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
+@asynccontextmanager
+async def optional(connection: Connection, what: str, notes: list[str]) -> AsyncGenerator[None]:
+    """Leave out, and tell, what the target lacks something for."""
+    await connection.execute("SAVEPOINT etl_optional")
+    try:
+        yield
+    except _LACKING as error:
+        await connection.execute("ROLLBACK TO SAVEPOINT etl_optional")
+        notes.append(f"not carried: {what}: {first_line(error)}")
+    await connection.execute("RELEASE SAVEPOINT etl_optional")
+
+
+async def make_schema(connection: Connection, schema: str, label: str) -> None:
+    """Make a schema where it is missing.
+
+    Raises:
+        SchemaMismatchError: It is missing, and the user may not make it.
+    """
+    if await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", schema
+    ):
+        return
+    try:
+        await connection.execute(f"CREATE SCHEMA {quote(schema)}")
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaMismatchError(
+            f"{label}: the schema {schema!r} does not exist, and the user may not make it. Nothing"
+            f" was written; CREATE SCHEMA {quote(schema)}"
+        ) from error
+
+
+async def make_needs(
+    connection: Connection, definition: TableDefinition, label: str
+) -> TableDefinition:
+    """Make the types and collations that a table's columns need, where they are missing.
+
+    Returns:
+        The definition with the names that the types have here: an extension may stand in
+        another schema.
+
+    Raises:
+        SchemaMismatchError: One is missing and cannot be made, or differs from the source's.
+    """
+    for need in definition.needs:
+        if need.kind == "collation":
+            if await connection.fetchval(
+                "SELECT pg_catalog.to_regcollation($1) IS NULL", need.name
+            ):
+                await make_schema(connection, need.schema, label)
+                await connection.execute(need.sql or "")
+            continue
+        oid = await connection.fetchval("SELECT pg_catalog.to_regtype($1)::oid::bigint", need.name)
+        if oid is not None:
+            await _check_same(connection, need, oid, label)
+        elif need.extension is not None:
+            here = await _of_extension(connection, need)
+            if here is None:
+                raise _missing(need, label, f"CREATE EXTENSION {quote(need.extension)}")
+            definition = _renamed(definition, need.name, here)
+        elif need.sql is None:
+            raise _missing(need, label, "make it by hand")
+        else:
+            await make_schema(connection, need.schema, label)
+            await connection.execute(need.sql)
+    return definition
+
+
+def _missing(need: Needed, label: str, remedy: str) -> SchemaMismatchError:
+    columns = ", ".join(map(repr, need.columns))
+    brought = f" (of the extension {need.extension!r})" if need.extension else ""
+    return SchemaMismatchError(
+        f"{label}: column {columns} has the type {need.name}{brought}, which does not exist in the"
+        f" target. Nothing was written; {remedy} in the target, then run again"
+    )
+
+
+async def _check_same(connection: Connection, need: Needed, oid: int, label: str) -> None:
+    """A type of the same name must be the same type: rows would be bent or refused otherwise."""
+    if need.sql is None:
+        return
+    async with spelled_out(connection):
+        found = (await read_types(connection, [oid])).needed(oid)
+    if found and found[-1].sql != need.sql:
+        columns = ", ".join(map(repr, need.columns))
+        labels = "with other labels" if " AS ENUM (" in need.sql else "that is made otherwise"
+        raise SchemaMismatchError(
+            f"{label}: column {columns} has the type {need.name}, and the target has a type"
+            f" {need.name} {labels}. Nothing was written; make them equal, or make the table"
+            " yourself"
+        )
+
+
+async def _of_extension(connection: Connection, need: Needed) -> str | None:
+    """The name of an extension's type here, in whatever schema the extension stands."""
+    found: str | None = await connection.fetchval(
+        """
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(t.typname)
+        FROM pg_catalog.pg_type AS t
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
+        JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_type'::regclass
+            AND d.objid = t.oid AND d.deptype = 'e'
+        JOIN pg_catalog.pg_extension AS x ON x.oid = d.refobjid AND x.extname = $1
+        WHERE format('%I.%I', $2::text, t.typname) = $3 OR
+            quote_ident($2) || '.' || '"' || replace(t.typname, '"', '""') || '"' = $3
+            OR '"' || replace($2, '"', '""') || '"."' || replace(t.typname, '"', '""') || '"' = $3
+        """,
+        need.extension,
+        need.schema,
+        need.name,
+    )
+    return found
+
+
+def _renamed(definition: TableDefinition, name: str, here: str) -> TableDefinition:
+    bare = name.replace('"', "")
+    return replace(
+        definition,
+        columns=tuple(
+            replace(c, declared=here + c.declared.removeprefix(bare))
+            if c.declared.replace('"', "").startswith(bare)
+            else c
+            for c in definition.columns
+        ),
+    )
+
+
+async def make_table(
+    connection: Connection, definition: TableDefinition, schema: str, name: str, label: str
+) -> list[str]:
+    """Make a table without its indexes and foreign keys.
+
+    Returns:
+        What could not be carried over.
+
+    Raises:
+        SchemaMismatchError: A type is missing, a name too long, or there are too many columns.
+    """
+    _check_names(definition, name, label)
+    await make_schema(connection, schema, label)
+    definition = await make_needs(connection, definition, label)
+    notes: list[str] = []
+    await _create(connection, definition, schema, name, notes)
+    table = qualify(schema, name)
+    for column in definition.columns:
+        if column.default is not None:
+            async with optional(connection, f"the default of {column.name!r}", notes):
+                await connection.execute(
+                    f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)}"
+                    f" SET DEFAULT {column.default}"
+                )
+        if column.comment is not None:
+            await _comment(connection, f"COLUMN {table}.{quote(column.name)}", column.comment)
+    for check in definition.checks:
+        async with optional(connection, f"the constraint {check.name!r}", notes):
+            await connection.execute(
+                f"ALTER TABLE {table} ADD CONSTRAINT {quote(check.name)} {check.sql}"
+            )
+    await make_numbers(connection, definition, schema, name, label)
+    await make_rest(connection, definition, schema, name, notes)
+    return notes
+
+
+async def make_numbers(
+    connection: Connection, definition: TableDefinition, schema: str, name: str, label: str
+) -> None:
+    """Give the columns that number rows their sequences."""
+    for column in definition.columns:
+        if column.identity is not None:
+            options = column.sequence.options if column.sequence is not None else ""
+            if options.startswith("AS "):  # an identity's numbers have the column's type
+                options = "INCREMENT" + options.partition("INCREMENT")[2]
+            await connection.execute(
+                f"ALTER TABLE {qualify(schema, name)} ALTER COLUMN {quote(column.name)} ADD"
+                f" GENERATED {column.identity.upper()} AS IDENTITY"
+                + (f" ({options})" if options else "")
+            )
+        elif column.sequence is not None:
+            await _draw_from(connection, column.sequence, schema, name, column.name, label)
+
+
+async def make_rest(
+    connection: Connection,
+    definition: TableDefinition,
+    schema: str,
+    name: str,
+    notes: list[str],
+) -> None:
+    """Give a table its comment and storage parameters."""
+    table = qualify(schema, name)
+    for option, value in definition.options:
+        async with optional(connection, f"the storage parameter {option}", notes):
+            literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
+            await connection.execute(f"ALTER TABLE {table} SET ({option} = {literal})")
+    if definition.comment is not None:
+        await _comment(connection, f"TABLE {table}", definition.comment)
+
+
+async def _create(
+    connection: Connection,
+    definition: TableDefinition,
+    schema: str,
+    name: str,
+    notes: list[str],
+) -> None:
+    """CREATE TABLE; where the target lacks what computes a column, with plain columns instead."""
+    await connection.execute("SAVEPOINT etl_create")
+    computed = any(column.generated is not None for column in definition.columns)
+    try:
+        await connection.execute(_create_sql(definition, schema, name, computed=True))
+    except _LACKING as error:
+        if not computed:
+            raise
+        await connection.execute("ROLLBACK TO SAVEPOINT etl_create")
+        await connection.execute(_create_sql(definition, schema, name, computed=False))
+        notes.append(f"not carried: what computes its generated columns: {first_line(error)}")
+    await connection.execute("RELEASE SAVEPOINT etl_create")
+
+
+def _create_sql(definition: TableDefinition, schema: str, name: str, *, computed: bool) -> str:
+    lines = [_line(column, computed=computed) for column in definition.columns]
+    return f"CREATE TABLE {qualify(schema, name)} (\n    " + ",\n    ".join(lines) + "\n)"
+
+
+def _line(column: ColumnDefinition, *, computed: bool) -> str:
+    parts = [quote(column.name), column.declared]
+    if column.collation is not None:
+        parts.append(f"COLLATE {column.collation}")
+    if column.generated is not None and computed:
+        how = "STORED" if column.stored else "VIRTUAL"
+        parts.append(f"GENERATED ALWAYS AS ({column.generated}) {how}")
+    if column.required or column.identity is not None:
+        if column.required_name is not None:
+            parts.append(f"CONSTRAINT {quote(column.required_name)}")
+        parts.append("NOT NULL")
+    return " ".join(parts)
+
+
+def _check_names(definition: TableDefinition, name: str, label: str) -> None:
+    if len(definition.columns) > MOST_COLUMNS:
+        raise SchemaMismatchError(
+            f"{label}: the rows have {len(definition.columns):,} columns, and a PostgreSQL table"
+            f" holds at most {MOST_COLUMNS:,}. Nothing was written; leave columns out"
+        )
+    for part in (name, *(column.name for column in definition.columns)):
+        if len(part.encode()) > NAME_BYTES:
+            raise SchemaMismatchError(
+                f"{label}: the name {part!r} is longer than the {NAME_BYTES} bytes that"
+                " PostgreSQL keeps. Nothing was written; rename it"
+            )
+
+
+async def _comment(connection: Connection, what: str, text: str) -> None:
+    literal = await connection.fetchval("SELECT quote_literal($1::text)", text)
+    await connection.execute(f"COMMENT ON {what} IS {literal}")
+
+
+async def _draw_from(
+    connection: Connection,
+    sequence: SequenceDefinition,
+    schema: str,
+    table: str,
+    column: str,
+    label: str,
+) -> None:
+    """Let a column's default be the next number of a sequence; make it where it is missing."""
+    if sequence.schema is None:
+        name = qualify(schema, temporary_name(table, sequence.name))
+    else:
+        await make_schema(connection, sequence.schema, label)
+        name = qualify(sequence.schema, sequence.name)
+    await connection.execute(f"CREATE SEQUENCE IF NOT EXISTS {name} {sequence.options}")
+    literal = await connection.fetchval("SELECT quote_literal($1::text)", name)
+    place = qualify(schema, table)
+    await connection.execute(
+        f"ALTER TABLE {place} ALTER COLUMN {quote(column)} SET DEFAULT nextval({literal}::regclass)"
+    )
+    if sequence.schema is None:
+        await connection.execute(f"ALTER SEQUENCE {name} OWNED BY {place}.{quote(column)}")
+
+
+def temporary_name(table: str, name: str) -> str:
+    """What an index or sequence is called until its table has its own name."""
+    return f"etl_{hashlib.sha256(chr(0).join((table, name)).encode()).hexdigest()[:24]}"
+
+
+# --- after the load ---
+
+
+async def missing_indexes(
+    connection: Connection, definition: TableDefinition, schema: str, table: str
+) -> list[IndexDefinition]:
+    """The indexes of a definition that a table has not got yet."""
+    rows = await connection.fetch(
+        """
+        SELECT c.relname::text AS name FROM pg_catalog.pg_index AS i
+        JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+        WHERE i.indrelid = pg_catalog.to_regclass($1)
+        """,
+        qualify(schema, table),
+    )
+    have = {row["name"] for row in rows}
+    return [
+        one
+        for one in definition.indexes
+        if one.name not in have and temporary_name(table, one.name) not in have
+    ]
+
+
+async def make_index(
+    connection: Connection, index: IndexDefinition, schema: str, table: str, notes: list[str]
+) -> None:
+    """Make an index or its constraint, under a name that gives way to its own later.
+
+    Raises:
+        DataError: The rows break it.
+    """
+    place, name = qualify(schema, table), temporary_name(table, index.name)
+    if index.constraint is not None:
+        statement = f"ALTER TABLE {place} ADD CONSTRAINT {quote(name)} {index.sql}"
+    else:
+        unique = "UNIQUE " if index.unique else ""
+        statement = f"CREATE {unique}INDEX {quote(name)} ON {place} {index.sql}"
+    try:
+        async with optional(connection, f"the index {index.name!r}", notes):
+            await connection.execute(statement, timeout=LONG_S)
+            if index.comment is not None:
+                await _comment(connection, f"INDEX {qualify(schema, name)}", index.comment)
+    except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError) as error:
+        raise DataError(
+            f"table {table!r}: the rows that were loaded are not unique, as its"
+            f" {index.constraint or 'index'} {index.name!r} asks ({quote_all(index.columns)}). It"
+            " was not put in place, and what was loaded stays; mend the rows in the source and run"
+            " with --full"
+        ) from error
+
+
+async def name_indexes(
+    connection: Connection, definition: TableDefinition, schema: str, table: str, built_as: str
+) -> None:
+    """Give indexes and owned sequences their own names, where these are free.
+
+    Args:
+        built_as: The table's name when they were made.
+    """
+    for kind, name in [
+        *(("INDEX", index.name) for index in definition.indexes),
+        *(
+            ("SEQUENCE", column.sequence.name)
+            for column in definition.columns
+            if column.sequence is not None and column.sequence.schema is None
+        ),
+    ]:
+        now = qualify(schema, temporary_name(built_as, name))
+        if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", now):
+            continue
+        free = await free_name(connection, schema, name)
+        await connection.execute(f"ALTER {kind} {now} RENAME TO {quote(free)}")
+
+
+async def free_name(connection: Connection, schema: str, name: str) -> str:
+    """The name, or the first one after it that nothing in the schema has."""
+    tried, number = name, 0
+    while not await connection.fetchval(
+        "SELECT pg_catalog.to_regclass($1) IS NULL", qualify(schema, tried)
+    ):
+        number += 1
+        room = NAME_BYTES - len(str(number))
+        tried = name.encode()[:room].decode("utf-8", "ignore") + str(number)
+    return tried
+
+
+async def missing_foreign_keys(
+    connection: Connection, definition: TableDefinition, schema: str, table: str
+) -> list[ForeignKey]:
+    """The foreign keys of a definition that a table has not got yet."""
+    rows = await connection.fetch(
+        "SELECT conname::text AS name FROM pg_catalog.pg_constraint"
+        " WHERE contype = 'f' AND conrelid = pg_catalog.to_regclass($1)",
+        qualify(schema, table),
+    )
+    have = {row["name"] for row in rows}
+    return [key for key in definition.foreign_keys if key.name not in have]
+
+
+async def make_foreign_key(
+    connection: Connection,
+    key: ForeignKey,
+    schema: str,
+    table: str,
+    places: Mapping[tuple[str, str], str],
+    notes: list[str],
+    *,
+    is_exact: bool,
+) -> None:
+    """Add a foreign key; the other table is taken where it stands now.
+
+    Args:
+        places: The names under which tables of this run stand before they are put in place.
+        is_exact: The source proved the key, so that rows which break it are an error.
+
+    Raises:
+        DataError: Rows break it.
+    """
+    other = (key.schema or schema, key.table)
+    name = places.get(other, other[1])
+    what = f"the foreign key {key.name!r} to {key.table!r}"
+    referenced = qualify(other[0], name)
+    if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", referenced):
+        notes.append(f"not carried: {what}, a table that the target lacks")
+        return
+    columns = f" ({quote_all(key.references)})" if key.references else ""
+    statement = (
+        f"ALTER TABLE {qualify(schema, table)} ADD CONSTRAINT {quote(key.name)} FOREIGN KEY"
+        f" ({quote_all(key.columns)}) REFERENCES {referenced}{columns} {key.rest}"
+    ).rstrip()
+    try:
+        async with optional(connection, what, notes):
+            await connection.execute("SAVEPOINT etl_key")
+            try:
+                await connection.execute(statement, timeout=LONG_S)
+            except (
+                asyncpg.ForeignKeyViolationError,
+                asyncpg.DatatypeMismatchError,
+                asyncpg.InvalidForeignKeyError,
+            ) as error:
+                if is_exact and isinstance(error, asyncpg.ForeignKeyViolationError):
+                    raise
+                await connection.execute("ROLLBACK TO SAVEPOINT etl_key")
+                notes.append(f"not carried: {what}: {first_line(error)}")
+    except asyncpg.ForeignKeyViolationError as error:
+        raise DataError(
+            f"table {table!r}: rows that were loaded break {what}: the tables were read at"
+            " different instants, or the other table was not copied with it. Nothing was put in"
+            " place; run with --full, or copy both together"
+        ) from error
+
+
+async def set_sequences(
+    connection: Connection, wanted: TableDefinition | None, schema: str, table: str
+) -> None:
+    """Move the sequences of a table past what the source gave and what its rows hold; never back.
+
+    Args:
+        wanted: The source's definition, which knows the last numbers.
+    """
+    if wanted is None:
+        return
+    place = qualify(schema, table)
+    for column in wanted.columns:
+        sequence = column.sequence
+        if sequence is None:
+            continue
+        name: str | None
+        if sequence.schema is not None:
+            name = qualify(sequence.schema, sequence.name)
+        else:
+            name = await connection.fetchval(
+                "SELECT pg_catalog.pg_get_serial_sequence($1, $2)", place, column.name
+            )
+        if name is None:
+            continue
+        best = "max" if sequence.increment > 0 else "min"
+        await connection.fetchval(
+            f"""
+            SELECT setval($1::text::regclass, v.last) FROM (
+                SELECT {best}(n) AS last FROM (VALUES ($2::bigint),
+                    ((SELECT {best}({quote(column.name)}) FROM {place})::bigint),
+                    ((SELECT CASE WHEN is_called THEN last_value END FROM {name}))) AS w(n)
+            ) AS v WHERE v.last IS NOT NULL
+            """,  # noqa: S608
+            name,
+            sequence.last,
+            timeout=LONG_S,
+        )
