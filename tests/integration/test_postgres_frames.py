@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from etl import Database, Limits, Pipeline
+from etl import Database, DeadLetter, Limits, Pipeline
 from etl.batch import Batch, Position
 from etl.connector import RunInfo
 from etl.databases import postgres
@@ -255,3 +255,20 @@ async def _killed(connection: asyncpg.Connection[Any]) -> bool:
         " WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'"
     )
     return bool(found)
+
+
+async def test_bad_rows_are_told_apart_where_they_are_kept(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY)")
+    await run_sql(source, "INSERT INTO t SELECT generate_series(1, 100)")
+    await run_sql(target, "CREATE TABLE t (id int PRIMARY KEY CHECK (id % 10 > 0))")
+
+    report = await Pipeline(
+        "bad", Database(source).table("t").into(Database(target).append("t")), on_error=DeadLetter()
+    ).run()
+
+    assert report.flows[0].rows_written == 90
+    assert await value(target, "SELECT count(*) FROM t") == 90
+    assert await value(target, "SELECT count(*) FROM etl_reject") == 10
