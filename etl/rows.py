@@ -8,7 +8,8 @@ infinite date, an interval with months) travels unharmed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time, timedelta
@@ -86,13 +87,13 @@ class Layout:
     Attributes:
         columns: The columns, in the order of the fields.
         decoders: From a raw field to its Python value, one a column; they handle NULL.
+        quick: For text: the same for fields without a backslash, which are neither NULL nor
+            escaped. When one fails, the decoder is asked, and tells why.
         is_text: True when the raw fields are PostgreSQL's COPY text (escaped, ``\\N`` for NULL),
             False when they are the driver's own values.
-        row: The class of its rows: a ``Row`` that knows this layout, so that no row has to
-            carry it.
     """
 
-    __slots__ = ("columns", "decoders", "index", "is_text", "names", "row")
+    __slots__ = ("_changed", "_plain", "columns", "decoders", "index", "is_text", "names", "quick")
 
     def __init__(
         self,
@@ -100,40 +101,57 @@ class Layout:
         decoders: Sequence[Callable[[Any], Any]],
         *,
         is_text: bool,
+        quick: Sequence[Callable[[str], Any]] | None = None,
     ) -> None:
         self.columns = tuple(columns)
         self.decoders = tuple(decoders)
+        self.quick = tuple(decoders if quick is None else quick)
         self.names = tuple(column.name for column in columns)
         self.index = {name: i for i, name in enumerate(self.names)}
         self.is_text = is_text
-        self.row: type[Row] = type("Row", (Row,), {"__slots__": (), "layout": self})
+        self._plain, self._changed = _classes_of(self)
+
+    def row(self, fields: Sequence[Any], changes: dict[str, Any] | None = None) -> Row:
+        """A row of this layout, with other values in some columns."""
+        row = self._plain() if changes is None else self._changed()
+        row.fields = fields
+        if changes is not None:
+            row.changes = changes
+        return row
+
+    def rows(self, fields: Iterable[Sequence[Any]]) -> Iterator[Row]:
+        """Rows of this layout."""
+        plain = self._plain
+        for one in fields:
+            row = plain()  # an ``__init__`` would take longer than all the rest
+            row.fields = one
+            yield row
 
 
 class Row(Mapping[str, Any]):
     """An immutable row. ``row["price"]`` decodes that field only; ``replace`` makes a changed copy.
 
-    Made by ``layout.row(fields)``.
+    Made by ``layout.row(fields)``. Each layout has two classes of its own for its rows: one for
+    unchanged and one for changed ones, so that neither has to look whose row it is.
 
     Attributes:
         layout: The columns; one for the class.
         fields: The raw fields, in the layout's order; never changed.
-        changes: Replaced values by field number, or None. The sink encodes them.
+        changes: Replaced values by column, or None. The sink encodes them.
     """
 
-    __slots__ = ("changes", "fields")
+    __slots__ = ("fields",)
     layout: ClassVar[Layout]
+    fields: Sequence[Any]
+    changes: dict[str, Any] | None = None
 
-    def __init__(self, fields: Sequence[Any], changes: dict[int, Any] | None = None) -> None:
-        self.fields = fields
-        self.changes = changes
+    @abstractmethod
+    def replace(self, /, **values: Any) -> Row:
+        """The same row with other values in some of its columns.
 
-    def __getitem__(self, name: str) -> Any:
-        layout = self.layout
-        i = layout.index[name]
-        changes = self.changes
-        if changes is not None and i in changes:
-            return changes[i]
-        return layout.decoders[i](self.fields[i])
+        Raises:
+            KeyError: No such column. Return a dict or a dataclass to make new columns.
+        """
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.names)
@@ -144,24 +162,6 @@ class Row(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self.layout.index
 
-    def replace(self, **values: Any) -> Row:
-        """The same row with other values in some of its columns.
-
-        Raises:
-            KeyError: No such column. Return a dict or a dataclass to make new columns.
-        """
-        index = self.layout.index
-        changes = {} if self.changes is None else self.changes.copy()
-        try:
-            for name, value in values.items():
-                changes[index[name]] = value
-        except KeyError as error:
-            raise KeyError(
-                f"no column {error} to replace; the row has {', '.join(self.layout.names)}."
-                " Return a dict or a dataclass to make new columns"
-            ) from None
-        return self.__class__(self.fields, changes)
-
     @property
     def nbytes(self) -> int:
         """Size of the fields in memory."""
@@ -170,6 +170,77 @@ class Row(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Row of {', '.join(self.layout.names)}>"  # names only: values may be private
+
+
+def _classes_of(own: Layout) -> tuple[type[Row], type[Row]]:
+    """The classes of a layout's unchanged and changed rows.
+
+    What they need of the layout stands in their methods' closures: nothing is looked up in it for
+    each value.
+    """
+    index = own.index
+    table = {
+        name: (place, own.quick[place], own.decoders[place]) for place, name in enumerate(own.names)
+    }
+
+    def get_text(row: Row, name: str) -> Any:
+        place, quick, decode = table[name]
+        field = row.fields[place]
+        if "\\" not in field:
+            try:
+                return quick(field)
+            except Exception:
+                pass  # the decoder tells why
+        return decode(field)
+
+    def get_value(row: Row, name: str) -> Any:
+        place, _, decode = table[name]
+        return decode(row.fields[place])
+
+    get = get_text if own.is_text else get_value
+
+    class Plain(Row):
+        __slots__ = ()
+        layout = own
+        __getitem__ = get
+
+        def replace(self, /, **values: Any) -> Row:
+            for name in values:
+                if name not in index:
+                    raise _unknown(name, own)
+            row = Changed()
+            row.fields = self.fields
+            row.changes = values
+            return row
+
+    class Changed(Row):
+        __slots__ = ("changes",)
+        layout = own
+
+        def __getitem__(self, name: str) -> Any:
+            changes = self.changes
+            assert changes is not None
+            return changes[name] if name in changes else get(self, name)
+
+        def replace(self, /, **values: Any) -> Row:
+            for name in values:
+                if name not in index:
+                    raise _unknown(name, own)
+            row = Changed()
+            row.fields = self.fields
+            row.changes = {**(self.changes or {}), **values}
+            return row
+
+    for kind in (Plain, Changed):
+        kind.__name__ = kind.__qualname__ = "Row"
+    return Plain, Changed
+
+
+def _unknown(name: str, layout: Layout) -> KeyError:
+    return KeyError(
+        f"no column {name!r} to replace; the row has {', '.join(layout.names)}. Return a dict or a"
+        " dataclass to make new columns"
+    )
 
 
 _split: Callable[[str], list[str]] = methodcaller("split", "\t")
@@ -237,7 +308,7 @@ class TextRows(Sequence[Row]):
         # Tuples of texts leave the garbage collector's lists; lists would stay in them.
         if isinstance(self.lines, WideLine):
             return iter([self.layout.row(tuple(self.lines.fields()))])
-        return map(self.layout.row, map(tuple, map(_split, self.lines)))
+        return self.layout.rows(map(tuple, map(_split, self.lines)))
 
     @overload
     def __getitem__(self, i: int) -> Row: ...
@@ -264,7 +335,7 @@ class ValueRows(Sequence[Row]):
         return len(self.tuples)
 
     def __iter__(self) -> Iterator[Row]:
-        return map(self.layout.row, self.tuples)
+        return self.layout.rows(self.tuples)
 
     @overload
     def __getitem__(self, i: int) -> Row: ...

@@ -379,12 +379,14 @@ def same(value: Any) -> Any:
 
 
 def plain_reader(type: Type) -> Decoder:
-    """A decoder for fields that are not NULL, without an error that names the column.
+    """A decoder for fields without a backslash, without an error that names the column.
+
+    Such a field is not NULL, and its text is not escaped.
 
     Raises:
         Exception: By the decoder, anything: what it is, :func:`text_decoder` tells.
     """
-    return _READERS.get(type.kind, unescape)
+    return _READERS.get(type.kind, str)
 
 
 def _text_or_null(field: str) -> str | None:

@@ -139,7 +139,7 @@ def _bound(field: str, kind: Kind, affinity: Affinity) -> Any:
     ways = [
         list(binder.tuples(TextRows(layout, [field, "\\N"], 0))),
         list(binder.tuples([layout.row([field]), layout.row(["\\N"])])),
-        list(binder.tuples([layout.row([field]), layout.row(["x"], {0: None})])),
+        list(binder.tuples([layout.row([field]), layout.row(["x"], {"v": None})])),
     ]
     assert ways[0] == ways[1] == ways[2]
     assert ways[0][1] == (None,)

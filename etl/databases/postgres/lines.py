@@ -13,7 +13,15 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, cast
 
-from etl.databases.types import Decoder, encode_column, from_sqlite, same, text_decoder, way
+from etl.databases.types import (
+    Decoder,
+    encode_column,
+    from_sqlite,
+    plain_reader,
+    same,
+    text_decoder,
+    way,
+)
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Frames, Layout, Row, TextRows, ValueRows, WideLine, split_lines
 
@@ -87,7 +95,8 @@ class Encoder:
         self._plans: dict[int, _Plan] = {}
         # What its lines are made of: such rows pass an encoder of the same columns untouched.
         decoders = [text_decoder(one.type, nullable=one.nullable) for one in columns]
-        self.layout = Layout(columns, decoders, is_text=True)
+        quick = [plain_reader(one.type) for one in columns]
+        self.layout = Layout(columns, decoders, quick=quick, is_text=True)
 
     def lines(self, rows: Sequence[Any]) -> Sequence[str]:
         """One line for each row, without line ends.
@@ -127,7 +136,8 @@ class Encoder:
     def _objects(self, rows: Sequence[Any]) -> list[str]:
         kinds: set[type[Any]] = set(map(type, rows))
         if all(issubclass(kind, Row) for kind in kinds):
-            return self._all_rows(cast("Sequence[Row]", rows), is_uniform=len(kinds) == 1)
+            layouts = {id(cast("type[Row]", kind).layout) for kind in kinds}
+            return self._all_rows(cast("Sequence[Row]", rows), is_uniform=len(layouts) == 1)
         if len(kinds) > 1:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise SchemaMismatchError(
@@ -199,41 +209,43 @@ class Encoder:
         changes = [row.changes for row in rows]
         if not plan.layout.is_text:
             return self._together(plan.decoded_rows(rows, changes))
-        changed = set[int]().union(*filter(None, changes))
+        changed = set[str]().union(*filter(None, changes))
         if not changed and not plan.converts:
             return plan.join_untouched([row.fields for row in rows])
         fields = [list(row.fields) for row in rows]
-        for i in changed & plan.used.keys():
+        places = {plan.layout.index[name]: name for name in changed}
+        for i in places.keys() & plan.used.keys():
             _replace(fields, i, plan.used[i], changes, plan.decoders.get(i))
-        return plan.join(fields, skip=changed)
+        return plan.join(fields, skip=places)
 
 
 def _replace(
     fields: list[list[str]],
     i: int,
     column: Column,
-    changes: Sequence[dict[int, Any] | None],
+    changes: Sequence[dict[str, Any] | None],
     decode: Decoder | None,
 ) -> None:
     """Put encoded changes into a field; where it is converted, the unchanged ones as well."""
+    name = column.name
     if decode is not None:
         values = [
-            change[i] if change is not None and i in change else decode(row[i])
+            change[name] if change is not None and name in change else decode(row[i])
             for row, change in zip(fields, changes, strict=True)
         ]
         for row, text in zip(fields, encode_column(values, column), strict=True):
             row[i] = text
         return
     try:
-        everywhere = [change[i] for change in cast("Sequence[dict[int, Any]]", changes)]
+        everywhere = [change[name] for change in cast("Sequence[dict[str, Any]]", changes)]
     except (KeyError, TypeError):
         pass  # some rows leave the field as it is
     else:
         for row, text in zip(fields, encode_column(everywhere, column), strict=True):
             row[i] = text
         return
-    touched = [k for k, change in enumerate(changes) if change is not None and i in change]
-    values = [change[i] for change in changes if change is not None and i in change]
+    touched = [k for k, change in enumerate(changes) if change is not None and name in change]
+    values = [change[name] for change in changes if change is not None and name in change]
     try:
         texts = encode_column(values, column)
     except DataError as error:
@@ -308,17 +320,18 @@ class _Plan:
         return [self.reads[i](columns[i]) if i in self.reads else columns[i] for i in self.places]
 
     def decoded_rows(
-        self, rows: Sequence[Row], changes: Sequence[dict[int, Any] | None]
+        self, rows: Sequence[Row], changes: Sequence[dict[str, Any] | None]
     ) -> list[Sequence[Any]]:
         """The same from rows with changes."""
         found: list[Sequence[Any]] = []
-        for i in self.places:
+        for i, column in zip(self.places, self.columns, strict=True):
+            name = column.name
             raw = [row.fields[i] for row in rows]
             values = self.reads[i](raw) if i in self.reads else raw
-            if any(change is not None and i in change for change in changes):
+            if any(change is not None and name in change for change in changes):
                 # Values of a function stand beside those of the database.
                 values = [
-                    change[i] if change is not None and i in change else value
+                    change[name] if change is not None and name in change else value
                     for value, change in zip(values, changes, strict=True)
                 ]
             found.append(values)

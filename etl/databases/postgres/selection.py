@@ -15,7 +15,7 @@ from etl.databases.declared import Cast, Projection, Select, project
 from etl.databases.postgres.catalogue import Relation, describe_types, get_relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import quote, quote_all
-from etl.databases.types import NULL, Decoder, plain_reader, text_decoder
+from etl.databases.types import NULL, Decoder, plain_reader, text_decoder, unescape
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_optional
 
@@ -440,6 +440,7 @@ def layout_of(selection: Selection) -> Layout:
             text_decoder(column.type, nullable=column.nullable, column=column.name)
             for column in selection.columns
         ],
+        quick=[plain_reader(column.type) for column in selection.columns],
         is_text=True,
     )
 
@@ -491,7 +492,7 @@ def _compiled(
 ) -> Builder:
     hints = get_type_hints(row)
     places = {column.name: i for i, column in enumerate(columns)}
-    names: dict[str, Any] = {"make": row, "split": _split, "NULL": NULL}
+    names: dict[str, Any] = {"make": row, "split": _split, "NULL": NULL, "unescape": unescape}
     arguments: list[str] = []
     # Positional arguments stand before the keyword-only ones.
     for field in sorted(
@@ -527,8 +528,8 @@ def _quick_argument(
         return _careful_argument(i, column, hint, proven, names)
     names[f"d{i}"] = plain_reader(column.type)
     text = f"d{i}(f{i})"
-    if column.type.kind in {"text", "other"}:
-        text = f"({text} if '\\\\' in f{i} else f{i})"
+    if names[f"d{i}"] is str:
+        text = f"(unescape(f{i}) if '\\\\' in f{i} else f{i})"
     return f"(None if f{i} == NULL else {text})" if column.nullable else text
 
 

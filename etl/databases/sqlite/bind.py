@@ -390,13 +390,15 @@ class Binder:
             part = list(run)
             plan = self._plan(part[0].layout)
             changes = [row.changes for row in part]
-            changed = set[int]().union(*filter(None, changes))
+            changed = set[str]().union(*filter(None, changes))
             fields = [row.fields for row in part]
             if plan.layout.is_text:
                 yield from self._texts(plan, fields, first, changed, changes)
             elif changed or not plan.passes:
                 if changed:
-                    fields = [_changed(f, c) for f, c in zip(fields, changes, strict=True)]
+                    fields = [
+                        _changed(f, c, plan.layout) for f, c in zip(fields, changes, strict=True)
+                    ]
                 yield from self._values(plan, fields, first)
             else:
                 yield from cast("Iterator[Fields]", map(plan.pick, fields))
@@ -411,20 +413,21 @@ class Binder:
         plan: _Plan,
         rows: Sequence[_Values],
         first: int,
-        changed: set[int] | None = None,
-        changes: Sequence[Mapping[int, Any] | None] = (),
+        changed: set[str] | None = None,
+        changes: Sequence[Mapping[str, Any] | None] = (),
     ) -> Iterator[Fields]:
         columns = list(zip(*rows, strict=True))
         bound: list[_Values] = []
         for number, place in enumerate(plan.places):
             column = self.columns[number]
             source = plan.layout.columns[place].type
-            if not changed or place not in changed:
+            name = self.names[number]
+            if not changed or name not in changed:
                 bind: _Bind = partial(bind_fields, source=source, column=column)
                 bound.append(self._bound(number, columns[place], first, bind))
                 continue
             mixed = [
-                _New(change[place]) if change is not None and place in change else field
+                _New(change[name]) if change is not None and name in change else field
                 for field, change in zip(columns[place], changes, strict=True)
             ]
             bind = partial(_bind_mixed, source=source, column=column)
@@ -549,12 +552,12 @@ def _getter(keys: Sequence[Any]) -> _Convert:
     return getter
 
 
-def _changed(fields: _Values, changes: Mapping[int, Any] | None) -> _Values:
+def _changed(fields: _Values, changes: Mapping[str, Any] | None, layout: Layout) -> _Values:
     if not changes:
         return fields
     copy = [*fields]
-    for place, value in changes.items():
-        copy[place] = value
+    for name, value in changes.items():
+        copy[layout.index[name]] = value
     return copy
 
 
