@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from etl import ConfigError
+from etl import ConfigError, DataError
 from etl.rows import Column, Layout, Shape, TextRows, Type, ValueRows, shape_of, strip_optional
 
 INT = Type(kind="int64", name="bigint", dialect="postgresql")
@@ -59,6 +59,31 @@ def test_a_field_is_decoded_only_when_it_is_looked_at() -> None:
     assert (number.calls, text.calls) == (1, 0)
 
 
+def test_a_quick_decoder_gets_plain_fields_only() -> None:
+    quick = Decoder(int)
+    columns = [Column(name="id", type=INT)]
+    layout = Layout(columns, [lambda field: f"slow {field}"], quick=[quick], is_text=True)
+    assert layout.row(["7"])["id"] == 7
+    assert layout.row(["\\N"])["id"] == "slow \\N"
+    assert quick.calls == 1
+
+
+def test_where_a_quick_decoder_fails_the_other_tells_why() -> None:
+    def refuse(field: str) -> int:
+        raise DataError("an infinite date", column="id")
+
+    layout = Layout([Column(name="id", type=INT)], [refuse], quick=[int], is_text=True)
+    with pytest.raises(DataError, match="an infinite date") as failed:
+        layout.row(["infinity"])["id"]
+    assert failed.value.__context__ is None
+
+
+def test_a_column_may_be_called_like_an_argument() -> None:
+    layout = Layout([Column(name="self", type=INT)], [int], is_text=True)
+    row = layout.row(["7"]).replace(**{"self": 8})
+    assert dict(row) == dict(row.replace(**{"self": 8})) == {"self": 8}
+
+
 def test_replace_makes_a_changed_copy_and_leaves_the_row() -> None:
     row = layout_of().row(["7", "Ada"])
     other = row.replace(name="Bob").replace(id=8)
@@ -73,8 +98,10 @@ def test_replace_with_none_is_a_change_and_not_a_missing_value() -> None:
 
 
 def test_replace_of_an_unknown_column_names_those_that_there_are() -> None:
-    with pytest.raises(KeyError, match="no column 'nam'.*id, name"):
-        layout_of().row(["7", "Ada"]).replace(nam="Bob")
+    row = layout_of().row(["7", "Ada"])
+    for one in (row, row.replace(id=1)):
+        with pytest.raises(KeyError, match="no column 'nam'.*id, name"):
+            one.replace(nam="Bob")
 
 
 def test_repr_shows_names_and_no_values() -> None:
