@@ -584,6 +584,8 @@ async def _agree_on_lines(
     streams = (plan.flow.stream, *plan.flow.branches.values())
     if len(sessions) > 1 or any(stream.steps for stream in streams):
         return  # lines for one table may not be right for another
+    if plan.on_error != "fail":
+        return  # rows that are kept must be the source's, not what they would be in the target
     for reader in readers:
         if isinstance(reader, LineWriter) and isinstance(sessions[0], LineTaker) and reader.shape:
             columns = await sessions[0].line_columns(reader.shape.names)

@@ -17,12 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etl import Database, Pipeline
 from etl.databases.database import ReadSpec
 from etl.databases.sqlite.bind import Binder
 from etl.databases.sqlite.horizon import upper_bound
 from etl.databases.sqlite.schema import Affinity, TableColumn
 from etl.errors import ConfigError, DataError
 from etl.rows import Column, Kind, Layout, TextRows, Type
+from tests.integration.postgres_kit import run_sql
 from tests.integration.sqlite_kit import fetch, insert, lane, read, script
 
 
@@ -288,3 +290,31 @@ def test_the_horizon_has_the_form_of_the_newest_value(
 def test_settle_needs_times(newest: Any) -> None:
     with pytest.raises(ConfigError, match="settle= needs times"):
         upper_bound(newest, NOW, timedelta(seconds=1), where="x")
+
+
+async def test_many_rows_of_one_statement_are_stored_as_single_ones(
+    sqlite_url: str, postgres_url: str
+) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE t (id bigint PRIMARY KEY, a integer, b text, c numeric, d smallint);"
+        "INSERT INTO t SELECT i, CASE WHEN i % 7 <> 0 THEN -i END,"
+        " CASE i % 5 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN E'a\\tb\\\\n' WHEN 3 THEN '\\N'"
+        " ELSE '1.50' END, i + 0.10, i % 100 FROM generate_series(1, 1000) AS i;"
+        "INSERT INTO t VALUES"
+        " (-9223372036854775808, -2147483648, '-9223372036854775808', 'NaN', 0),"
+        " (9223372036854775807, 2147483647, '9223372036854775807', 1e30, 0)",
+    )
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, a INT, b TEXT, c, d DECIMAL)")
+
+    flow = Database(postgres_url).table("t").into(Database(sqlite_url).append("t"))
+    await Pipeline("p", flow).run()
+
+    texts = [None, "", "a\tb\\n", "\\N", "1.50"]
+    assert fetch(sqlite_url, "SELECT * FROM t WHERE id BETWEEN 1 AND 1000 ORDER BY id") == [
+        (i, -i if i % 7 else None, texts[i % 5], f"{i}.10", i % 100) for i in range(1, 1001)
+    ]
+    assert fetch(sqlite_url, "SELECT * FROM t WHERE id NOT BETWEEN 1 AND 1000 ORDER BY id") == [
+        (-(2**63), -(2**31), str(-(2**63)), "NaN", 0),
+        (2**63 - 1, 2**31 - 1, str(2**63 - 1), str(10**30), 0),
+    ]

@@ -328,6 +328,7 @@ class _Plan:
     places: tuple[int, ...]
     is_straight: bool  # all fields, in the layout's order, as they are
     passes: bool  # as they are
+    is_bare: bool  # fields of COPY text that SQLite itself takes for what they are
     pick: _Convert
 
 
@@ -368,6 +369,16 @@ class Binder:
             yield from self._texts(self._plan(layout), split_lines(rows.lines), first)
         else:
             yield from self._rows(rows, first)
+
+    def bare_lines(self, rows: Sequence[Any]) -> list[str] | None:
+        """The lines of rows whose fields SQLite itself takes for what they are; None: it does not.
+
+        Text stays text in a column that keeps it, and the text of an integer becomes that integer
+        in a column that keeps integers.
+        """
+        if isinstance(rows, TextRows) and self._plan(rows.layout).is_bare:
+            return rows.lines
+        return None
 
     def refuse_unstorable(self, rows: Sequence[Any], first: int) -> None:
         """Find the value that the driver could not take, and raise DataError for it."""
@@ -526,6 +537,9 @@ class Binder:
             places=places,
             is_straight=passes and places == tuple(range(len(layout.columns))),
             passes=passes,
+            is_bare=layout.is_text
+            and places == tuple(range(len(layout.columns)))
+            and all(map(_is_bare, layout.columns, self.columns)),
             pick=_picker(places),
         )
         self._plans[id(layout)] = plan
@@ -537,6 +551,25 @@ def _stays(source: Column, target: TableColumn) -> bool:
     return source.type.dialect == "sqlite" and (
         target.affinity == "blob" or affinity_of(source.type.name) == target.affinity
     )
+
+
+def bare_values(lines: Sequence[str]) -> Fields:
+    """The values of some lines behind each other, each a text or None; see ``bare_lines``."""
+    joined = "\t".join(lines)
+    fields = joined.split("\t")
+    if "\\" not in joined:
+        return tuple(fields)
+    return tuple(
+        (None if field == NULL else unescape(field)) if "\\" in field else field for field in fields
+    )
+
+
+def _is_bare(source: Column, target: TableColumn) -> bool:
+    """Whether SQLite stores the right value when it is given a field's text."""
+    if target.affinity in {"integer", "numeric"}:
+        # Digits of at most 64 bits: SQLite makes exactly this integer of them.
+        return source.type.kind in {"int16", "int32", "int64"}
+    return target.affinity in {"text", "blob"} and _stays_text(source.type, target.affinity)
 
 
 def _picker(places: Sequence[int]) -> _Convert:

@@ -13,7 +13,7 @@ from etl.databases.definition import TableDefinition
 from etl.databases.sql import quote, quote_all
 from etl.databases.sqlite import made
 from etl.databases.sqlite.adapt import create_index, indexes_of, lines_of
-from etl.databases.sqlite.bind import SLICE, Binder, kind_of, layout_of, names_of
+from etl.databases.sqlite.bind import SLICE, Binder, bare_values, kind_of, layout_of, names_of
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.ddl import (
     create_staging,
@@ -32,6 +32,9 @@ from etl.errors import (
     TargetUnavailableError,
 )
 from etl.rows import Shape, shape_of
+
+_VALUES_AT_ONCE = 999
+"""What every build of SQLite takes as parameters of one statement."""
 
 
 def staging_names(sink: str, pipeline: str, flow: str) -> tuple[str, str]:
@@ -465,10 +468,16 @@ class Load:
         first: int,
     ) -> int:
         changes = connection.total_changes
+        lines = binder.bare_lines(rows) if self._makes_values else None
         try:
-            changed = await connection.execute_many(statement, self._tuples(binder, rows, first))
+            if lines is not None:
+                changed = await self._write_lines(connection, statement, binder, lines)
+            else:
+                changed = await connection.execute_many(
+                    statement, self._tuples(binder, rows, first)
+                )
         except DataError as error:
-            if error.row is None:
+            if error.row is None and lines is None:
                 # SQLite does not say which row it refused: those before it are in. Triggers may
                 # have changed rows too, so it is only where to look first.
                 error.row = first + min(connection.total_changes - changes, len(rows) - 1)
@@ -481,6 +490,31 @@ class Load:
         if self.sink.mode != "upsert":
             self._check_count(self._into, len(rows), changed)
         return len(rows)
+
+    @property
+    def _makes_values(self) -> bool:
+        """Whether the table's affinities are applied to what is inserted, and nothing else asked.
+
+        A virtual table gets values as they are bound.
+        """
+        return self.sink.mode != "upsert" and self._into is not None and self._into.type == "table"
+
+    async def _write_lines(
+        self, connection: Connection, statement: str, binder: Binder, lines: list[str]
+    ) -> int:
+        """Insert many rows by each statement: less than half the time of one by one."""
+        many = max(1, _VALUES_AT_ONCE // len(binder.columns))
+        whole = len(lines) // many * many
+        changed = 0
+        if whole:
+            marks = statement[statement.rindex("(") :]
+            together = (bare_values(lines[at : at + many]) for at in range(0, whole, many))
+            several = statement + f", {marks}" * (many - 1)
+            changed = await connection.execute_many(several, together)
+        if whole < len(lines):
+            alone = (bare_values(lines[at : at + 1]) for at in range(whole, len(lines)))
+            changed += await connection.execute_many(statement, alone)
+        return changed
 
     def _tuples(self, binder: Binder, rows: Sequence[Any], first: int) -> Iterator[tuple[Any, ...]]:
         """The rows to bind; converted on the connection's thread, as it takes them.
