@@ -26,7 +26,7 @@ from etl.databases.sqlite.build import duration_text
 from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of
 from etl.databases.types import NULL, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, split_lines
+from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, WideLine, split_lines
 
 SLICE = 2_000
 """Rows of one call: SQLite cannot be interrupted between the short statements within it."""
@@ -370,15 +370,15 @@ class Binder:
         else:
             yield from self._rows(rows, first)
 
-    def bare_lines(self, rows: Sequence[Any]) -> list[str] | None:
+    def bare_lines(self, rows: Sequence[Any]) -> Sequence[str] | None:
         """The lines of rows whose fields SQLite itself takes for what they are; None: it does not.
 
         Text stays text in a column that keeps it, and the text of an integer becomes that integer
         in a column that keeps integers.
         """
-        if isinstance(rows, TextRows) and self._plan(rows.layout).is_bare:
-            return rows.lines
-        return None
+        if not isinstance(rows, TextRows) or isinstance(rows.lines, WideLine):
+            return None  # a wide one is not put together again
+        return rows.lines if self._plan(rows.layout).is_bare else None
 
     def refuse_unstorable(self, rows: Sequence[Any], first: int) -> None:
         """Find the value that the driver could not take, and raise DataError for it."""

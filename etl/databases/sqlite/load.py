@@ -500,7 +500,7 @@ class Load:
         return self.sink.mode != "upsert" and self._into is not None and self._into.type == "table"
 
     async def _write_lines(
-        self, connection: Connection, statement: str, binder: Binder, lines: list[str]
+        self, connection: Connection, statement: str, binder: Binder, lines: Sequence[str]
     ) -> int:
         """Insert many rows by each statement: less than half the time of one by one."""
         many = max(1, _VALUES_AT_ONCE // len(binder.columns))
