@@ -82,7 +82,8 @@ class Checkpoint:
 class Advance:
     """One step of one checkpoint: a compare-and-set on the epoch and the old position.
 
-    ``rows`` is added to the checkpoint's count. ``complete`` becomes its new flag.
+    ``rows`` is added to the checkpoint's count. ``complete`` becomes its new flag. Where
+    ``removes`` is set the checkpoint goes, because another one of the same transaction says all.
     """
 
     key: CheckpointKey
@@ -91,6 +92,7 @@ class Advance:
     new: Position | None
     rows: int
     complete: bool = False
+    removes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +217,21 @@ class Reader(Protocol[T_co]):
         """
         ...
 
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        """Positions that cut the source into key ranges of about equal numbers of rows.
+
+        Each ends a range, which begins after the one before; the last is the highest key there
+        is. They strictly advance. They may be anywhere: estimates do.
+
+        Args:
+            most: How many ranges at most.
+            least_rows: Rows of a range at least, about.
+
+        Returns:
+            Fewer than two where it is not worth cutting, or not possible.
+        """
+        ...
+
 
 @runtime_checkable
 class Profiler(Protocol):
@@ -320,9 +337,17 @@ class Session(Protocol):
         ...
 
     async def take_over(
-        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+        self,
+        keys: Sequence[CheckpointKey],
+        *,
+        fingerprints: Sequence[str],
+        fresh: bool,
+        drops: Sequence[CheckpointKey] = (),
     ) -> Mapping[CheckpointKey, Checkpoint]:
         """Raise the epoch of every key, in one transaction, in sorted order; make missing ones.
+
+        ``drops`` go before that: key ranges that are cut otherwise now. All keys get the highest
+        epoch among them, since one that went and was made again would begin at the lowest.
 
         Waits for a transaction of an older run that is committing. For a sink that loads
         through a staging table, the same transaction makes the staging table anew, and the
@@ -493,6 +518,11 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """For messages and plans; holds no password."""
+        ...
+
+    @property
+    def has_one_writer(self) -> bool:
+        """Whether transactions take turns, as far as that is known without opening it."""
         ...
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:

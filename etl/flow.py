@@ -24,6 +24,7 @@ from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError, DataError
 from etl.policy import OnError, Retry, check_on_error
+from etl.rows import Shape
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -328,6 +329,14 @@ class Source(Stream[T_co]):
         """
         raise NotImplementedError(f"{type(self).__name__} has no order()")
 
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        """Positions that cut the source into key ranges, for several lanes; none by default.
+
+        At most ``most`` of them, with at least about ``least_rows`` rows between them; the last
+        is the last position there is. ``read`` must then end exactly at ``until``.
+        """
+        return ()
+
     def connect(self, info: RunInfo) -> AbstractAsyncContextManager[Reader[T_co]]:
         """Open the source for one run. The default drives ``read``."""
         return _opened(GeneratorReader(self))
@@ -344,7 +353,7 @@ class Source(Stream[T_co]):
 class GeneratorReader(Generic[T_co]):
     """Drives a source's own ``read`` generator; see :class:`etl.connector.Reader`."""
 
-    shape = None
+    shape: Shape | None = None
     notes: Sequence[str] = ()
     resumable = True
 
@@ -358,6 +367,9 @@ class GeneratorReader(Generic[T_co]):
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         return await self._source.order(positions)
+
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        return await self._source.chunks(most=most, least_rows=least_rows)
 
 
 @asynccontextmanager

@@ -36,6 +36,10 @@ state_app = typer.Typer(
 )
 app.add_typer(state_app, name="state")
 
+Jobs = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Key ranges of a full read that go on at once."),
+]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Memory for rows in flight, such as 256MiB.")
 ]
@@ -123,6 +127,7 @@ def run(
     *,
     full: Full = False,
     memory: Memory = None,
+    jobs: Jobs = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
@@ -140,6 +145,7 @@ def run(
         accept_change=accept_change,
         take_over=take_over,
         memory=memory,
+        jobs=jobs,
         drain_s=drain,
     )
     return run_pipeline(find_pipeline(target), options, screen)
@@ -182,6 +188,7 @@ def plan(
     target: PipelineFile,
     *,
     memory: Memory = None,
+    jobs: Jobs = None,
 ) -> int:
     """Show what a run would do. Connects to nothing.
 
@@ -192,7 +199,7 @@ def plan(
     from etl.cli.running import RunOptions
 
     pipeline = find_pipeline(target)
-    limits = RunOptions(memory=memory).limits(pipeline.limits)
+    limits = RunOptions(memory=memory, jobs=jobs).limits(pipeline.limits)
     show_plan(screen, pipeline.name, pipeline.plan(limits).explain())
     return EXIT_DONE
 
@@ -254,6 +261,7 @@ def copy(
     ] = None,
     full: Full = False,
     memory: Memory = None,
+    jobs: Jobs = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
@@ -288,6 +296,7 @@ def copy(
         accept_change=accept_change,
         take_over=take_over,
         memory=memory,
+        jobs=jobs,
         drain_s=drain,
     )
     copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))

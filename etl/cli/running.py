@@ -31,6 +31,7 @@ class RunOptions:
     accept_change: bool = False
     take_over: bool = False
     memory: str | None = None
+    jobs: int | None = None
     drain_s: float | None = None
 
     def limits(self, own: Limits) -> Limits:
@@ -40,6 +41,7 @@ class RunOptions:
             ConfigError: Not a size, or a negative time.
         """
         limits = own if self.memory is None else replace(own, memory=self.memory)
+        limits = limits if self.jobs is None else replace(limits, lanes=self.jobs)
         return limits if self.drain_s is None else replace(limits, drain_s=self.drain_s)
 
 

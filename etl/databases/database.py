@@ -215,6 +215,11 @@ class Database:
         """The address without user and password; ``env:NAME`` as it was written."""
         return self._url.name if self._url else self._text
 
+    @property
+    def has_one_writer(self) -> bool:
+        """True for a SQLite file; an ``env:`` reference is not read for this."""
+        return self._url is not None and self._url.dialect == "sqlite"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Database) and self._text == other._text
 

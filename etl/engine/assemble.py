@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -10,7 +11,7 @@ from itertools import groupby
 from time import monotonic
 from typing import Any, cast
 
-from etl.batch import Batch
+from etl.batch import MAIN_PARTITION, Batch
 from etl.connector import (
     Advance,
     CheckpointKey,
@@ -32,7 +33,7 @@ from etl.engine.lane import Lane
 from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline, run_parallel
 from etl.engine.plan import FlowPlan, Inline, Leg, Plan, is_own
 from etl.engine.segments import Route
-from etl.engine.supervise import supervise
+from etl.engine.supervise import finish, supervise
 from etl.errors import DataError, EtlError
 from etl.events import (
     Committed,
@@ -82,6 +83,8 @@ class RunningFlow:
     claims: tuple[Claim, ...] = ()
     lanes: list[Lane] = field(default_factory=list[Lane])
     lanes_ended: int = 0
+    shape: Shape | None = None  # of the rows that reach the sinks
+    profiled: bool = False  # the shape was settled by a look at all values
     is_done: bool = False  # an append of a full read that was complete before this run
     started: float | None = None
     ended: float | None = None
@@ -125,19 +128,19 @@ class RunningFlow:
     def publish_steps(self, target: Target) -> list[Advance]:
         """What completes the staging tables of this flow in one database, once it has ended."""
         return [
-            Advance(
-                key=key,
-                epoch=found.epoch,
-                old=found.position,
-                new=found.position,
-                rows=0,
-                complete=True,
-            )
+            step
             for claim in self.claims
             if claim.plan.target == target
-            for key, found in claim.checkpoints.items()
-            if key in claim.publishes
+            for step in claim.closing(staged=True)
         ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """The steps of a flow with each look-up's side loaded: once, whatever the number of lanes."""
+
+    rows: Mapping[str, Sequence[RowStep]]
+    inline: Mapping[int, Sequence[RowStep | Stage[Any, Any]]]  # by the identity of the leg
 
 
 class Assembly:
@@ -207,7 +210,7 @@ class Assembly:
                 target.open(self._info, sessions=sessions)
             )
         for flow in self.flows:
-            info = replace(self._info, sets_aside=flow.plan.sets_aside)
+            info = self._reading_info(flow)
             readers = [
                 await stack.enter_async_context(branch.source.connect(info))
                 for branch in flow.plan.branches
@@ -226,22 +229,28 @@ class Assembly:
                 readers,
                 full=self._full,
                 accept_change=self._accept_change,
+                batch_rows=self._info.batch_rows,
             )
             start = await claimant.claim(lanes)
             flow.claims = start.claims
             flow.is_done = not start.claims
             self._note(flow, start.notes)
             if start.claims:
-                await self._build(flow, readers, start)
+                await self._build_all(flow, readers, start, stack)
+
+    def _reading_info(self, flow: RunningFlow) -> RunInfo:
+        """What the sources of a flow are told."""
+        return replace(self._info, sets_aside=flow.plan.sets_aside)
 
     async def _prepare(
         self, flow: RunningFlow, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
     ) -> None:
         notes = [note for reader in readers for note in reader.notes]
-        shape = await _reaching_shape(flow.plan, readers, sessions)
+        flow.shape, flow.profiled = await _reaching_shape(flow.plan, readers, sessions)
         resumable = all(reader.resumable for reader in readers)
         for lane, session in zip(flow.plan.lanes, sessions, strict=True):
-            notes += await session.prepare([shape for _ in lane.sinks], resumable=resumable)
+            shapes = [flow.shape for _ in lane.sinks]
+            notes += await session.prepare(shapes, resumable=resumable)
         # A bad row among bytes could not be told from the good ones.
         if flow.plan.is_untouched and flow.plan.on_error == "fail":
             await self._offer_frames(readers, sessions[0])
@@ -259,33 +268,92 @@ class Assembly:
             flow.notes.append(note)
             self._tell(Note(flow=flow.plan.name, message=note))
 
-    async def _build(self, flow: RunningFlow, readers: Sequence[Reader[Any]], start: Start) -> None:
+    async def _build_all(
+        self,
+        flow: RunningFlow,
+        readers: Sequence[Reader[Any]],
+        start: Start,
+        stack: AsyncExitStack,
+    ) -> None:
+        """The tasks of a flow: once, or for each of several lanes that share its key ranges."""
         plan = flow.plan
+        sessions = [claim.session for claim in start.claims]
+        legs = [leg for branch in plan.branches for leg in branch.legs] + list(plan.shared)
+        steps = _Steps(
+            rows={one.partition: await self._row_steps(one.inline) for one in plan.branches},
+            inline={id(leg): await self._inline(leg.inline) for leg in legs if not leg.parallel},
+        )
+        await _agree_on_lines(plan, readers, sessions)
+        if start.claims[0].layout is None:
+            queues = [deque([route]) for route in start.routes]
+            self._build(flow, readers, start, sessions, queues, steps)
+            return
+        if start.is_cut_anew:
+            for claim in start.claims:
+                await _forget_rejects(claim)
+        work = deque(route for route in start.routes if route.segments)
+        self._note(flow, [f"read in {len(start.routes)} key ranges; {len(work)} are left"])
+        for number in range(max(1, min(plan.jobs, len(work)))):
+            if number:
+                readers, sessions = await self._another(flow, start, stack)
+            self._build(flow, readers, start, sessions, [work], steps, lane=number + 1)
+
+    async def _another(
+        self, flow: RunningFlow, start: Start, stack: AsyncExitStack
+    ) -> tuple[list[Reader[Any]], list[Session]]:
+        """Connections for one more lane, prepared like those of the first."""
+        source, info = flow.plan.branches[0].source, self._reading_info(flow)
+        reader = await stack.enter_async_context(source.connect(info))
+        if flow.profiled and isinstance(reader, Profiler):
+            await reader.profile()
+        sessions: list[Session] = []
+        for claim in start.claims:
+            sinks = tuple(claim.plan.sinks.values())
+            session = await self.targets[claim.plan.target].session(flow.plan.name, sinks)
+            await session.prepare([flow.shape for _ in sinks], resumable=True)
+            sessions.append(session)
+        if flow.plan.is_untouched and flow.plan.on_error == "fail":
+            await self._offer_frames([reader], sessions[0])
+        await _agree_on_lines(flow.plan, [reader], sessions)
+        return [reader], sessions
+
+    def _build(
+        self,
+        flow: RunningFlow,
+        readers: Sequence[Reader[Any]],
+        start: Start,
+        sessions: Sequence[Session],
+        queues: Sequence[deque[Route]],
+        steps: _Steps,
+        lane: int = 0,
+    ) -> None:
+        plan = flow.plan
+        which = f" ({lane})" if lane > 1 else ""
+        routes = {route.partition: route for route in start.routes}
         # One producer: what joins the branches, or else each of them.
         ends = 1 if plan.shared else len(plan.branches)
-        await _agree_on_lines(plan, readers, [claim.session for claim in start.claims])
         row_keys = [reader.shape.key for reader in readers if reader.shape is not None]
         row_keys += [sink.key for sink in plan.sinks]
-        last = self._lanes(flow, start, row_keys, producers=ends)
+        last = self._lanes(flow, start, sessions, routes, row_keys, producers=ends, which=which)
         left = plan.shared_size
         if plan.shared:
             joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
-            await self._legs(flow, plan.name, plan.shared, joined, last, start.routes, left)
+            self._legs(flow, plan.name + which, plan.shared, joined, last, routes, steps, left)
         else:
             joined = last
-        for branch, reader in zip(plan.branches, readers, strict=True):
+        for branch, reader, queue in zip(plan.branches, readers, queues, strict=True):
             name = f"{plan.name}/{branch.partition}" if len(plan.branches) > 1 else plan.name
+            name += which
             first = joined
             if branch.legs:
                 first = self._channel(flow, f"{name}: read")
                 of_legs = left + branch.size - len(branch.inline)
-                await self._legs(flow, name, branch.legs, first, joined, start.routes, of_legs)
+                self._legs(flow, name, branch.legs, first, joined, routes, steps, of_legs)
             pump = Pump(
                 flow=plan.name,
-                partition=branch.partition,
                 reader=reader,
-                route=start.routes[branch.partition],
-                steps=await self._row_steps(branch.inline),
+                routes=queue,
+                steps=steps.rows[branch.partition],
                 steps_left=left + branch.size,
                 sets_aside=plan.sets_aside,
                 out=first,
@@ -303,27 +371,31 @@ class Assembly:
         self,
         flow: RunningFlow,
         start: Start,
+        sessions: Sequence[Session],
+        routes: Mapping[str, Route],
         row_keys: Sequence[Sequence[str]],
         *,
         producers: int,
+        which: str,
     ) -> Channel[Batch[Any]]:
         """Make the lanes, and the fan-out to them where there are several; what feeds them."""
         plan = flow.plan
-        name = f"{plan.name}: to the lane{'s' if len(start.claims) > 1 else ''}"
-        feed = self._channel(flow, name, producers=producers)
+        name = plan.name + which
+        to = "to the lanes" if len(start.claims) > 1 else "to the lane"
+        feed = self._channel(flow, f"{name}: {to}", producers=producers)
         outs: list[Channel[Batch[Any]]] = []
-        for claim in start.claims:
+        for claim, session in zip(start.claims, sessions, strict=True):
             where = f" into {claim.plan.target.name}" if len(plan.lanes) > 1 else ""
             source = feed
             if len(start.claims) > 1:
-                source = self._channel(flow, f"{plan.name}:{where}")
+                source = self._channel(flow, f"{name}:{where}")
                 outs.append(source)
-            lane = self._lane(flow, claim, start.routes, row_keys, source)
+            lane = self._lane(flow, claim, session, routes, row_keys, source)
             flow.lanes.append(lane)
-            unit = f"lane {len(flow.lanes)}" if len(plan.lanes) > 1 else "lane"
+            unit = f"lane {len(flow.lanes)}" if len(plan.lanes) > 1 or which else "lane"
             self._add_lane(f"{unit} of flow {plan.name!r}{where}", flow, lane, source)
         if outs:
-            self._add(flow, f"fan-out of flow {plan.name!r}", run_fan_out(feed, outs), feed, *outs)
+            self._add(flow, f"fan-out of flow {name!r}", run_fan_out(feed, outs), feed, *outs)
         return feed
 
     def _add_lane(
@@ -336,18 +408,18 @@ class Assembly:
         self,
         flow: RunningFlow,
         claim: Claim,
+        session: Session,
         routes: Mapping[str, Route],
         row_keys: Sequence[Sequence[str]],
         channel: Channel[Batch[Any]],
     ) -> Lane:
         plan = flow.plan
-        sinks = claim.plan.sinks.values()
-        updating = {sink.table for sink in sinks if sink.mode == "upsert" and not sink.add}
+        updating = _updating(claim)
 
         def completes() -> Sequence[CheckpointKey]:
             if plan.incremental or not flow.exhausted:
                 return ()
-            return [key for key in claim.checkpoints if key not in claim.publishes]
+            return claim.completes()
 
         def committed(name: str, rows: int, _: int, seconds: float) -> None:
             total = sum(lane.rows_written for lane in flow.lanes)
@@ -356,7 +428,7 @@ class Assembly:
         return Lane(
             flow=plan.name,
             sinks={number: sink.table for number, sink in claim.plan.sinks.items()},
-            session=claim.session,
+            session=session,
             checkpoints=claim.checkpoints,
             starts=claim.starts,
             routes=routes,
@@ -368,7 +440,9 @@ class Assembly:
             bad_rows=flow.bad_rows,
             # Read from the beginning, a row that is bad still comes again; one that is not updates.
             forgets=[
-                key for key, place in claim.starts.items() if key.sink in updating and place is None
+                key
+                for key, place in claim.starts.items()
+                if claim.layout is None and key.sink in updating and place is None
             ],
             row_keys=[names for names in row_keys if names],
             on_refused=partial(self._told_refused, flow),
@@ -388,7 +462,7 @@ class Assembly:
         self.units[name] = work
         flow.nodes.append(Node(name, source, outs, lane))
 
-    async def _legs(
+    def _legs(
         self,
         flow: RunningFlow,
         name: str,
@@ -396,6 +470,7 @@ class Assembly:
         first: Channel[Batch[Any]],
         last: Channel[Batch[Any]],
         routes: Mapping[str, Route],
+        steps: _Steps,
         steps_left: int,
     ) -> None:
         sets_aside = flow.plan.sets_aside
@@ -418,7 +493,7 @@ class Assembly:
                 )
             else:
                 work = run_inline(
-                    await self._inline(leg.inline),
+                    steps.inline[id(leg)],
                     first,
                     out,
                     routes,
@@ -435,6 +510,7 @@ class Assembly:
         flow.lanes_ended += 1
         if flow.lanes_ended < len(flow.lanes):
             return
+        await self._close(flow)
         flow.ended = monotonic()
         report = flow.report()
         self._tell(
@@ -447,6 +523,14 @@ class Assembly:
                 rows_skipped=report.rows_skipped,
             )
         )
+
+    async def _close(self, flow: RunningFlow) -> None:
+        """Every lane has ended: make one checkpoint of those of the key ranges."""
+        if not flow.exhausted:
+            return
+        for claim, lane in zip(flow.claims, flow.lanes, strict=False):
+            if claim.layout is not None and (steps := claim.closing(staged=False)):
+                await lane.apply(steps)
 
     def _channel(self, flow: RunningFlow, name: str, *, producers: int = 1) -> Channel[Batch[Any]]:
         channel: Channel[Batch[Any]] = Channel(
@@ -514,6 +598,33 @@ class Assembly:
         )
 
 
+def _updating(claim: Claim) -> set[str]:
+    """The tables in which a row that comes again takes the place of the one that is there."""
+    sinks = claim.plan.sinks.values()
+    return {sink.table for sink in sinks if sink.mode == "upsert" and not sink.add}
+
+
+async def _forget_rejects(claim: Claim) -> None:
+    """Everything is read from the beginning, in key ranges: before the first lane begins.
+
+    Not by a lane with its first group, which would drop what another one has just kept.
+    """
+    updating = _updating(claim)
+    wholes = [
+        key for key in claim.checkpoints if key.partition == MAIN_PARTITION and key.sink in updating
+    ]
+    if not wholes:
+        return
+    session = claim.session
+    try:
+        await session.begin()
+        await session.rejects.forget(wholes)
+        await finish(session.commit())
+    except BaseException:
+        await finish(session.rollback())
+        raise
+
+
 async def _blocker(lane: Lane) -> str | None:
     try:
         return await lane.session.blocked_by()
@@ -552,18 +663,21 @@ async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:
 
 async def _reaching_shape(
     plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
-) -> Shape | None:
-    """The shape of the rows that reach the sinks, where it is known before the first one."""
+) -> tuple[Shape | None, bool]:
+    """The shape of the rows that reach the sinks, where it is known before the first one.
+
+    And whether the source's values had to be looked at for it.
+    """
     kind = plan.flow.stream.row_type
     if isinstance(kind, type) and is_dataclass(kind):
-        return shape_of(kind, _source_key(plan, kind, readers))
-    shape = readers[0].shape
+        return shape_of(kind, _source_key(plan, kind, readers)), False
+    shape, profiled = readers[0].shape, False
     if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, sessions):
         reader = readers[0]
         assert isinstance(reader, Profiler)
-        shape = await reader.profile()
+        shape, profiled = await reader.profile(), True
     # What a function returns is seen when it comes: also a Row may have got other values.
-    return shape if _rows_untouched(plan) else None
+    return (shape if _rows_untouched(plan) else None), profiled
 
 
 async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Session]) -> bool:

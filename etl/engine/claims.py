@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from etl.batch import Position, encode_position
-from etl.connector import Checkpoint, CheckpointKey, Reader, Session, Sink
+from etl.batch import MAIN_PARTITION, Position, decode_position, encode_position
+from etl.connector import Advance, Checkpoint, CheckpointKey, Reader, Session, Sink
 from etl.engine.plan import BranchPlan, FlowPlan, LanePlan, can_order, is_own
 from etl.engine.segments import Route, make_route
-from etl.errors import ConfigError
+from etl.errors import ConfigError, ConservationError
 from etl.flow import Source
+
+_RANGES_PER_LANE = 4  # so that no lane waits long for the last one of another
+_BATCHES = 4  # of a key range at least
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,8 +25,9 @@ class Claim:
     Attributes:
         checkpoints: As the take-over returned them. A sink that has all rows of a partition
             already, and may not get them again, has none for it.
-        starts: Where each of them begins.
-        publishes: Those whose sink loads through a staging table.
+        starts: Where each of them begins that has something to read.
+        staged: The tables that are loaded through a staging table.
+        layout: The key ranges that the source is cut into, where it is.
     """
 
     plan: LanePlan
@@ -34,7 +38,89 @@ class Claim:
     starts: dict[CheckpointKey, Position | None] = field(
         default_factory=dict[CheckpointKey, "Position | None"]
     )
-    publishes: frozenset[CheckpointKey] = frozenset()
+    staged: frozenset[str] = frozenset()
+    layout: Layout | None = None
+
+    def completes(self) -> list[CheckpointKey]:
+        """What a lane completes itself at the clean end of a full read."""
+        if self.layout is not None:
+            return []
+        return [key for key in self.checkpoints if key.sink not in self.staged]
+
+    def closing(self, *, staged: bool) -> list[Advance]:
+        """The steps after the last lane's end: of the sinks that are staged, or of the others.
+
+        Key ranges become one checkpoint, at the end of the last of them. Staged sinks are
+        completed by the transaction that publishes them.
+        """
+        own = {
+            key: found
+            for key, found in self.checkpoints.items()
+            if (key.sink in self.staged) == staged
+        }
+        steps: list[Advance] = []
+        for key, found in own.items():
+            new, rows = found.position, 0
+            if self.layout is not None:
+                if key.partition in self.layout.names:
+                    steps.append(_step(key, found, None, removes=True))
+                    continue
+                new = self.layout.bounds[-1]
+                rows = sum(one.rows for other, one in own.items() if _is_range(other, key))
+            elif not staged:
+                continue
+            steps.append(_step(key, found, new, rows=rows, complete=True))
+        return steps
+
+
+def _step(key: CheckpointKey, found: Checkpoint, new: Position | None, **changes: Any) -> Advance:
+    given = {"rows": 0, **changes}
+    return Advance(key=key, epoch=found.epoch, old=found.position, new=new, **given)
+
+
+def _is_range(key: CheckpointKey, whole: CheckpointKey) -> bool:
+    return key.sink == whole.sink and key.partition != whole.partition
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Key ranges of a source: each ends at its bound, and begins after the one before.
+
+    They are saved before the first of them is read, in the fingerprint of the checkpoint that
+    stands for the whole, so that each run cuts where the first one did, with any number of lanes.
+    """
+
+    bounds: tuple[Position, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The partitions, in order."""
+        digits = len(str(len(self.bounds)))
+        return tuple(
+            f"{MAIN_PARTITION}/{number + 1:0{digits}}" for number in range(len(self.bounds))
+        )
+
+    def keys(self, whole: CheckpointKey) -> list[CheckpointKey]:
+        """The checkpoints of the ranges of one sink."""
+        return [replace(whole, partition=name) for name in self.names]
+
+    def written_into(self, fingerprint: str) -> str:
+        """The fingerprint of the whole with this layout."""
+        return json.dumps(
+            {**json.loads(fingerprint), _LAYOUT: self.bounds}, sort_keys=True, ensure_ascii=False
+        )
+
+
+_LAYOUT = "key ranges"
+
+
+def _layout_in(fingerprint: str | None) -> Layout | None:
+    """The layout that a fingerprint tells of; that it is in use, the ranges' checkpoints tell."""
+    try:
+        bounds = json.loads(fingerprint or "{}").get(_LAYOUT, ())
+        return Layout(tuple(map(tuple, bounds))) if bounds else None
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +130,31 @@ class Start:
     Attributes:
         claims: Of the lanes that have something to write; empty: nothing is to be done.
         routes: How each partition is read.
+        is_cut_anew: Its key ranges are new: none of them was begun.
         notes: For a person.
     """
 
     claims: tuple[Claim, ...]
-    routes: Mapping[str, Route]
+    routes: Sequence[Route]
     notes: Sequence[str]
+    is_cut_anew: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a lane's database remembers.
+
+    Attributes:
+        prints: The lane's keys, without key ranges, each with its fingerprint of now.
+        layouts: The key ranges of those in the middle of a read.
+        done: Those that want nothing more.
+    """
+
+    claim: Claim
+    prints: Mapping[CheckpointKey, str]
+    before: Mapping[CheckpointKey, Checkpoint]
+    layouts: Mapping[CheckpointKey, Layout]
+    done: Set[CheckpointKey]
 
 
 class Claimant:
@@ -68,6 +173,7 @@ class Claimant:
         *,
         full: bool,
         accept_change: bool,
+        batch_rows: int,
     ) -> None:
         self._plan = plan
         self._pipeline = pipeline
@@ -75,6 +181,9 @@ class Claimant:
         self._resumable = all(reader.resumable for reader in readers)
         self._full = full
         self._accept_change = accept_change
+        self._batch_rows = batch_rows
+        self._cut_notes: list[str] = []
+        self._is_cut_anew = False
         self._prints: dict[tuple[int, str], str] = {
             (number, branch.partition): _fingerprint(branch.source, sink)
             for number, sink in enumerate(plan.sinks)
@@ -90,32 +199,115 @@ class Claimant:
         Raises:
             ConfigError: It may not run as it is; nothing was moved.
         """
-        claims = [
-            Claim(plan=lane, session=session)
+        found = [
+            await self._find(lane, session)
             for lane, session in zip(self._plan.lanes, sessions, strict=True)
         ]
-        wanted: list[dict[CheckpointKey, str]] = []
-        left_out: list[Sink[Any]] = []
-        for claim in claims:
-            prints = self._keys(claim.plan)
-            before = await claim.session.load(list(prints))
-            self._check_fingerprints(before, prints)
-            self._check_additions(claim.plan, before)
-            done = {key for key, found in before.items() if self._is_done(claim.plan, key, found)}
-            left_out += [
-                sink
-                for sink in claim.plan.sinks.values()
-                if all(key in done for key in prints if key.sink == sink.table)
-            ]
-            wanted.append({key: text for key, text in prints.items() if key not in done})
-        for claim, prints in zip(claims, wanted, strict=True):
-            await self._take_over(claim, prints)
+        layout = await self._layout(found)
+        claims = [await self._take_over(one, layout) for one in found]
         claims = [claim for claim in claims if claim.checkpoints]
-        routes = {
-            branch.partition: await self._route(branch, reader, claims)
-            for branch, reader in zip(self._plan.branches, self._readers, strict=True)
+        left_out = [
+            sink
+            for one in found
+            for sink in one.claim.plan.sinks.values()
+            if all(key in one.done for key in one.prints if key.sink == sink.table)
+        ]
+        if layout is None:
+            routes = [
+                await self._route(branch, reader, claims)
+                for branch, reader in zip(self._plan.branches, self._readers, strict=True)
+            ]
+        else:
+            branch, reader = self._plan.branches[0], self._readers[0]
+            ends = zip(layout.names, layout.bounds, strict=True)
+            routes = [
+                await self._route(branch, reader, claims, name, bound) for name, bound in ends
+            ]
+        notes = [*self._cut_notes, *self._notes(left_out, claims)]
+        return Start(
+            claims=tuple(claims), routes=routes, notes=notes, is_cut_anew=self._is_cut_anew
+        )
+
+    async def _find(self, lane: LanePlan, session: Session) -> _Found:
+        """What a lane's database remembers, checked."""
+        prints = self._keys(lane)
+        before = await session.load(list(prints))
+        layouts: dict[CheckpointKey, Layout] = {}
+        for key, checkpoint in before.items():
+            layout = _layout_in(checkpoint.fingerprint)
+            if layout is not None and await session.load(layout.keys(key)):
+                layouts[key] = layout
+        self._check_fingerprints(before, prints, layouts)
+        self._check_additions(lane, before, layouts)
+        done = {
+            key
+            for key, checkpoint in before.items()
+            if key not in layouts and self._is_done(lane, key, checkpoint)
         }
-        return Start(claims=tuple(claims), routes=routes, notes=self._notes(left_out, claims))
+        claim = Claim(plan=lane, session=session)
+        return _Found(claim=claim, prints=prints, before=before, layouts=layouts, done=done)
+
+    async def _layout(self, found: Sequence[_Found]) -> Layout | None:
+        """The key ranges to read in: those of an unfinished read, or else new ones."""
+        if len(self._plan.branches) > 1:
+            return None
+        if not self._full and self._resumable:
+            used = {layout.bounds: layout for one in found for layout in one.layouts.values()}
+            is_whole = any(
+                checkpoint.position is not None
+                and (not checkpoint.complete or self._plan.incremental)
+                for one in found
+                for key, checkpoint in one.before.items()
+                if key not in one.done
+            )
+            if len(used) > 1 or (used and is_whole):
+                raise ConfigError(
+                    f"flow {self._plan.name!r}: its sinks are in the middle of full reads that were"
+                    " cut into different key ranges. Nothing was moved; reset the state of one of"
+                    " them, or let each be finished by a run without the other"
+                )
+            if used:
+                return next(iter(used.values()))
+            if is_whole:
+                if self._plan.jobs > 1:
+                    self._cut_notes.append(
+                        "an earlier run left off in the middle of the source, read in one piece;"
+                        " one lane goes on there"
+                    )
+                return None
+        if all(key in one.done for one in found for key in one.prints):
+            return None
+        return await self._cut()
+
+    async def _cut(self) -> Layout | None:
+        """New key ranges, where the flow and the source allow them."""
+        reader = self._readers[0]
+        source = self._plan.branches[0].source
+        if self._plan.jobs == 1 or not self._resumable or not can_order(source):
+            return None
+        key = set(reader.shape.key) if reader.shape is not None else set[str]()
+        for sink in self._plan.sinks:
+            if sink.mode == "upsert" and set(sink.key) != key:
+                self._cut_notes.append(
+                    f"one lane: the key of {sink.table!r} is not the key that orders the source, so"
+                    " two key ranges could write one row"
+                )
+                return None
+        found = await reader.chunks(
+            most=_RANGES_PER_LANE * self._plan.jobs, least_rows=_BATCHES * self._batch_rows
+        )
+        if len(found) > 1 and list(await reader.order(found)) != list(found):
+            raise ConservationError(
+                f"flow {self._plan.name!r}: its source gave key ranges that are not in its own"
+                " order, so rows would be left out. Nothing was moved; correct its chunks()"
+            )
+        # As they come back from the checkpoint.
+        bounds = [decode_position(encode_position(bound)) for bound in found]
+        kept = tuple(bound for bound in bounds if bound is not None)
+        if len(kept) < 2:
+            return None
+        self._is_cut_anew = True
+        return Layout(kept)
 
     def _keys(self, lane: LanePlan) -> dict[CheckpointKey, str]:
         """The keys of a lane, each with its fingerprint."""
@@ -130,21 +322,43 @@ class Claimant:
             for branch in self._plan.branches
         }
 
-    async def _take_over(self, claim: Claim, prints: Mapping[CheckpointKey, str]) -> None:
+    async def _take_over(self, found: _Found, layout: Layout | None) -> Claim:
+        claim = found.claim
+        prints: dict[CheckpointKey, str] = {}
+        drops: set[CheckpointKey] = set()
+        for key, text in found.prints.items():
+            if key in found.done:
+                continue
+            prints[key] = text if layout is None else layout.written_into(text)
+            used = found.layouts.get(key)
+            if layout is not None:
+                prints |= dict.fromkeys(layout.keys(key), text)
+            if self._is_cut_anew or used != layout:
+                # What an earlier cut left must not be taken for progress of this one, also
+                # where the cuts are the same.
+                drops |= {one for each in (used, layout) if each for one in each.keys(key)}
         if not prints:
-            return
-        found = await claim.session.take_over(
+            return claim
+        taken = await claim.session.take_over(
             list(prints),
             fingerprints=list(prints.values()),
             fresh=self._full or not self._resumable,
+            drops=sorted(drops, key=lambda key: (key.sink, key.partition)),
         )
-        claim.checkpoints = {key: found[key] for key in prints}
-        claim.publishes = frozenset(
-            key for key in prints if self._is_staged(_sink_of(claim.plan, key))
+        claim.layout = layout
+        claim.checkpoints = {key: taken[key] for key in prints}
+        claim.staged = frozenset(
+            sink.table for sink in claim.plan.sinks.values() if self._is_staged(sink)
         )
-        claim.starts = {
-            key: self._start(found[key], staged=key in claim.publishes) for key in prints
-        }
+        for key, checkpoint in claim.checkpoints.items():
+            if layout is None:
+                claim.starts[key] = self._start(checkpoint, staged=key.sink in claim.staged)
+            elif key.partition in layout.names:
+                number = layout.names.index(key.partition)
+                if checkpoint.position != layout.bounds[number]:
+                    begin = layout.bounds[number - 1] if number else None
+                    claim.starts[key] = checkpoint.position or begin
+        return claim
 
     def _is_staged(self, sink: Sink[Any]) -> bool:
         return sink.mode == "replace" or (sink.mode == "append" and not self._resumable)
@@ -157,14 +371,20 @@ class Claimant:
         return found.position
 
     async def _route(
-        self, branch: BranchPlan, reader: Reader[Any], claims: Sequence[Claim]
+        self,
+        branch: BranchPlan,
+        reader: Reader[Any],
+        claims: Sequence[Claim],
+        partition: str | None = None,
+        until: Position | None = None,
     ) -> Route:
         """The segments of a partition; the source is asked where its sinks stand differently."""
+        partition = partition or branch.partition
         starts = {
             number: claim.starts[key]
             for claim in claims
             for key in claim.starts
-            if key.partition == branch.partition
+            if key.partition == partition
             for number, sink in claim.plan.sinks.items()
             if sink.table == key.sink
         }
@@ -179,11 +399,16 @@ class Claimant:
             )
         given = [place for place in places.values() if place is not None]
         ordered = await reader.order(given) if len(given) > 1 else given
-        return make_route(starts, ordered)
+        return make_route(partition, starts, ordered, until=until)
 
     # -- what may not run ----------------------------------------------------------------------
 
-    def _check_additions(self, lane: LanePlan, before: Mapping[CheckpointKey, Checkpoint]) -> None:
+    def _check_additions(
+        self,
+        lane: LanePlan,
+        before: Mapping[CheckpointKey, Checkpoint],
+        layouts: Mapping[CheckpointKey, Layout],
+    ) -> None:
         """Refuse a read that would add up rows which have been added already."""
         adding = [sink for sink in lane.sinks.values() if sink.add]
         if not adding:
@@ -196,21 +421,25 @@ class Claimant:
                 f"{where}, and its source has no key: a read that is cut short would start again"
                 " and count rows twice. Nothing was moved; give the source a key="
             )
-        if self._full and any(found.position is not None for found in before.values()):
+        begun = layouts or any(found.position is not None for found in before.values())
+        if self._full and begun:
             raise ConfigError(
                 f"{where}, so reading everything again would count every row twice. Nothing was"
                 " moved; empty the table and reset the state, then run without --full"
             )
 
     def _check_fingerprints(
-        self, before: Mapping[CheckpointKey, Checkpoint], now: Mapping[CheckpointKey, str]
+        self,
+        before: Mapping[CheckpointKey, Checkpoint],
+        now: Mapping[CheckpointKey, str],
+        layouts: Mapping[CheckpointKey, Layout],
     ) -> None:
         if self._accept_change or self._full:
             return
         for key, checkpoint in before.items():
-            old = checkpoint.fingerprint
-            if checkpoint.position is not None and old is not None and old != now[key]:
-                changed = _differences(old, now[key])
+            begun = checkpoint.position is not None or key in layouts
+            changed = _differences(checkpoint.fingerprint, now[key])
+            if begun and changed:
                 raise ConfigError(
                     f"flow {self._plan.name!r}: {changed} changed since the position of"
                     f" {key.sink!r} was saved, so that position may not mean the same rows."
@@ -260,7 +489,10 @@ def _fingerprint(source: Source[Any], sink: Sink[Any]) -> str:
     )
 
 
-def _differences(old: str, now: str) -> str:
+def _differences(old: str | None, now: str) -> str | None:
+    """What of the set-up changed; None where nothing did, or nothing was recorded."""
+    if old is None or old == now:
+        return None
     try:
         before, after = json.loads(old), json.loads(now)
         names = [
@@ -269,6 +501,8 @@ def _differences(old: str, now: str) -> str:
             for name in after[side]
             if before.get(side, {}).get(name) != after[side][name]
         ]
+        if not names and {side: before.get(side) for side in after} == after:
+            return None
     except (ValueError, TypeError, AttributeError):
         names = []
     return ", ".join(names) or "the set-up"

@@ -21,7 +21,7 @@ from enum import IntEnum
 from time import monotonic
 from typing import Any, TypeAlias
 
-from etl.batch import Batch, OpenPieces, Position, Reject
+from etl.batch import MAIN_PARTITION, Batch, OpenPieces, Position, Reject
 from etl.connector import Advance, Checkpoint, CheckpointKey, NewReject, Session
 from etl.engine import failpoints
 from etl.engine.bad_rows import BadRows
@@ -111,6 +111,7 @@ class _Attempt:
 
     Attributes:
         batches: Those with rows, of each sink.
+        given: Steps that stand instead of those of the group.
         refused: What the table of each sink refused.
         at_commit: Everything was written; what fails then is the commit.
     """
@@ -119,6 +120,7 @@ class _Attempt:
     care: Care
     completes: Sequence[CheckpointKey]
     batches: Mapping[int, Sequence[Batch[Any]]]
+    given: Sequence[Advance] = ()
     started: float = field(default_factory=monotonic)
     written: int = 0
     refused: dict[int, list[Refused]] = field(default_factory=dict[int, list[Refused]])
@@ -153,7 +155,8 @@ class Lane:
     """Writes one flow into its sinks of one target, one transaction at a time.
 
     Attributes:
-        checkpoints: The lane's keys, as they are committed by now.
+        checkpoints: As they are committed by now. Lanes of other key ranges share them; each key
+            is moved by one lane only.
         rows_written: Rows that the sinks took in this run.
         transactions: Commits with rows, good or bad.
         session: Its connection to the target.
@@ -184,8 +187,8 @@ class Lane:
 
         Args:
             sinks: The tables, by the number of the sink in the flow, in the session's order.
-            checkpoints: The lane's keys, as the take-over returned them.
-            starts: Where each of them begins in this run: its first token's ``old``.
+            checkpoints: As the take-over returned them.
+            starts: Where each that may move begins in this run: its first token's ``old``.
             routes: How the partitions are read.
             completes: At a clean end: the keys to mark complete.
             forgets: Keys that are read from the beginning: their old rejects are read again.
@@ -198,8 +201,9 @@ class Lane:
         self._sinks = tuple(sinks)
         self.session = session
         tables = list(sinks.values())
-        self._keys = {(tables.index(key.sink), key.partition): key for key in checkpoints}
+        self._keys = {(tables.index(key.sink), key.partition): key for key in starts}
         self._expected = {place: starts[key] for place, key in self._keys.items()}
+        self._routes = routes
         self._follower = Follower(routes)
         self._own: dict[Sinks, Own] = {}
         self._channel = channel
@@ -296,14 +300,23 @@ class Lane:
             self._own[wanted] = own
         return own
 
-    async def _commit(self, group: Group, completes: Sequence[CheckpointKey]) -> None:
+    async def apply(self, steps: Sequence[Advance]) -> None:
+        """Move checkpoints in a transaction of their own."""
+        await self._commit(Group(), (), steps)
+
+    async def _commit(
+        self,
+        group: Group,
+        completes: Sequence[CheckpointKey],
+        given: Sequence[Advance] = (),
+    ) -> None:
         """One group, tried until it is in or the policy gives up."""
         work = {sink: group.batches_of(sink) for sink in range(len(self._sinks))}
         batches = {sink: of_sink for sink, of_sink in work.items() if of_sink}
         care = Care.PIECES if self._wary or group.is_suspect else Care.WHOLE
         attempts = Attempts(self._retry)
         while True:
-            attempt = _Attempt(group, care, completes, batches)
+            attempt = _Attempt(group, care, completes, batches, given)
             try:
                 transaction = self._transaction(attempt)
                 if self.session.uncancellable:
@@ -335,6 +348,9 @@ class Lane:
     def _note(self, attempt: _Attempt) -> None:
         """A transaction is in."""
         for step in attempt.steps:
+            if step.removes:
+                del self.checkpoints[step.key]
+                continue
             found = self.checkpoints[step.key]
             self.checkpoints[step.key] = replace(
                 found, position=step.new, complete=step.complete, rows=found.rows + step.rows
@@ -361,7 +377,7 @@ class Lane:
             if attempt.batches:
                 await self._write(attempt)
                 failpoints.hit("lane.after_write")
-            attempt.steps = self._steps(attempt)
+            attempt.steps = list(attempt.given) or self._steps(attempt)
             await self._set_aside(attempt)
             failpoints.hit("lane.after_rejects")
             await session.advance(attempt.steps)
@@ -428,8 +444,12 @@ class Lane:
 
     def _new_reject(self, group: Group, batch: Batch[Any], sink: int, reject: Reject) -> NewReject:
         place = (sink, _partition(batch))
+        key = self._keys[place]
+        if self._routes[key.partition].is_key_range:
+            # Its checkpoint goes when all ranges are done, and the next cut may be another one.
+            key = replace(key, partition=MAIN_PARTITION)
         return NewReject(
-            key=self._keys[place],
+            key=key,
             position=batch.tokens[-1].new if batch.tokens else group.moves.get(place),
             reject=reject,
             row_key=key_of(reject.row, self._row_keys),
@@ -482,6 +502,9 @@ class Lane:
         at_new = at_old = 0
         for step in steps:
             now = found.get(step.key)
+            if now is None and step.removes:
+                at_new += 1
+                continue
             if now is None or now.epoch != step.epoch:
                 raise self._fenced() from doubt
             at_new += self._is_after(step, now)
@@ -501,7 +524,7 @@ class Lane:
         return any(one.epoch != self.checkpoints[key].epoch for key, one in found.items())
 
     def _is_after(self, step: Advance, now: Checkpoint) -> bool:
-        if now.position != step.new or now.complete != step.complete:
+        if step.removes or now.position != step.new or now.complete != step.complete:
             return False
         # A read of everything may end where the last one ended: then the position says nothing.
         return step.old != step.new or now.rows == self.checkpoints[step.key].rows + step.rows

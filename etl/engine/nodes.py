@@ -85,6 +85,8 @@ class _Drained(Exception):  # a way out of the read, not an error
 class Pump:
     """Drives one reader in one task; gives its batches tokens and hands them on.
 
+    It reads one partition after the other; pumps of several lanes share what is to be read.
+
     A drain ends the read between two batches, or interrupts it while it waits for the
     database; a batch that was half read is dropped, because it had no position yet.
 
@@ -98,9 +100,8 @@ class Pump:
         self,
         *,
         flow: str,
-        partition: str,
         reader: Reader[Any],
-        route: Route,
+        routes: deque[Route],
         steps: Sequence[RowStep],
         steps_left: int,
         sets_aside: bool,
@@ -113,11 +114,10 @@ class Pump:
         self.nbytes = 0
         self.exhausted = False
         self._flow = flow
-        self._partition = partition
+        self._routes = routes
+        self._partition = ""
         self._reader = reader
-        self._last: Position | None = route.after
-        self._cuts = route.cuts
-        self._has_work = bool(route.segments)
+        self._last: Position | None = None
         self._until: Position | None = None
         self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
         self._changes_rows = bool(steps)
@@ -148,11 +148,9 @@ class Pump:
         """Read to the end, or to a drain; then close the channel cleanly."""
         self._task = asyncio.current_task()
         try:
-            if self._has_work:
-                for cut in self._cuts:
-                    await self._read(cut)
-                    await self._reach(cut)
-                await self._read(None)
+            while self._routes:
+                # Another pump may serve the same routes, so each is taken off before it is read.
+                await self._follow(self._routes.popleft())
             self.exhausted = True
         except _Drained:
             pass
@@ -164,6 +162,14 @@ class Pump:
         finally:
             self._reading = False
         self._out.close()
+
+    async def _follow(self, route: Route) -> None:
+        """Read one partition."""
+        self._partition, self._last, self._seq = route.partition, route.after, 0
+        for segment in route.segments:
+            await self._read(segment.until)
+            if segment.until is not None:
+                await self._reach(segment.until)
 
     async def _read(self, until: Position | None) -> None:
         """Read one segment to its end."""
@@ -319,12 +325,15 @@ async def _over_rows(
 
 
 class _Runs:
-    """Cuts what comes out of a channel into runs of batches for the same sinks."""
+    """Cuts what comes out of a channel into runs that stages may look at together.
+
+    A run is for the same sinks, and where the source is read in key ranges, of one of them.
+    """
 
     def __init__(self, source: Channel[Batch[Any]], routes: Mapping[str, Route]) -> None:
         self._source = source
         self._follower = Follower(routes)
-        self._next: tuple[Batch[Any], Sinks] | None = None
+        self._next: tuple[Batch[Any], tuple[Sinks, str | None]] | None = None
 
     async def has_more(self) -> bool:
         """Whether another run begins; waits for its first batch."""
@@ -334,8 +343,8 @@ class _Runs:
 
     async def batches(self) -> AsyncGenerator[Batch[Any], None]:
         """One run; none where there is nothing at all."""
-        sinks = self._next[1] if self._next is not None else None
-        while self._next is not None and self._next[1] == sinks:
+        run = self._next[1] if self._next is not None else None
+        while self._next is not None and self._next[1] == run:
             batch, self._next = self._next[0], None
             yield batch
             del batch  # not held while the next is waited for
@@ -346,7 +355,8 @@ class _Runs:
             batch = await self._source.get()
         except EndOfChannelError:
             return
-        self._next = (batch, self._follower.sinks_of(batch))
+        sinks = self._follower.sinks_of(batch)
+        self._next = (batch, (sinks, self._follower.key_range))
 
 
 async def run_inline(
@@ -361,7 +371,8 @@ async def run_inline(
     """The task of a leg of row functions and stages.
 
     Where the sinks change for which the batches are, the stages end and begin anew: one that
-    merges batches would otherwise mix rows that a sink wants with rows that it has.
+    merges batches would otherwise mix rows that a sink wants with rows that it has. So they do
+    between key ranges, which makes the result the same for any number of lanes.
     """
     breather = Breather()
     runs = _Runs(source, routes)

@@ -14,7 +14,7 @@ while waiting on a channel, so there is no global byte budget: the limit is divi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from etl.connector import Sink, Target
@@ -86,13 +86,20 @@ class LanePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowPlan:
-    """One flow. ``shared`` legs come after a merge; each of the ``lanes`` gets every batch."""
+    """One flow. ``shared`` legs come after a merge; each of the ``lanes`` gets every batch.
+
+    Attributes:
+        jobs: How many key ranges are read and written at once, each by lanes of its own.
+        one_job: Why it is one although more were asked for.
+    """
 
     flow: Flow
     branches: tuple[BranchPlan, ...]
     shared: tuple[Leg, ...]
     lanes: tuple[LanePlan, ...]
     on_error: OnError
+    jobs: int = 1
+    one_job: str | None = None
 
     @property
     def name(self) -> str:
@@ -123,14 +130,15 @@ class FlowPlan:
     def channels(self) -> int:
         """How many channels stand in the flow."""
         fan_out = len(self.lanes) if len(self.lanes) > 1 else 0
-        return sum(len(branch.legs) for branch in self.branches) + 1 + len(self.shared) + fan_out
+        legs = sum(len(branch.legs) for branch in self.branches) + len(self.shared)
+        return self.jobs * (legs + 1 + fan_out)
 
     @property
     def parts(self) -> int:
         """Shares of the memory: channels, calls at once, and the lanes."""
         legs = [leg for branch in self.branches for leg in branch.legs] + list(self.shared)
         calls = sum(leg.parallel.concurrency for leg in legs if leg.parallel is not None)
-        return self.channels + calls + _LANE_PARTS * len(self.lanes)
+        return self.channels + self.jobs * (calls + _LANE_PARTS * len(self.lanes))
 
     @property
     def incremental(self) -> bool:
@@ -159,14 +167,14 @@ class Plan:
         that lock in different orders would wait for each other.
         """
         found: dict[Target, int] = {}
-        lanes = [lane for flow in self.flows for lane in flow.lanes]
-        for lane in sorted(lanes, key=lambda lane: lane.target.name):
-            found[lane.target] = found.get(lane.target, 0) + 1
+        lanes = [(lane.target, flow.jobs) for flow in self.flows for lane in flow.lanes]
+        for target, jobs in sorted(lanes, key=lambda lane: lane[0].name):
+            found[target] = found.get(target, 0) + jobs
         return found
 
     def explain(self) -> list[str]:
         """The plan in lines for a person."""
-        readers = sum(len(flow.branches) for flow in self.flows)
+        readers = sum(len(flow.branches) * flow.jobs for flow in self.flows)
         lines = [
             (
                 f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers}"
@@ -192,6 +200,7 @@ class Plan:
                 )
             for sink in flow.sinks:
                 lines.append(f"  write  {_sink_line(sink)}")
+            lines += [f"  lanes  {line}" for line in _jobs_lines(flow)]
             lines.append(f"  resume {_resume_line(flow)}")
             if len(flow.sinks) > 1:
                 lines.append(
@@ -228,7 +237,8 @@ def make_plan(
     """
     _check_names(name, flows)
     planned = tuple(
-        _plan_flow(flow, on_error if override else flow.on_error or on_error) for flow in flows
+        _plan_flow(flow, on_error if override else flow.on_error or on_error, limits.lanes)
+        for flow in flows
     )
     parts = sum(flow.parts for flow in planned)
     share = limits.memory_bytes // parts
@@ -262,7 +272,7 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
             modes[table] = sink.mode
 
 
-def _plan_flow(flow: Flow, on_error: OnError) -> FlowPlan:
+def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
     stream = flow.stream
     branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
     shared = _legs(stream.steps) if isinstance(stream.origin, Merged) else ()
@@ -291,7 +301,33 @@ def _plan_flow(flow: Flow, on_error: OnError) -> FlowPlan:
             f"flow {flow.name!r}: replace loads the whole table anew, so its source takes no"
             " cursor=; use upsert or append for an incremental read"
         )
-    return plan
+    if jobs == 1:
+        return plan
+    why = _one_job(plan)
+    return replace(plan, one_job=why) if why else replace(plan, jobs=jobs)
+
+
+def _one_job(plan: FlowPlan) -> str | None:
+    """Why a flow is not cut into key ranges."""
+    if len(plan.branches) > 1:
+        return "the sources of a merge are read at once as they are"
+    if plan.incremental:
+        return "what a cursor reads is one partition, in the cursor's order"
+    steps = plan.flow.stream.steps
+    for step in steps:
+        if isinstance(step, Stage) and not step.per_partition:
+            return (
+                f"the stage {step.name} may look across key ranges; @stage(per_partition=True)"
+                " says that it does not"
+            )
+    changing = [step for step in steps if not isinstance(step, Filter)]
+    upserts = [sink for sink in plan.sinks if sink.mode == "upsert"]
+    if changing and upserts:
+        return (
+            f"{step_label(changing[0])} may change the key of {upserts[0].table!r}, so two lanes"
+            " could write one row"
+        )
+    return None
 
 
 def _lanes(flow: Flow) -> tuple[LanePlan, ...]:
@@ -379,6 +415,31 @@ def _sink_line(sink: Sink[Any]) -> str:
     if sink.mode == "replace":
         how += " when every flow has ended well"
     return f"{sink.target.name} {sink.table}: {how}; exactly once, rows and position together"
+
+
+def _jobs_lines(flow: FlowPlan) -> list[str]:
+    if flow.one_job is not None:
+        return [f"one: {flow.one_job}"]
+    if flow.jobs == 1:
+        return []
+    text = (
+        f"{flow.jobs}, each with connections of its own: the source is cut into key ranges, each"
+        " with a position of its own. A table of a few batches, or without a key, is not cut"
+    )
+    lines = [text]
+    if any(sink.mode == "upsert" for sink in flow.sinks):
+        lines.append("only where the source's key is the key of the upsert; else one")
+    if any(
+        isinstance(step, Map | Filter | FlatMap | Stage | MapBatches | Lookup)
+        for step in flow.flow.stream.steps
+    ):
+        lines.append("functions run in one process: lanes share its one processor core for them")
+    lines += [
+        f"{lane.target.name} has one writer at a time: there the lanes take turns"
+        for lane in flow.lanes
+        if lane.target.has_one_writer
+    ]
+    return lines
 
 
 def _resume_line(flow: FlowPlan) -> str:

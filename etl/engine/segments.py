@@ -30,22 +30,31 @@ class Route:
     """How one partition is read: from ``after`` (None: the beginning), through its segments.
 
     Attributes:
-        segments: Empty where no sink wants anything of the partition.
+        segments: Empty where no sink wants anything of the partition. The last one goes to the
+            end of the partition: that of the source, or of a key range.
     """
 
+    partition: str
     after: Position | None
     segments: tuple[Segment, ...]
 
     @property
-    def cuts(self) -> tuple[Position, ...]:
-        """Where a segment ends and another begins."""
-        return tuple(one.until for one in self.segments[:-1] if one.until is not None)
+    def is_key_range(self) -> bool:
+        """Whether it is one key range of several, and not all of a source."""
+        return bool(self.segments) and self.segments[-1].until is not None
 
 
-def make_route(starts: Mapping[int, Position | None], ordered: Sequence[Position]) -> Route:
+def make_route(
+    partition: str,
+    starts: Mapping[int, Position | None],
+    ordered: Sequence[Position],
+    *,
+    until: Position | None = None,
+) -> Route:
     """The route of a partition for sinks that stand at given positions.
 
     Args:
+        until: Where the partition ends; None: where the source does.
         starts: Where each sink stands; sinks that want nothing are not in it.
         ordered: The different positions among them but the beginning, as the source orders them.
     """
@@ -54,19 +63,28 @@ def make_route(starts: Mapping[int, Position | None], ordered: Sequence[Position
         places.insert(0, None)
     reached: set[int] = set()
     segments: list[Segment] = []
-    for place, until in zip(places, [*places[1:], None], strict=False):
+    for place, end in zip(places, [*places[1:], until], strict=False):
         reached |= {sink for sink, start in starts.items() if start == place}
-        segments.append(Segment(until=until, sinks=frozenset(reached)))
-    return Route(after=places[0] if places else None, segments=tuple(segments))
+        segments.append(Segment(until=end, sinks=frozenset(reached)))
+    return Route(
+        partition=partition,
+        after=places[0] if places else None,
+        segments=tuple(segments),
+    )
 
 
 class Follower:
-    """Tells for batches, as they come in order, which sinks they are for."""
+    """Tells for batches, as they come in order, which sinks they are for.
+
+    Attributes:
+        key_range: The partition of the last batch, where that is a key range.
+    """
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
         self._at = dict.fromkeys(routes, 0)
         self._last: Sinks = frozenset()
+        self.key_range: str | None = None
 
     def sinks_of(self, batch: Batch[Any]) -> Sinks:
         """The sinks that a batch is for: the same for all of its rows."""
@@ -76,11 +94,12 @@ class Follower:
             partition = batch.pieces_of[0]
         else:
             return self._last  # neither rows nor tokens
-        segments = self._routes[partition].segments
-        self._last = segments[self._at[partition]].sinks
+        route = self._routes[partition]
+        self.key_range = partition if route.is_key_range else None
+        self._last = route.segments[self._at[partition]].sinks
         for token in batch.tokens:
             at = self._at[token.partition]
-            until = self._routes[token.partition].segments[at].until
-            if until is not None and token.new == until:
+            ends = self._routes[token.partition].segments
+            if at + 1 < len(ends) and token.new == ends[at].until:
                 self._at[token.partition] = at + 1
         return self._last

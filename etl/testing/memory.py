@@ -76,6 +76,11 @@ class MemorySource(Source[T]):
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         return sorted(positions)
 
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        count = len(self.rows)
+        number = min(most, count // least_rows)
+        return [(count * (at + 1) // number,) for at in range(number)]
+
 
 class CountingSource(Source[int]):
     """Counts from 0, one number a batch, and notes how far it runs ahead of a sink."""
@@ -109,6 +114,8 @@ class MemoryTarget:
         refuses: For rows that a constraint of a real table would refuse: gets a row, and the other
             rows of its table.
     """
+
+    has_one_writer = False
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
@@ -214,9 +221,17 @@ class MemorySession:
         return {key: known[key] for key in keys if key in known}
 
     async def take_over(
-        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+        self,
+        keys: Sequence[CheckpointKey],
+        *,
+        fingerprints: Sequence[str],
+        fresh: bool,
+        drops: Sequence[CheckpointKey] = (),
     ) -> Mapping[CheckpointKey, Checkpoint]:
         known = self.target.checkpoints
+        for key in drops:
+            known.pop(key, None)
+        epoch = max((known[key].epoch for key in keys if key in known), default=0) + 1
         modes = {sink.table: sink.mode for sink in self._sinks}
         lost = {key.sink for key in keys} - self.target.staging.keys()
         for key, fingerprint in zip(keys, fingerprints, strict=True):
@@ -228,7 +243,7 @@ class MemorySession:
                     if one.staged and _owner(one.key) == _owner(key):
                         del self.target.rejects[number]
                 found = replace(found, position=None, complete=False)
-            known[key] = replace(found, epoch=found.epoch + 1, fingerprint=fingerprint)
+            known[key] = replace(found, epoch=epoch, fingerprint=fingerprint)
         return {key: known[key] for key in keys}
 
     @property
@@ -460,6 +475,9 @@ def _check(target: MemoryTarget, step: Advance) -> None:
 
 
 def _move(target: MemoryTarget, step: Advance) -> None:
+    if step.removes:
+        del target.checkpoints[step.key]
+        return
     found = target.checkpoints[step.key]
     target.checkpoints[step.key] = replace(
         found, position=step.new, complete=step.complete, rows=found.rows + step.rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from etl import Batch, Database, stage
@@ -38,6 +38,7 @@ class Case:
         second: Those of the second database.
         shows_at_the_end: Nothing shows in the tables before a run has ended well.
         one_position: One checkpoint says how far a database is.
+        lanes: How many key ranges go on at once.
     """
 
     flow: Callable[[Stream[Item], Database, Database], Flow]
@@ -45,6 +46,7 @@ class Case:
     second: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
     shows_at_the_end: bool = False
     one_position: bool = True
+    lanes: int = 1
 
 
 @stage
@@ -52,6 +54,9 @@ async def pairs_only(batches: AsyncIterator[Batch[Item]]) -> AsyncGenerator[Batc
     """Drop the odd ids; some batches become empty and must still be sent on."""
     async for batch in batches:
         yield batch.derive([item for item in batch.rows if is_kept(item)])
+
+
+in_each_range = replace(pairs_only, per_partition=True)
 
 
 def is_kept(item: Item) -> bool:
@@ -110,6 +115,18 @@ CASES: Mapping[str, Case] = {
             first.append("copies"), first.upsert("others", key=("id",))
         ),
         tables={"copies": kept, "others": kept},
+    ),
+    "four lanes": Case(
+        flow=lambda items, first, _: items.through(in_each_range).into(first.append("copies")),
+        tables={"copies": kept},
+        one_position=False,
+        lanes=4,
+    ),
+    "four lanes, replaced": Case(
+        flow=lambda items, first, _: items.through(in_each_range).into(first.replace("copies")),
+        tables={"copies": kept},
+        shows_at_the_end=True,
+        lanes=4,
     ),
     # Either of the two lanes may be ahead when a crash comes.
     "two databases": Case(

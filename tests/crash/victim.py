@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from etl import Database, Limits, Pipeline
 from tests.crash.cases import CASES, Item
@@ -28,4 +29,4 @@ def pipeline(
     cursor = ("id",) if incremental else ()
     items = Database(source).table("items", row=Item, cursor=cursor)
     flow = CASES[case].flow(items, Database(first), Database(second))
-    return Pipeline(f"victim {case}", flow, limits=limits)
+    return Pipeline(f"victim {case}", flow, limits=replace(limits, lanes=CASES[case].lanes))

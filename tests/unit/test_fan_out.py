@@ -231,15 +231,15 @@ async def test_a_source_that_reads_past_the_end_of_a_segment_is_refused(size: in
 
 
 def test_segments_end_at_each_position_and_gather_sinks() -> None:
-    route = make_route({0: (5,), 1: None, 2: (9,), 3: (5,)}, [(5,), (9,)])
+    route = make_route("main", {0: (5,), 1: None, 2: (9,), 3: (5,)}, [(5,), (9,)])
     assert route.after is None
     assert route.segments == (
         Segment(until=(5,), sinks=frozenset({1})),
         Segment(until=(9,), sinks=frozenset({0, 1, 3})),
         Segment(until=None, sinks=frozenset({0, 1, 2, 3})),
     )
-    assert make_route({}, []).segments == ()
-    assert make_route({0: (3,)}, [(3,)]).after == (3,)
+    assert make_route("main", {}, []).segments == ()
+    assert make_route("main", {0: (3,)}, [(3,)]).after == (3,)
 
 
 # -- Any history --------------------------------------------------------------------------------

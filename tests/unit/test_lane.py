@@ -70,7 +70,7 @@ class Harness:
             session=self.session,
             checkpoints=dict(self.target.checkpoints),
             starts=dict.fromkeys(self.keys.values()),
-            routes={name: make_route({0: None}, ()) for name in partitions},
+            routes={name: make_route(name, {0: None}, ()) for name in partitions},
             channel=self.channel,
             limits=limits or Limits(),
             group_bytes=group_bytes,

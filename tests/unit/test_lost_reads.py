@@ -65,6 +65,9 @@ class LosesItsConnection:
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         return sorted(positions)
 
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        return ()
+
 
 class Unsteady(Source[int]):
     name = "unsteady"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -1132,9 +1133,8 @@ async def test_a_real_cancellation_of_a_draining_source_is_not_taken_for_its_end
     channel: Channel[Batch[Any]] = Channel("full", max_items=1, max_bytes=10**6)
     pump = Pump(
         flow="t",
-        partition="main",
         reader=GeneratorReader(MemorySource(ROWS)),
-        route=make_route({0: None}, ()),
+        routes=deque([make_route("main", {0: None}, ())]),
         steps=[],
         steps_left=0,
         sets_aside=False,

@@ -94,6 +94,23 @@ class Checkpoints:
         assert row is not None
         return checkpoint_of(row)
 
+    async def lift_epoch(
+        self, connection: Connection, key: CheckpointKey, epoch: int
+    ) -> Checkpoint:
+        """Give a checkpoint a higher epoch; see ``Session.take_over``."""
+        row = await connection.fetchrow(
+            f"UPDATE {self._table} SET epoch = $5 WHERE {_KEY}"  # noqa: S608
+            " RETURNING epoch, position, complete, fingerprint, rows",
+            *parts(key),
+            epoch,
+        )
+        assert row is not None
+        return checkpoint_of(row)
+
+    async def drop(self, connection: Connection, key: CheckpointKey) -> None:
+        """Forget a checkpoint; waits for whoever is committing it."""
+        await connection.execute(f"DELETE FROM {self._table} WHERE {_KEY}", *parts(key))  # noqa: S608
+
     async def start_anew(self, connection: Connection, key: CheckpointKey) -> Checkpoint:
         """A new generation: from the beginning, into a new staging table."""
         row = await connection.fetchrow(
@@ -107,6 +124,15 @@ class Checkpoints:
 
     async def advance(self, connection: Connection, step: Advance) -> bool:
         """Move one checkpoint if it is where this run left it; whether it was."""
+        if step.removes:
+            status = await connection.execute(
+                f"DELETE FROM {self._table} WHERE {_KEY} AND epoch = $5"  # noqa: S608
+                " AND position IS NOT DISTINCT FROM $6",
+                *parts(step.key),
+                step.epoch,
+                encode_position(step.old),
+            )
+            return status == "DELETE 1"
         status = await connection.execute(
             f"""
             UPDATE {self._table}

@@ -49,7 +49,15 @@ class Load:
         notes: What could not be made as the source has it.
     """
 
-    def __init__(self, sink: Sink[Any], pipeline: str, flow: str, default_schema: str) -> None:
+    def __init__(
+        self, sink: Sink[Any], pipeline: str, flow: str, default_schema: str, kept: set[str]
+    ) -> None:
+        """Make one.
+
+        Args:
+            kept: Staging tables with rows that are in; shared by the lanes of a run. From then on
+                they must exist.
+        """
         self.sink = sink
         self.flow = flow
         self.label = f"sink {sink.table!r}"
@@ -71,8 +79,8 @@ class Load:
         self._temporary: str | None = None
         self._has_triggers = False
         self._used_temporary = False
-        self._is_staged_for_good = False
         self._marked: tuple[Any, ...] = ()
+        self._kept = kept
 
     # --- before the first row ---
 
@@ -262,7 +270,8 @@ class Load:
         """Whether the staging table exists; from then on it must."""
         await self._final(connection)
         found = await find_relation(connection, self.staging_table) is not None
-        self._is_staged_for_good = found
+        if found:
+            self._kept.add(self.staging_table)
         return found
 
     async def restage(self, connection: Connection) -> None:
@@ -270,7 +279,7 @@ class Load:
         await self._final(connection)
         await connection.execute(f"DROP TABLE IF EXISTS {self.staging_table}")
         self._into = None
-        self._is_staged_for_good = False
+        self._kept.discard(self.staging_table)
         await self._make_staging(connection, ())
 
     async def _make_staging(self, connection: Connection, rows: Sequence[Any]) -> None:
@@ -409,7 +418,7 @@ class Load:
     def committed(self) -> None:
         """The transaction is in."""
         if self.staged and self._into is not None:
-            self._is_staged_for_good = True
+            self._kept.add(self.staging_table)
 
     def forget(self) -> None:
         """The transaction was rolled back: what it made is gone."""
@@ -563,15 +572,20 @@ class Load:
 
     async def _make(self, connection: Connection, rows: Sequence[Any]) -> Relation:
         """Make a table for rows that tell their columns only now."""
-        if self.staged and self._is_staged_for_good:
-            raise SchemaMismatchError(
-                f"{self.label}: its staging table {self._staging!r} was dropped during the run."
-                " This group was rolled back; run again, and the load starts from the beginning"
-            )
         found: Relation | None = None
         if self.staged:
-            await self._make_staging(connection, rows)
+            # Another lane of this flow may be making it: the second finds it made.
+            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", DDL_LOCK)
             found = await find_relation(connection, self.staging_table)
+            if found is None:
+                if self.staging_table in self._kept:
+                    raise SchemaMismatchError(
+                        f"{self.label}: its staging table {self._staging!r} was dropped during the"
+                        " run. This group was rolled back; run again, and the load starts from the"
+                        " beginning"
+                    )
+                await self._make_staging(connection, rows)
+                found = await find_relation(connection, self.staging_table)
         elif self.sink.create:
             shape = self._shape or self._shape_of_rows(rows)
             found = await self._create_final(connection, shape)

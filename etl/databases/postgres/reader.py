@@ -13,6 +13,7 @@ from etl.batch import Batch, Position, Reject
 from etl.connector import Emit, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
+from etl.databases.postgres.chunks import find_chunks
 from etl.databases.postgres.connect import Connection, application_name, close, connect
 from etl.databases.postgres.frames import (
     FORM,
@@ -178,6 +179,15 @@ class PostgresReader:
                 *([position[i] for position in positions] for i in range(len(selection.order))),
             )
         return [positions[int(row["etl_n"]) - 1] for row in numbers]
+
+    async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
+        """See :meth:`etl.connector.Reader.chunks`. A large table is sampled, to be quick."""
+        selection = self._selection
+        if not selection.proven or not selection.order:
+            return ()  # the rows are watched, in one piece, for keys that are NULL or double
+        connection = await self._connected()
+        with translating("source", selection.label, UNCHANGED):
+            return await find_chunks(connection, selection, most=most, least_rows=least_rows)
 
     async def _connected(self) -> Connection:
         """The connection; a new one after a read that was cut short."""

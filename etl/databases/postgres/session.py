@@ -51,12 +51,13 @@ class PostgresSession:
         flow: str,
         schema: str,
         replaced: Callable[[Connection], Awaitable[Sequence[int]]],
+        staged: set[str],
     ) -> None:
         self.flow = flow
         self._url = url
         self._application = application
         self._checkpoints = checkpoints
-        self.loads = [Load(sink, pipeline, flow, schema) for sink in sinks]
+        self.loads = [Load(sink, pipeline, flow, schema, staged) for sink in sinks]
         self._replaced = replaced
         self._connection: Connection | None = None
         self._is_open = False  # a transaction
@@ -109,12 +110,19 @@ class PostgresSession:
             return await self._checkpoints.load(await self._get(), keys)
 
     async def take_over(
-        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+        self,
+        keys: Sequence[CheckpointKey],
+        *,
+        fingerprints: Sequence[str],
+        fresh: bool,
+        drops: Sequence[CheckpointKey] = (),
     ) -> Mapping[CheckpointKey, Checkpoint]:
         """See :meth:`etl.connector.Session.take_over`."""
         await self.begin()
         try:
             with self._working("taking over the checkpoints", "nothing was written"):
+                for key in sorted(drops, key=parts):
+                    await self._checkpoints.drop(await self._get(), key)
                 found = await self._take_over(dict(zip(keys, fingerprints, strict=True)), fresh)
             await self.commit()
             return found
@@ -129,6 +137,10 @@ class PostgresSession:
         found: dict[CheckpointKey, Checkpoint] = {}
         for key in sorted(fingerprints, key=parts):
             found[key] = await self._checkpoints.raise_epoch(connection, key, fingerprints[key])
+        highest = max(one.epoch for one in found.values())
+        for key, one in found.items():
+            if one.epoch < highest:
+                found[key] = await self._checkpoints.lift_epoch(connection, key, highest)
         for load in self.loads:
             own = [key for key in found if key.sink == load.sink.table]
             if not load.staged or not own:

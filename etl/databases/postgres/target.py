@@ -89,6 +89,7 @@ class PostgresTarget:
         self._application = application
         self._checkpoints = Checkpoints(schema, info)
         self._sessions: list[PostgresSession] = []
+        self._staged: set[str] = set()
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> PostgresSession:
         """See :meth:`etl.connector.OpenTarget.session`."""
@@ -101,6 +102,7 @@ class PostgresTarget:
             flow=flow,
             schema=self._schema,
             replaced=self._replaced,
+            staged=self._staged,
         )
         self._sessions.append(session)
         return session
@@ -191,6 +193,8 @@ class PostgresTarget:
 
     async def _is_published(self, connection: Connection, step: Advance) -> bool:
         found = (await self._checkpoints.load(connection, [step.key], lock=True)).get(step.key)
+        if step.removes:
+            return found is None
         return (
             found is not None
             and found.complete
@@ -200,13 +204,14 @@ class PostgresTarget:
 
     def _loads_of(self, keys: Sequence[CheckpointKey]) -> list[Load]:
         wanted = {(key.flow, key.sink) for key in keys}
-        loads = [
-            load
+        # The lanes of one flow have each a load of the same staging table.
+        loads = {
+            (load.flow, load.sink.table): load
             for session in self._sessions
             for load in session.loads
             if load.staged and (load.flow, load.sink.table) in wanted
-        ]
-        return sorted(loads, key=lambda load: load.sink.table)
+        }
+        return sorted(loads.values(), key=lambda load: load.sink.table)
 
     async def _replaced(self, connection: Connection) -> list[int]:
         """The tables that are replaced, all in one transaction."""

@@ -74,6 +74,23 @@ async def raise_epoch(
     )
 
 
+async def drop(connection: Connection, key: CheckpointKey) -> None:
+    """Forget a checkpoint."""
+    await connection.execute(f"DELETE FROM etl_checkpoint WHERE {_KEY}", parts(key))  # noqa: S608
+
+
+async def level_epochs(connection: Connection, keys: Sequence[CheckpointKey]) -> None:
+    """Give checkpoints of one lane the highest epoch among them; see ``Session.take_over``."""
+    epochs = {key: found.epoch for key, found in (await load(connection, keys)).items()}
+    highest = max(epochs.values(), default=0)
+    for key, epoch in epochs.items():
+        if epoch < highest:
+            await connection.execute(
+                f"UPDATE etl_checkpoint SET epoch = ? WHERE {_KEY}",  # noqa: S608
+                (highest, *parts(key)),
+            )
+
+
 async def start_anew(connection: Connection, key: CheckpointKey) -> None:
     """A new generation: from the beginning, into a new staging table."""
     await connection.execute(
@@ -89,21 +106,16 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
     Raises:
         FencedError: It is not there any more: a newer run took over.
     """
-    changed = await connection.execute(
-        "UPDATE etl_checkpoint SET position = ?, complete = ?, rows = rows + ?,"  # noqa: S608
-        f" batches = batches + 1, run_id = ?, updated_at = ? WHERE {_KEY} AND epoch = ?"
-        " AND position IS ?",
-        (
-            encode_position(step.new),
-            int(step.complete),
-            step.rows,
-            run_id,
-            now(),
-            *parts(step.key),
-            step.epoch,
-            encode_position(step.old),
-        ),
-    )
+    at = (*parts(step.key), step.epoch, encode_position(step.old))
+    where = f"WHERE {_KEY} AND epoch = ? AND position IS ?"
+    if step.removes:
+        changed = await connection.execute(f"DELETE FROM etl_checkpoint {where}", at)  # noqa: S608
+    else:
+        changed = await connection.execute(
+            "UPDATE etl_checkpoint SET position = ?, complete = ?, rows = rows + ?,"  # noqa: S608
+            f" batches = batches + 1, run_id = ?, updated_at = ? {where}",
+            (encode_position(step.new), int(step.complete), step.rows, run_id, now(), *at),
+        )
     if changed != 1:
         key = step.key
         raise FencedError(

@@ -254,15 +254,23 @@ class SqliteSession:
                 await self._disconnect()
 
     async def take_over(
-        self, keys: Sequence[CheckpointKey], *, fingerprints: Sequence[str], fresh: bool
+        self,
+        keys: Sequence[CheckpointKey],
+        *,
+        fingerprints: Sequence[str],
+        fresh: bool,
+        drops: Sequence[CheckpointKey] = (),
     ) -> Mapping[CheckpointKey, Checkpoint]:
         """See the protocol."""
         async with self._transaction() as connection:
+            for key in drops:
+                await checkpoints.drop(connection, key)
             pairs = sorted(
                 zip(keys, fingerprints, strict=True), key=lambda pair: checkpoints.parts(pair[0])
             )
             for key, fingerprint in pairs:
                 await checkpoints.raise_epoch(connection, key, fingerprint, self._target.info)
+            await checkpoints.level_epochs(connection, keys)
             found = await checkpoints.load(connection, keys)
             for load in self.loads:
                 own = [key for key in keys if key.sink == load.sink.table]
@@ -461,6 +469,8 @@ class SqliteSession:
 
 
 def _is_in(checkpoint: Checkpoint | None, step: Advance) -> bool:
+    if step.removes:
+        return checkpoint is None
     return (
         checkpoint is not None
         and checkpoint.complete
