@@ -202,6 +202,7 @@ class MemorySession:
         self._info = info
         self._rows: list[tuple[int, Sequence[Any]]] | None = None
         self._steps: list[Advance] = []
+        self._found: dict[int, StoredReject] = {}
         self.pending: dict[int, StoredReject] = {}
         self._saved: tuple[int, dict[int, StoredReject]] = (0, {})
 
@@ -253,7 +254,8 @@ class MemorySession:
     async def begin(self, *, strict: bool = False) -> None:
         assert self._rows is None, "begin inside a transaction"
         self._rows, self._steps = [], []
-        self.pending = dict(self.target.rejects)
+        self._found = self.target.rejects
+        self.pending = dict(self._found)
 
     async def savepoint(self) -> None:
         assert self._rows is not None, "savepoint outside a transaction"
@@ -321,7 +323,11 @@ class MemorySession:
                 tables[sink.table].extend(rows)
         for step in self._steps:
             _move(target, step)
-        target.rejects = dict(self.pending)
+        # Only what this transaction changed: that of another lane may be in since it began.
+        gone = self._found.keys() - self.pending.keys()
+        changed = {n: one for n, one in self.pending.items() if self._found.get(n) is not one}
+        now = {number: one for number, one in target.rejects.items() if number not in gone}
+        target.rejects = {**now, **changed}
         target.commits += 1
 
     def stored(self, number: int, new: NewReject) -> StoredReject:

@@ -26,7 +26,7 @@ from etl import (
     stage,
 )
 from etl.connector import CheckpointKey, Reader, RunInfo
-from etl.errors import FencedError, PipelineFailedError
+from etl.errors import FencedError, PipelineFailedError, TransientError
 from etl.flow import Flow, GeneratorReader
 from etl.rows import shape_of
 from etl.testing import MemorySink, MemorySource, MemoryTarget
@@ -257,7 +257,7 @@ def no_sevens(row: int) -> int:
 
 
 async def test_bad_rows_of_all_lanes_are_kept_once_under_the_whole_flow() -> None:
-    sink = MemorySink[int](fail_on_write=9)
+    sink = MemorySink[int](fail_on_write=9, error=TransientError)
     flow = Table().map(no_sevens).into(sink)
 
     def with_rejects(lanes: int) -> Pipeline:
