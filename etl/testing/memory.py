@@ -202,7 +202,7 @@ class MemorySession:
         self._info = info
         self._rows: list[tuple[int, Sequence[Any]]] | None = None
         self._steps: list[Advance] = []
-        self._found: dict[int, StoredReject] = {}
+        self._before: dict[int, StoredReject] = {}
         self.pending: dict[int, StoredReject] = {}
         self._saved: tuple[int, dict[int, StoredReject]] = (0, {})
 
@@ -254,8 +254,8 @@ class MemorySession:
     async def begin(self, *, strict: bool = False) -> None:
         assert self._rows is None, "begin inside a transaction"
         self._rows, self._steps = [], []
-        self._found = self.target.rejects
-        self.pending = dict(self._found)
+        self._before = dict(self.target.rejects)
+        self.pending = dict(self._before)
 
     async def savepoint(self) -> None:
         assert self._rows is not None, "savepoint outside a transaction"
@@ -324,8 +324,8 @@ class MemorySession:
         for step in self._steps:
             _move(target, step)
         # Only what this transaction changed: that of another lane may be in since it began.
-        gone = self._found.keys() - self.pending.keys()
-        changed = {n: one for n, one in self.pending.items() if self._found.get(n) is not one}
+        gone = self._before.keys() - self.pending.keys()
+        changed = {n: one for n, one in self.pending.items() if self._before.get(n) is not one}
         now = {number: one for number, one in target.rejects.items() if number not in gone}
         target.rejects = {**now, **changed}
         target.commits += 1
