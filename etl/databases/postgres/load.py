@@ -575,7 +575,7 @@ class Load:
         found: Relation | None = None
         if self.staged:
             # Another lane of this flow may be making it: the second finds it made.
-            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", DDL_LOCK)
+            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
             found = await find_relation(connection, self.staging_table)
             if found is None:
                 if self.staging_table in self._kept:

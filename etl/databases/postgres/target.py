@@ -135,12 +135,12 @@ class PostgresTarget:
         """See the protocol."""
         return {
             session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
-            for session in self._sessions
+            for session in self._leading
         }
 
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
-        loads = [load for session in self._sessions for load in session.loads if load.needs_build]
+        loads = [load for session in self._leading for load in session.loads if load.needs_build]
         if not loads:
             return
         connection = await connect(self._url, "target", self._application)
@@ -204,20 +204,24 @@ class PostgresTarget:
 
     def _loads_of(self, keys: Sequence[CheckpointKey]) -> list[Load]:
         wanted = {(key.flow, key.sink) for key in keys}
-        # The lanes of one flow have each a load of the same staging table.
-        loads = {
-            (load.flow, load.sink.table): load
-            for session in self._sessions
+        loads = [
+            load
+            for session in self._leading
             for load in session.loads
             if load.staged and (load.flow, load.sink.table) in wanted
-        }
-        return sorted(loads.values(), key=lambda load: load.sink.table)
+        ]
+        return sorted(loads, key=lambda load: load.sink.table)
+
+    @property
+    def _leading(self) -> list[PostgresSession]:
+        """The first session of each flow: those of its other lanes load the same tables."""
+        return list({session.flow: session for session in reversed(self._sessions)}.values())[::-1]
 
     async def _replaced(self, connection: Connection) -> list[int]:
         """The tables that are replaced, all in one transaction."""
         loads = [
             load
-            for session in self._sessions
+            for session in self._leading
             for load in session.loads
             if load.sink.mode == "replace"
         ]

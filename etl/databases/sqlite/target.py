@@ -132,12 +132,17 @@ class SqliteTarget:
         """See the protocol."""
         return {
             session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
-            for session in self._sessions
+            for session in self._leading
         }
+
+    @property
+    def _leading(self) -> list[SqliteSession]:
+        """The first session of each flow: those of its other lanes load the same tables."""
+        return list({session.flow: session for session in reversed(self._sessions)}.values())[::-1]
 
     async def build(self) -> None:
         """See the protocol: from here on, foreign keys of tables that were made hold."""
-        loads = [load for session in self._sessions for load in session.loads if load.is_new]
+        loads = [load for session in self._leading for load in session.loads if load.is_new]
         if not loads:
             return
         async with self.turn:
@@ -177,7 +182,7 @@ class SqliteTarget:
     async def _publish(self, connection: Connection, steps: Sequence[Advance]) -> None:
         loads = {
             (session.flow, load.sink.table): load
-            for session in self._sessions
+            for session in self._leading
             for load in session.loads
             if load.is_staged
         }
