@@ -215,7 +215,10 @@ class PostgresTarget:
     @property
     def _leading(self) -> list[PostgresSession]:
         """The first session of each flow: those of its other lanes load the same tables."""
-        return list({session.flow: session for session in reversed(self._sessions)}.values())[::-1]
+        found: dict[str, PostgresSession] = {}
+        for session in self._sessions:
+            found.setdefault(session.flow, session)
+        return list(found.values())
 
     async def _replaced(self, connection: Connection) -> list[int]:
         """The tables that are replaced, all in one transaction."""

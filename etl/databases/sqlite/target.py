@@ -138,7 +138,10 @@ class SqliteTarget:
     @property
     def _leading(self) -> list[SqliteSession]:
         """The first session of each flow: those of its other lanes load the same tables."""
-        return list({session.flow: session for session in reversed(self._sessions)}.values())[::-1]
+        found: dict[str, SqliteSession] = {}
+        for session in self._sessions:
+            found.setdefault(session.flow, session)
+        return list(found.values())
 
     async def build(self) -> None:
         """See the protocol: from here on, foreign keys of tables that were made hold."""
