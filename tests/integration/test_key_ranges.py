@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import pytest
 
-from etl import Database, Limits, Pipeline, Row
+from etl import Database, DeadLetter, Limits, Pipeline, Row
 from etl.connector import Advance, CheckpointKey, Reader, Sink, Target
 from etl.databases import postgres, sqlite
 from etl.databases.database import ReadSpec
@@ -203,3 +204,28 @@ async def test_a_range_that_is_cut_anew_has_a_higher_epoch_than_any_before(
         await session.advance([gone])
         await session.commit()
         assert list(await session.load(both)) == [WHOLE]
+
+
+class Kind(Enum):
+    GOOD = "good"
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    id: int
+    kind: Kind
+
+
+async def test_each_lane_sets_rows_aside_that_its_source_cannot_build(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE things (id int PRIMARY KEY, kind text NOT NULL); INSERT INTO things"
+        " SELECT i, CASE WHEN i % 100 = 0 THEN 'bad' ELSE 'good' END"
+        " FROM generate_series(1, 1000) AS i; CREATE TABLE copy (id int, kind text)",
+    )
+    database = Database(postgres_url)
+    flow = database.table("things", row=Thing).into(database.append("copy"))
+    report = await Pipeline("t", flow, limits=LANES, on_error=DeadLetter()).run()
+    assert report.flows[0].rows_rejected == 10
+    assert report.rows_written == 990
+    assert await value(postgres_url, "SELECT count(*) FROM etl_reject") == 10
