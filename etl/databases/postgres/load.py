@@ -8,6 +8,8 @@ from dataclasses import is_dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, cast
 
+import asyncpg
+
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
@@ -77,7 +79,7 @@ class Load:
         self._names: tuple[str, ...] = ()
         self._is_checked = False
         self._temporary: str | None = None
-        self._has_triggers = False
+        self._may_drop_rows = False
         self._used_temporary = False
         self._marked: tuple[Any, ...] = ()
         self._kept = kept
@@ -100,6 +102,8 @@ class Load:
         sink = self.sink
         self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
         self._shape = shape
+        # Taken before the table is looked at: what is changed after this look is seen then.
+        looked_at = await fingerprint(connection, self._qualified(sink.table))
         final = await self._final(connection)
         if final is None:
             if not sink.create:
@@ -110,6 +114,7 @@ class Load:
             if sink.mode == "replace" or self._shape is None:
                 return []
             final = await self._create_final(connection, self._shape)
+            looked_at = await fingerprint(connection, final.qualified)
         self._check(final)
         if sink.mode == "replace":
             await self._check_own(connection, final)
@@ -118,7 +123,7 @@ class Load:
         elif sink.mode == "replace":
             await check_rewrite(connection, final, self.label, together)
         if not self.staged:
-            self._into = final
+            self._into, self._fingerprint = final, looked_at
         return self._notes()
 
     @property
@@ -267,9 +272,17 @@ class Load:
         return qualify(self._schema, self._staging)
 
     async def has_staging(self, connection: Connection) -> bool:
-        """Whether the staging table exists; from then on it must."""
-        await self._final(connection)
-        found = await find_relation(connection, self.staging_table) is not None
+        """Whether the staging table exists and still fits its table; from then on it must."""
+        final = await self._final(connection)
+        staged = await find_relation(connection, self.staging_table)
+        found = staged is not None and (
+            final is None
+            or (
+                await staging.is_like(connection, staged, final)
+                if self.renames
+                else staging.has_types_of(staged, final)
+            )
+        )
         if found:
             self._kept.add(self.staging_table)
         return found
@@ -401,6 +414,9 @@ class Load:
             return
         found = await find_relation(connection, self.staging_table)
         if found is not None:
+            await connection.execute(f"LOCK TABLE {final.qualified} IN ROW EXCLUSIVE MODE")
+            final = await self._final(connection)  # as it is now that nobody can change it
+            assert final is not None
             await staging.pour(connection, found, final, self._source)
 
     async def record(self, connection: Connection) -> None:
@@ -437,7 +453,7 @@ class Load:
             self._temporary,
             self._used_temporary,
             self._is_checked,
-            self._has_triggers,
+            self._may_drop_rows,
         )
 
     def recall(self) -> None:
@@ -450,7 +466,7 @@ class Load:
             self._temporary,
             self._used_temporary,
             self._is_checked,
-            self._has_triggers,
+            self._may_drop_rows,
         ) = self._marked
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
@@ -544,31 +560,42 @@ class Load:
     ) -> Relation:
         """The table that rows are copied into, locked and as it was when it was checked."""
         if self._into is None:
-            wanted = self.staging_table if self.staged else self.sink.table
+            wanted = self.staging_table if self.staged else self._qualified(self.sink.table)
+            self._fingerprint = await fingerprint(connection, wanted)
             found = await find_relation(connection, wanted)
             if found is None:
                 found = await self._make(connection, rows)
+                self._fingerprint = await fingerprint(connection, found.qualified)
             if not self.staged:
                 self._check(found)
             check_columns(found, names, self.label)
             self._into = found
             self._encoder = None
-            self._fingerprint = None
         into = self._into
         if not self._is_checked:
-            await connection.execute(f"LOCK TABLE {into.qualified} IN ROW EXCLUSIVE MODE")
+            try:
+                await connection.execute(f"LOCK TABLE {into.qualified} IN ROW EXCLUSIVE MODE")
+            except asyncpg.UndefinedTableError as error:
+                raise self._changed(into) from error
             now = await fingerprint(connection, into.qualified)
-            if self._fingerprint is None and now is not None and now.split(" ")[0] == str(into.oid):
-                self._fingerprint = now
-                self._has_triggers = await _row_triggers(connection, into)
-            if now != self._fingerprint or now is None:
-                raise SchemaMismatchError(
-                    f"{self.label}: the table {into.label!r} was changed (ALTER, or dropped and"
-                    " made again) while the run wrote into it. The rows before are in and this"
-                    " group was rolled back; run again"
-                )
+            if now is None or now != self._fingerprint:
+                raise self._changed(into)
+            self._may_drop_rows = await _may_drop_rows(connection, into)
             self._is_checked = True
         return into
+
+    def _changed(self, into: Relation) -> SchemaMismatchError:
+        return SchemaMismatchError(
+            f"{self.label}: the table {into.label!r} was changed (ALTER, or dropped and made again)"
+            " after the run had looked at it. The rows before are in and this group was rolled"
+            " back; run again"
+        )
+
+    @staticmethod
+    def _qualified(name: str) -> str:
+        """A user's name, quoted; without a schema it follows the search_path."""
+        schema, table = split_name(name)
+        return qualify(schema, table)
 
     async def _make(self, connection: Connection, rows: Sequence[Any]) -> Relation:
         """Make a table for rows that tell their columns only now."""
@@ -642,10 +669,10 @@ class Load:
     def _check_kept(self, kept: int, count: int) -> None:
         if kept != count:
             raise DataError(
-                f"{self.label}: the table took {kept} of {count} rows; a trigger of it drops"
-                " rows. This group was rolled back; remove the trigger, or filter the rows in the"
+                f"{self.label}: the table took {kept} of {count} rows; a trigger or rule of it"
+                " drops rows. This group was rolled back; remove it, or filter the rows in the"
                 " pipeline",
-                reason="a trigger of the table drops the row",
+                reason="a trigger or rule of the table drops the row",
             )
 
     # --- upsert ---
@@ -680,7 +707,7 @@ class Load:
         status = await connection.execute(
             self._merge_sql(into, temporary, are_unique=are_unique), timeout=GROUP_S
         )
-        if self._has_triggers:
+        if self._may_drop_rows:
             distinct: int = await connection.fetchval(
                 f"SELECT count(*) FROM (SELECT DISTINCT {quote_all(key)}"  # noqa: S608
                 f" FROM {qualify('pg_temp', temporary)}) AS k",
@@ -769,11 +796,12 @@ def _has_same_types(table: Relation, columns: Sequence[Column]) -> bool:
     )
 
 
-async def _row_triggers(connection: Connection, table: Relation) -> bool:
-    """Whether triggers of the user's may drop rows."""
+async def _may_drop_rows(connection: Connection, table: Relation) -> bool:
+    """Whether triggers or rules of the user's may drop rows that are inserted."""
     found: bool = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1"
-        " AND NOT tgisinternal AND (tgtype & 3) = 3)",  # FOR EACH ROW, BEFORE
+        " AND NOT tgisinternal AND (tgtype & 3) = 3)"  # FOR EACH ROW, BEFORE
+        " OR EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class = $1)",
         table.oid,
     )
     return found

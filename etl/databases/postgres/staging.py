@@ -14,11 +14,12 @@ from etl.databases.postgres.make import (
     free_name,
     make_numbers,
     make_rest,
+    missing_indexes,
     name_indexes,
     set_sequences,
 )
 from etl.databases.sql import qualify, quote, quote_all
-from etl.errors import SchemaMismatchError
+from etl.errors import DataError, SchemaMismatchError
 
 _SUFFIX = "__etl_new"
 
@@ -158,6 +159,48 @@ async def make_bare(
     )
 
 
+# What LIKE copies, and so what a table loses that gets it after the copy was made. The rows of an
+# old table may break a NOT VALID constraint; those of a new one never do, so LIKE leaves it out.
+# A new table may have a sequence of its own.
+_LIKENESS = """
+SELECT concat_ws(E'\n',
+    (SELECT string_agg(concat_ws(' ', quote_ident(a.attname),
+            pg_catalog.format_type(a.atttypid, a.atttypmod), a.attcollation::bigint, a.attnotnull,
+            a.attidentity, a.attgenerated, regexp_replace(
+                pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'nextval\\(.*\\)', 'nextval')), ','
+            ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute AS a
+        LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),
+    (SELECT string_agg(c.text, ',' ORDER BY c.text) FROM (
+        SELECT regexp_replace(pg_catalog.pg_get_constraintdef(oid), ' NOT VALID$', '') AS text
+        FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c') AS c)
+)
+"""
+
+
+async def is_like(connection: Connection, staging: Relation, table: Relation) -> bool:
+    """Whether a staging table is what :func:`make_like` would make now."""
+    of_staging, of_table = [
+        await connection.fetchval(_LIKENESS, one.oid) for one in (staging, table)
+    ]
+    return bool(of_staging == of_table)
+
+
+def has_types_of(staging: Relation, table: Relation) -> bool:
+    """Whether a table has the columns of a bare staging table, with the same types."""
+    have = {a.name: (a.type_oid, a.column.type.name) for a in table.attributes}
+    return all(have.get(a.name) == (a.type_oid, a.column.type.name) for a in staging.attributes)
+
+
+def _changed(table: Relation) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"table {table.label!r} was changed (ALTER, a constraint or an index) after its new rows"
+        " had begun to be staged, and the change would be lost. It is as it was; run again, and the"
+        " load starts from the beginning"
+    )
+
+
 async def empty(connection: Connection, table: Relation) -> None:
     """Delete the rows of a table that is to be filled anew."""
     await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
@@ -167,20 +210,36 @@ async def empty(connection: Connection, table: Relation) -> None:
 async def pour(
     connection: Connection, staging: Relation, table: Relation, source: TableDefinition | None
 ) -> None:
-    """Insert a staging table's rows into its table, and drop it.
+    """Insert a staging table's rows into its table, which is locked, and drop it.
 
     Args:
         source: Knows the last numbers of the source's sequences.
+
+    Raises:
+        SchemaMismatchError: The table has other columns than the rows were staged for.
+        DataError: A trigger or rule of the table drops rows.
     """
+    if not has_types_of(staging, table):
+        raise _changed(table)
     have = table.by_name
-    names = [a.name for a in staging.attributes if a.name in have and not have[a.name].generated]
+    names = [a.name for a in staging.attributes if not have[a.name].generated]
     columns = quote_all(names)
+    count: int = await connection.fetchval(
+        f"SELECT count(*) FROM {staging.qualified}",  # noqa: S608  a quoted name
+        timeout=LONG_S,
+    )
     over = "OVERRIDING SYSTEM VALUE " if any(have[n].identity == "always" for n in names) else ""
-    await connection.execute(
+    status = await connection.execute(
         f"INSERT INTO {table.qualified} ({columns}) {over}"  # noqa: S608
         f"SELECT {columns} FROM {staging.qualified}",
         timeout=LONG_S,
     )
+    kept = int(status.rpartition(" ")[2])
+    if kept != count:
+        raise DataError(
+            f"table {table.label!r} took {kept} of {count} rows; a trigger or rule of it drops"
+            " rows. Nothing was put in place and the staged rows stay; remove it, and run again"
+        )
     await connection.execute(f"DROP TABLE {staging.qualified}")
     numbered = (await describe(connection, [table.oid]))[table.oid]
     for known in (numbered, source):
@@ -221,6 +280,11 @@ async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
         if old is not None:
             label = f"table {old.label!r}"
             await check_rename(connection, old, swap.staging.name, label, together)
+            now = (await describe(connection, [old.oid]))[old.oid]
+            if not await is_like(connection, swap.staging, old) or await missing_indexes(
+                connection, now, old.schema, swap.staging.name
+            ):
+                raise _changed(old)
     if olds:
         every = ", ".join(old.qualified for old in olds.values())
         await connection.execute(f"DROP TABLE {every}")

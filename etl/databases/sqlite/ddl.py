@@ -79,11 +79,13 @@ def create_table(
 
 def create_staging(name: str, columns: Sequence[tuple[str, str]]) -> str:
     """A table without constraints, from names and declared types."""
-    lines = [
-        f"{quote(column)} {declare(Type(kind='dynamic', name=declared, dialect='sqlite'))}".rstrip()
-        for column, declared in columns
-    ]
+    lines = [f"{quote(column)} {staged_type(declared)}".rstrip() for column, declared in columns]
     return f"CREATE TABLE {quote(name)} (\n    " + ",\n    ".join(lines) + "\n)"
+
+
+def staged_type(declared: str) -> str:
+    """What a column is declared as in a staging table; its values are turned as in the table."""
+    return declare(Type(kind="dynamic", name=declared, dialect="sqlite"))
 
 
 def _line(column: Column, key: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from etl.databases.sqlite.ddl import (
     create_staging,
     create_table,
     refuse_doubles,
+    staged_type,
     suggest_table,
 )
 from etl.databases.sqlite.schema import STAGING, Table, TableColumn, find_table, table_name
@@ -81,6 +82,7 @@ class Load:
         self._into: Table | None = None
         self._schema_version: int | None = None
         self._plans: dict[tuple[str, ...], tuple[str, Binder]] = {}
+        self._is_there_for_good = False  # the table that rows go into; rows of this load are in it
 
     # -- before the first row ----------------------------------------------------------------
 
@@ -108,6 +110,7 @@ class Load:
                 return []
             final = await self._create(connection, self._shape)
         self._check(final)
+        self._is_there_for_good = not self.is_staged
         await self._check_own(connection, final)
         self.is_new = await made.is_building(connection, final.name)
         return self._notes(final)
@@ -336,13 +339,17 @@ class Load:
     # -- staging -----------------------------------------------------------------------------
 
     async def has_staging(self, connection: Connection) -> bool:
-        """Whether the staging table is there."""
-        return await find_table(connection, self.staging) is not None
+        """Whether the staging table is there and still fits its table; from then on it must."""
+        staged = await find_table(connection, self.staging)
+        final = await find_table(connection, self._name)
+        self._is_there_for_good = staged is not None and _fits(staged, final)
+        return self._is_there_for_good
 
     async def make_staging(self, connection: Connection) -> None:
         """Make it anew, empty; where the columns are not known yet, the first rows make it."""
         await connection.execute(f"DROP TABLE IF EXISTS {quote(self.staging)}")
         self.forget()
+        self._is_there_for_good = False
         if self._shape is not None:
             await self._create_staging(connection, self._shape)
 
@@ -384,6 +391,12 @@ class Load:
                 await made.record(connection, self._name, self._pipeline)
             return self._name if is_replaced else None
         self._check(final)
+        if staged is not None and not _fits(staged, final):
+            raise SchemaMismatchError(
+                f"{self.label}: the columns of {final.name!r} were changed after its new rows had"
+                " begun to be staged. It is as it was; run again, and the load starts from the"
+                " beginning"
+            )
         name = quote(final.name)
         if is_replaced:
             await connection.execute(f"DELETE FROM {name}")  # noqa: S608  a quoted name
@@ -425,6 +438,10 @@ class Load:
         self._into = None
         self._schema_version = None
         self._plans.clear()
+
+    def committed(self) -> None:
+        """The transaction is in, and with it the table that it made."""
+        self._is_there_for_good = self._is_there_for_good or self._into is not None
 
     async def write(
         self, connection: Connection, batches: Sequence[Batch[Any]], check: Callable[[], None]
@@ -487,7 +504,7 @@ class Load:
             binder.refuse_unstorable(rows, first)
             raise DataError(f"{self.label}: a value cannot be stored ({error})") from error
         assert self._into is not None
-        if self.sink.mode != "upsert":
+        if not statement.endswith(_NOTHING):
             self._check_count(self._into, len(rows), changed)
         return len(rows)
 
@@ -573,6 +590,12 @@ class Load:
         name = self.staging if self.is_staged else self._name
         table = await find_table(connection, name)
         if table is None:
+            if self._is_there_for_good:
+                raise SchemaMismatchError(
+                    f"{self.label}: the table {name!r} was dropped or renamed during the run, and"
+                    " rows of it are not here any more. This group was rolled back; run again"
+                    + (", and the load starts from the beginning" if self.is_staged else "")
+                )
             shape = self._shape
             if shape is None:
                 final = await find_table(connection, self._name)
@@ -626,8 +649,19 @@ class Load:
             if name not in key
             for c in (quote(name),)
         ]
-        action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
-        return f"{insert} ON CONFLICT ({quote_all(key)}) DO {action}"
+        action = f" DO UPDATE SET {', '.join(changes)}" if changes else _NOTHING
+        return f"{insert} ON CONFLICT ({quote_all(key)}){action}"
+
+
+_NOTHING = " DO NOTHING"
+
+
+def _fits(staged: Table, final: Table | None) -> bool:
+    """Whether staged rows go into the table, or in its place, with the values that they have."""
+    if final is None:
+        return True
+    of_final = {column.name: staged_type(column.declared) for column in final.columns}
+    return all(of_final.get(column.name) == column.declared for column in staged.columns)
 
 
 def gone(where: str) -> TargetUnavailableError:

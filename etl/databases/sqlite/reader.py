@@ -28,7 +28,7 @@ from etl.databases.sqlite.keys import from_position, to_position
 from etl.databases.sqlite.lines import Lines
 from etl.databases.sqlite.pages import Fields, Page, PagedConnection, Paging
 from etl.databases.sqlite.profile import profiled
-from etl.databases.sqlite.schema import Table, find_table, table_name, table_names
+from etl.databases.sqlite.schema import Table, TableColumn, find_table, table_name, table_names
 from etl.databases.types import same, text_decoder
 from etl.databases.url import Url
 from etl.errors import SchemaMismatchError, is_about_a_row
@@ -143,6 +143,7 @@ class SqliteReader:
         self._from = ""
         self._order = Order()
         self._names: tuple[str, ...] = ()
+        self._planned: tuple[TableColumn, ...] = ()  # the columns, as the read was planned for
         self._hidden = 0  # columns at the end that order the read and are not handed on
         self._layout = Layout((), (), is_text=False)
         self._targets: tuple[Column, ...] = ()  # columns for which SQLite writes the rows
@@ -158,6 +159,7 @@ class SqliteReader:
         """
         connection = await self._connected(first=True)
         table = await self._find(connection)
+        self._planned = table.columns
         self._order = _order_of(table, self._spec, self._where)
         self.resumable = bool(self._order.columns)
         await self._refuse_nulls(connection, table)
@@ -323,12 +325,31 @@ class SqliteReader:
         connection = await self._connected()
         try:
             await connection.execute("BEGIN")
+            await self._refuse_changes(connection)
             await self._read(connection, after, until, emit)
             await connection.execute("COMMIT")
         except BaseException:
             connection.poison()
             await connection.close()
             raise
+
+    async def _refuse_changes(self, connection: Connection) -> None:
+        """Refuse columns that are gone or other ones now, in the transaction of the read.
+
+        SQLite would not: a quoted name that is no column is a text with just that value.
+        """
+        if self._spec.query is not None:
+            table = await find_table(connection, _VIEW, "temp")
+        else:
+            table = await find_table(connection, table_name(self._spec.table or ""))
+        now = set(table.columns) if table is not None else set[TableColumn]()
+        changed = [column.name for column in self._planned if column not in now]
+        if changed:
+            raise SchemaMismatchError(
+                f"{self._where} was changed after the run had begun to read it: column"
+                f" {_listed(changed)} is gone, or another one now. The rows so far are in; run"
+                " again"
+            )
 
     async def _read(
         self,

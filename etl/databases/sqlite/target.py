@@ -371,6 +371,8 @@ class SqliteSession:
                 f"{self._target.where}: the file reported an error while a transaction was being"
                 " committed"
             ) from error
+        for load in self.loads:
+            load.committed()
         await self._end()
 
     async def rollback(self) -> None:
