@@ -9,7 +9,7 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``engine``: how a plan runs. It knows no dialect.
 - ``pipeline``: a name, its flows, and the ways to run them.
 - ``databases``: one driver for each dialect, imported when it is first used.
-- ``verification``: whether two tables hold the same rows.
+- ``verification``, ``repair``: whether two tables hold the same rows; rewriting those that differ.
 - ``observe``, ``cli``: progress, and the command ``etl``.
 - ``testing``: connectors in memory and tools to test pipelines with.
 

@@ -184,14 +184,16 @@ class Comparison:
     """One pair of tables.
 
     Attributes:
-        keys: The keys of the rows that differ, where they are to be ``kept``, by the change.
+        sides: Its tables, once it runs.
+        keys: The keys of the rows that differ, as many as are to be kept.
     """
 
-    def __init__(self, pair: Pair, observe: Observe | None = None, *, keep: bool = False) -> None:
+    def __init__(self, pair: Pair, observe: Observe | None = None, *, most_kept: int = 0) -> None:
         self.pair = pair
-        self.keys: list[tuple[Change, Key]] = []
+        self.sides: Sequence[TableDigests] = ()
+        self.keys: list[Key] = []
         self._observe = observe
-        self._keep = keep
+        self._most_kept = most_kept
         self._structure: list[str] = []
         self._names: tuple[str, ...] = ()
         self._key: tuple[str, ...] = ()
@@ -200,6 +202,11 @@ class Comparison:
         self._located = True
         self._rows = [0, 0]
         self._together = 1
+
+    @property
+    def differing(self) -> int:
+        """How many rows were found to differ."""
+        return self._counts.total()
 
     async def run(self, source: Snapshot, target: Snapshot) -> Verdict:
         """Compare them."""
@@ -225,6 +232,7 @@ class Comparison:
             await source.open(tables[0], agreement, side=0),
             await target.open(tables[1], agreement, side=1),
         )
+        self.sides = sides
         self._together = max(side.together for side in sides)
         if agreement.key:
             await self._compare_by_key(sides, _nullable(tables, agreement))
@@ -351,7 +359,7 @@ class Comparison:
                 Progress(
                     table=self.pair.source,
                     source_rows=self._rows[0],
-                    differing=self._counts.total(),
+                    differing=self.differing,
                 )
             )
 
@@ -387,8 +395,8 @@ class Comparison:
             more = one.total() - other.total()
             change: Change = "missing" if more > 0 else "surplus" if more < 0 else "changed"
             self._counts[change] += abs(more) or (one - other).total()
-            if self._keep:
-                self.keys.append((change, key))
+            if len(self.keys) < self._most_kept:
+                self.keys.append(key)
             if len(self._found) < self.pair.most:
                 self._found.append(Difference(change=change, key=self._shown(key)))
                 if change == "changed":

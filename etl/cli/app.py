@@ -265,6 +265,9 @@ def copy(
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
+    verify_after: Annotated[
+        bool, typer.Option("--verify", help="Compare source and target when the copy is done.")
+    ] = False,
 ) -> int:
     """Copy tables from one database to another, all together.
 
@@ -302,7 +305,14 @@ def copy(
     copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     for line in copy.said:
         screen.say(line)
-    return run_pipeline(copy.pipeline, options, screen)
+    code = run_pipeline(copy.pipeline, options, screen)
+    if not verify_after or code != EXIT_DONE:
+        return code
+    from etl.cli.verify import verify_pipeline
+    from etl.verification import Pair
+
+    like = Pair(source="", target="", key=what.key)
+    return asyncio.run(verify_pipeline(screen, copy.pipeline, like))
 
 
 @app.command()
@@ -337,10 +347,17 @@ def verify(
     limit: Annotated[
         int, typer.Option(metavar="ROWS", min=0, help="Differences that are listed for a table.")
     ] = 100,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rewrite the rows that differ, then compare again.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The copy's name, if it was given one.")
+    ] = None,
 ) -> int:
     """Compare tables with their copies, by hashes that the databases compute.
 
-    Ends with 0 where all are equal, with 1 where a row or a column differs. Changes nothing.
+    Ends with 0 where all are equal, with 1 where a row or a column differs. Changes nothing
+    without --repair.
     """
     from etl.cli.copy import CopyOptions
     from etl.cli.discover import find_pipeline
@@ -353,11 +370,16 @@ def verify(
     if target_url is None:
         if not is_file(source):
             raise ConfigError("etl verify takes two URLs, or the file of a pipeline")
-        if table or rename is not None:
-            raise ConfigError("--table and --as go with two URLs; a pipeline names its tables")
-        return asyncio.run(verify_pipeline(screen, find_pipeline(source), like))
-    options = CopyOptions(tables=tuple(table or ()), rename=rename, key=columns)
-    return asyncio.run(verify_copy(screen, Database(source), Database(target_url), options, like))
+        if table or rename is not None or name is not None:
+            raise ConfigError(
+                "--table, --as and --name go with two URLs; a pipeline names its tables"
+            )
+        pipeline = find_pipeline(source)
+        return asyncio.run(verify_pipeline(screen, pipeline, like, repair=repair))
+    options = CopyOptions(tables=tuple(table or ()), rename=rename, key=columns, name=name)
+    return asyncio.run(
+        verify_copy(screen, Database(source), Database(target_url), options, like, repair=repair)
+    )
 
 
 @state_app.command("show")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -15,24 +15,34 @@ from etl.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from etl.flow import Flow
 from etl.observe.figures import count, plural, printable
 from etl.pipeline import Pipeline
+from etl.repair import Repaired, repair_all
 from etl.verification import Difference, Pair, Progress, Verdict, verify_all
 
 _LINES_EVERY_S = 5.0
 
 
 async def verify_copy(
-    screen: Screen, source: Database, target: Database, options: CopyOptions, like: Pair
+    screen: Screen,
+    source: Database,
+    target: Database,
+    options: CopyOptions,
+    like: Pair,
+    *,
+    repair: bool = False,
 ) -> int:
     """Compare the tables that ``etl copy`` would copy, each with the one it would write."""
     planned = await plan_copy(source, target, options)
-    return await verify_pipeline(screen, planned.pipeline, like)
+    return await verify_pipeline(screen, planned.pipeline, like, repair=repair)
 
 
-async def verify_pipeline(screen: Screen, pipeline: Pipeline, like: Pair) -> int:
+async def verify_pipeline(
+    screen: Screen, pipeline: Pipeline, like: Pair, *, repair: bool = False
+) -> int:
     """Compare each source table of a pipeline with the tables that it is written into.
 
     Args:
         like: How; its tables are left out of account.
+        repair: Rewrite the rows that differ, and compare again.
 
     Raises:
         ConfigError: A flow changes its rows, so that its target cannot equal its source.
@@ -41,6 +51,9 @@ async def verify_pipeline(screen: Screen, pipeline: Pipeline, like: Pair) -> int
     for source, target, pairs in _pairs(pipeline, like):
         progress = _Shown(screen)
         try:
+            if repair:
+                done = await repair_all(source, target, pairs, pipeline.name, progress)
+                _show_repairs(screen, done)
             verdicts = await verify_all(source, target, pairs, progress)
         finally:
             progress.close()
@@ -126,6 +139,15 @@ class _Shown:
         if self._is_drawn:
             self._screen.terminal.write("\r\x1b[K")
             self._screen.terminal.flush()
+
+
+def _show_repairs(screen: Screen, done: Sequence[Repaired]) -> None:
+    for one in done:
+        if not one.verdict.equal:
+            screen.say(
+                f"{one.verdict.target}: repaired; {_counts(one.verdict)} before;"
+                f" {plural(one.deleted, 'row')} deleted, {count(one.written)} written"
+            )
 
 
 def show_verdict(screen: Screen, verdict: Verdict, *, most: int) -> None:

@@ -88,6 +88,22 @@ class TableDigests(Protocol):
         """The hash of each value of some rows of a range; with ``values`` its text instead."""
         ...
 
+    def condition(self, keys: Sequence[Key]) -> str:
+        """A condition in SQL for the rows that have one of some keys, for any session.
+
+        Raises:
+            ConfigError: This key can be compared, but not looked for.
+        """
+        ...
+
+
+class Eraser(Protocol):
+    """A session of a target that can delete rows in its transaction."""
+
+    async def delete(self, sink: int, condition: str) -> int:
+        """Delete the rows of a sink's table for which a condition is true; how many were."""
+        ...
+
 
 class Snapshot(Protocol):
     """A database as it is at one instant, for reading."""

@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 import etl
 from etl.cli.app import run_command
 from etl.cli.copy import CopyOptions, plan_copy
+from etl.connector import RunInfo
 from etl.databases.database import Database
 from etl.databases.sql import quote
-from etl.errors import ConfigError
+from etl.engine.holder import this_process
+from etl.errors import AlreadyRunningError, ConfigError
+from etl.repair import repair_all
 from etl.verification import Pair, Verdict, verify_all
 from tests.integration.postgres_kit import run_sql, value
 
@@ -165,7 +168,7 @@ def test_a_changed_cell_is_named(route: str, make: Callable[[str], str]) -> None
 
     @settings(
         max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )  # fmt: skip
     @given(st.integers(0, ROWS - 1), st.sampled_from(names), st.integers(0, 20))
     def check(row: int, name: str, choice: int) -> None:
@@ -446,3 +449,63 @@ other = Pipeline("other", a.table("t").filter(lambda row: True).into(b.append("t
     assert run_command(["verify", f"{file}:same"]) == 0
     assert run_command(["verify", f"{file}:other"]) == 2
     assert "flow 't' has functions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("route", ["pg-pg", "pg-lite", "lite-pg", "lite-lite"])
+@pytest.mark.parametrize("key", ["id", "name"])
+def test_a_repair_rewrites_the_rows_that_differ(
+    route: str,
+    key: str,
+    make: Callable[[str], str],
+    small_ranges: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = map(make, route.split("-"))
+    table = f"CREATE TABLE t (id int, name text, v text UNIQUE, PRIMARY KEY ({key}))"
+    rows = """
+        INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900)
+        SELECT i, 'k''é' || i, 'v' || i FROM n
+    """
+    asyncio.run(run(source, table))
+    asyncio.run(run(source, rows))
+    assert run_command(["copy", source, target, "--verify"]) == 0
+    assert "equal, 900 rows" in capsys.readouterr().out
+    for change in (
+        "UPDATE t SET v = 'x' WHERE id = 3",
+        "UPDATE t SET v = 'v3' WHERE id = 900",
+        "UPDATE t SET v = 'v900' WHERE id = 3",
+        "DELETE FROM t WHERE id BETWEEN 100 AND 400",
+        "INSERT INTO t VALUES (1000, 'more', 'v200')",
+    ):
+        asyncio.run(run(target, change))
+    assert run_command(["verify", source, target, "--repair"]) == 0
+    out, err = capsys.readouterr()
+    assert "3 rows deleted, 303 written" in err
+    assert "equal, 900 rows" in out
+
+
+def test_a_repair_of_rows_without_a_key_is_refused(
+    postgres_url: str, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(run_sql(postgres_url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)"))
+    asyncio.run(copy_t(postgres_url, sqlite_url))
+    lite(sqlite_url, "UPDATE t SET a = 3 WHERE a = 2")
+    assert run_command(["verify", postgres_url, sqlite_url, "--repair"]) == 2
+    assert "rows without a key differ" in capsys.readouterr().err
+
+
+async def test_a_repair_respects_the_lock_of_the_copy(postgres_url: str, sqlite_url: str) -> None:
+    await run_sql(postgres_url, MANY + FILL)
+    source, target = Database(postgres_url), Database(sqlite_url)
+    pipeline = await plan_copy(source, target, CopyOptions(tables=("t",)))
+    await pipeline.run()
+    lite(sqlite_url, "UPDATE t SET v = 'x' WHERE id = 5")
+    info = RunInfo(
+        pipeline=pipeline.name, run_id="r", batch_rows=1, batch_bytes=1, holder=this_process("r")
+    )
+    async with target.open(info, sessions=1):
+        with pytest.raises(AlreadyRunningError):
+            await repair_all(source, target, [Pair(source="t", target="t")], pipeline.name)
+    (done,) = await repair_all(source, target, [Pair(source="t", target="t")], pipeline.name)
+    assert (done.deleted, done.written) == (1, 1)
+    assert (await compare_t(postgres_url, sqlite_url)).equal

@@ -27,6 +27,7 @@ HOUSE = (
     "databases",
     "files",
     "verification",
+    "repair",
     "observe",
     "etl",  # the package itself, which gives the public names
     "cli",

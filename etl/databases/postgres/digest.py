@@ -15,7 +15,7 @@ from etl.databases.digest import Agreement, Digest, Key, Order, Range
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import LONG_S, READING, Connection, connected
 from etl.databases.postgres.translate import Side, translating
-from etl.databases.sql import quote
+from etl.databases.sql import literal, quote
 from etl.databases.url import Url
 from etl.rows import Kind
 
@@ -226,6 +226,11 @@ class PostgresDigests:
         )
         return {self._key(row): row[-1] for row in rows}
 
+    def condition(self, keys: Sequence[Key]) -> str:
+        """See the protocol."""
+        constants = _Constants()
+        return " OR ".join(self._compare("=", key, constants) for key in keys)
+
     async def _fetch(self, sql: str, arguments: _Arguments) -> Sequence[asyncpg.Record]:
         with translating(self._side, f"table {self._label!r}", "nothing was changed"):
             return await self._connection.fetch(sql, *arguments, timeout=LONG_S)
@@ -266,6 +271,14 @@ class _Arguments(list[str]):
         """The placeholder of one more."""
         self.append(value)
         return f"${len(self)}::text"
+
+
+class _Constants(_Arguments):
+    """Values that stand in the statement itself."""
+
+    def add(self, value: str) -> str:
+        """The value as a constant."""
+        return f"{literal(value)}::text"
 
 
 class _Term:

@@ -510,6 +510,15 @@ class Load:
                 count += await self._write_rows(connection, list(some))
         return count
 
+    async def delete(self, connection: Connection, condition: str) -> int:
+        """Delete the table's rows for which a condition in SQL is true."""
+        assert self._into is not None  # it was prepared, and makes no table
+        status = await connection.execute(
+            f"DELETE FROM {self._into.qualified} WHERE {condition}",  # noqa: S608
+            timeout=GROUP_S,
+        )
+        return int(status.rpartition(" ")[2])
+
     async def _write_frames(self, connection: Connection, groups: Sequence[Frames]) -> int:
         first = groups[0]
         names = first.layout.names

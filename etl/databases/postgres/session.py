@@ -222,6 +222,12 @@ class PostgresSession:
             with self._working(load.label, ROLLED_BACK):
                 return await load.write(await self._get(), batches)
 
+    async def delete(self, sink: int, condition: str) -> int:
+        """See :class:`etl.databases.digest.Eraser`."""
+        load = self.loads[sink]
+        with self._working(load.label, ROLLED_BACK):
+            return await load.delete(await self._get(), condition)
+
     async def advance(self, steps: Sequence[Advance]) -> None:
         """See :meth:`etl.connector.Session.advance`."""
         async with naming_blockers(self.blocked_by):

@@ -26,12 +26,12 @@ from etl.databases.canonical import (
     number_text,
 )
 from etl.databases.digest import Agreement, Digest, Key, Range
-from etl.databases.sql import quote
+from etl.databases.sql import literal, quote
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.errors import Side
 from etl.databases.sqlite.schema import Table, find_table, table_name
 from etl.databases.url import Url
-from etl.errors import DataError, SchemaMismatchError
+from etl.errors import ConfigError, DataError, SchemaMismatchError
 
 TOGETHER = 16
 """Ranges of one scan where no index finds them; a row is compared with each bound in turn."""
@@ -259,6 +259,27 @@ class SqliteDigests:
 
         return dict(await self._folded(sql, arguments, fold))
 
+    def condition(self, keys: Sequence[Key]) -> str:
+        """See the protocol. Other sessions have none of the functions that texts are made with."""
+        orders, places = self._agreement.orders, self._agreement.key
+        terms = [
+            term if order == "native" else _PLAINLY.get(self._forms[place], "").format(name)
+            for term, name, order, place in zip(
+                self._terms, self._names, orders, places, strict=True
+            )
+        ]
+        if not all(terms):
+            raise ConfigError(
+                f"table {self._from}: its rows cannot be looked for by the key as PostgreSQL writes"
+                " it, so they cannot be repaired one by one. Nothing was changed; copy the table"
+                " again"
+            )
+        pairs = [
+            " AND ".join(f"{t} = {_constant(v)}" for t, v in zip(terms, key, strict=True))
+            for key in keys
+        ]
+        return " OR ".join(f"({pair})" for pair in pairs)
+
     async def _folded(
         self, sql: str, values: Sequence[Any], fold: Callable[[_Pages], list[Any]]
     ) -> list[Any]:
@@ -473,6 +494,20 @@ _TEXTS: Mapping[Form, _Text] = {
     "value": _value,
     "loose": _loose,
 }
+
+
+_PLAINLY: Mapping[Form, str] = {
+    "plain": "{} COLLATE BINARY",
+    "text": "{} COLLATE BINARY",
+    "flag": "{} COLLATE BINARY",
+    "integer": "{} COLLATE BINARY",
+    "uuid": "lower({})",
+}
+"""Keys whose text in SQL is the one that is compared."""
+
+
+def _constant(value: object) -> str:
+    return f"X'{value.hex()}'" if isinstance(value, bytes) else literal(value)
 
 
 def _or_none(text: _Text) -> Callable[[Any], str | None]:

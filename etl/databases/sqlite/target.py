@@ -28,7 +28,7 @@ from etl.databases.sqlite.errors import code_of
 from etl.databases.sqlite.load import Load, gone
 from etl.databases.sqlite.lock import run_lock
 from etl.databases.sqlite.rejects import Rejects, publish_rejects
-from etl.databases.sqlite.schema import find_table, table_names
+from etl.databases.sqlite.schema import find_table, table_name, table_names
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import (
@@ -348,6 +348,11 @@ class SqliteSession:
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """See the protocol."""
         return await self.loads[sink].write(self._working(), batches, self._check_transaction)
+
+    async def delete(self, sink: int, condition: str) -> int:
+        """See :class:`etl.databases.digest.Eraser`."""
+        table = quote(table_name(self.loads[sink].sink.table))
+        return await self._working().execute(f"DELETE FROM {table} WHERE {condition}")  # noqa: S608
 
     async def advance(self, steps: Sequence[Advance]) -> None:
         """See the protocol."""

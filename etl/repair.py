@@ -1,0 +1,144 @@
+"""Makes the rows that a comparison found to differ what they are in the source, and no others.
+
+One transaction of the target deletes the keys that differ and inserts the source's rows of them. A
+repair holds the lock of the pipeline, so it does not cross a run that writes the same tables.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+from etl.batch import Batch
+from etl.connector import RunInfo
+from etl.databases.database import Database, driver_of
+from etl.databases.digest import Eraser
+from etl.engine.holder import this_process
+from etl.engine.supervise import finish
+from etl.errors import ConfigError
+from etl.verification import Comparison, Observe, Pair, Verdict
+
+MOST_ROWS = 100_000
+"""Of more rows than these, a copy of the whole table is the better repair."""
+_GROUP = 200
+_BATCH_ROWS = 1_000
+_BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What was found in a pair of tables, and what was done about it."""
+
+    verdict: Verdict
+    deleted: int = 0
+    written: int = 0
+
+
+async def repair_all(
+    source: Database,
+    target: Database,
+    pairs: Sequence[Pair],
+    pipeline: str,
+    observe: Observe | None = None,
+) -> list[Repaired]:
+    """Compare some tables, and mend each that differs in a transaction of its own.
+
+    Args:
+        pipeline: Whose lock to hold.
+
+    Raises:
+        ConfigError: A difference that is not one of single rows. Tables before it are mended.
+        AlreadyRunningError: A run of the pipeline is active. Nothing was changed.
+    """
+    done: list[Repaired] = []
+    for pair in pairs:
+        verdict, conditions = await _compare(source, target, pair, observe)
+        if verdict.equal:
+            done.append(Repaired(verdict=verdict))
+        else:
+            deleted, written = await _rewrite(source, target, pair, pipeline, conditions)
+            done.append(Repaired(verdict=verdict, deleted=deleted, written=written))
+    return done
+
+
+async def _compare(
+    source: Database, target: Database, pair: Pair, observe: Observe | None
+) -> tuple[Verdict, list[tuple[str, str]]]:
+    """What differs, and conditions for the rows that do, in the SQL of source and target."""
+    urls = source.url, target.url
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(
+            driver_of(urls[0]).open_snapshot(urls[0], side="source")
+        )
+        other = await stack.enter_async_context(
+            driver_of(urls[1]).open_snapshot(urls[1], side="target")
+        )
+        comparison = Comparison(pair, observe, most_kept=MOST_ROWS)
+        verdict = await comparison.run(one, other)
+        if verdict.equal:
+            return verdict, []
+        where = f"table {pair.target!r} in {target.name}"
+        if verdict.structure:
+            raise ConfigError(
+                f"{where} cannot be repaired row by row: {'; '.join(verdict.structure)}. Nothing of"
+                " it was changed; copy the table again"
+            )
+        if not verdict.located:
+            raise ConfigError(
+                f"{where} cannot be repaired row by row: rows without a key differ. Nothing of it"
+                " was changed; copy the table again"
+            )
+        if comparison.differing > MOST_ROWS:
+            raise ConfigError(
+                f"{where} differs in {comparison.differing} rows, more than are repaired one by"
+                " one. Nothing of it was changed; copy the table again"
+            )
+        keys = comparison.keys
+        groups = [keys[at : at + _GROUP] for at in range(0, len(keys), _GROUP)]
+        left, right = comparison.sides
+        return verdict, [(left.condition(group), right.condition(group)) for group in groups]
+
+
+async def _rewrite(
+    source: Database,
+    target: Database,
+    pair: Pair,
+    pipeline: str,
+    conditions: Sequence[tuple[str, str]],
+) -> tuple[int, int]:
+    """Delete and insert in one transaction; how many rows were."""
+    run_id = uuid.uuid4().hex
+    info = RunInfo(
+        pipeline=pipeline,
+        run_id=run_id,
+        batch_rows=_BATCH_ROWS,
+        batch_bytes=_BATCH_BYTES,
+        holder=this_process(run_id),
+    )
+    deleted = written = 0
+    async with target.open(info, sessions=1) as opened:
+        session = await opened.session("repair", [target.append(pair.target, create=False)])
+        async with source.table(pair.source, key=pair.key).connect(info) as reader:
+            await session.prepare([reader.shape], resumable=True)
+        await session.begin()
+        try:
+            # All of them first: a unique value may have gone from one of the rows to another.
+            for _, condition in conditions:
+                deleted += await cast("Eraser", session).delete(0, condition)
+            for condition, _ in conditions:
+                rows = source.table(pair.source, key=pair.key).where(condition)
+
+                async def write(batch: Batch[Any]) -> None:
+                    nonlocal written
+                    written += await session.write(0, [batch])
+
+                async with rows.connect(info) as reader:
+                    await reader.pump(None, None, write)
+            await finish(session.commit())
+        except BaseException:
+            await finish(session.rollback())
+            raise
+    return deleted, written
