@@ -21,6 +21,7 @@ from etl.connector import Mode
 from etl.databases.database import Database
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.errors import ConfigError, EtlError, PipelineFailedError, exit_code_of
+from etl.verification import Pair, verify_all
 from tests.integration.corpus import POSTGRES, POSTGRES_TYPES, SQLITE, Case, Route
 from tests.integration.postgres_kit import run_sql, sql
 
@@ -233,6 +234,18 @@ async def test_every_table_is_copied_exactly(route: Route, ends: Callable[[Route
     for target, copied in ((replaced, wanted), (appended, others), (upserted, keyed)):
         for case in copied:
             await assert_equal(route, source, target, case)
+    await assert_verified(route, source, replaced, wanted)
+
+
+async def assert_verified(route: Route, source: str, target: str, copied: Sequence[Case]) -> None:
+    """``etl verify`` finds the same."""
+    pairs: list[Pair] = []
+    for case in copied:
+        schema, bare = split_name(case.asked)
+        into = qualify(schema if route == "pg-pg" else None, bare)
+        pairs.append(Pair(source=case.asked, target=into))
+    verdicts = await verify_all(Database(source), Database(target), pairs)
+    assert [verdict for verdict in verdicts if not verdict.equal] == []
 
 
 def names(wanted: Sequence[Case]) -> list[str]:
