@@ -160,7 +160,12 @@ async def verify(
 
 
 def _table_of(source: Source[Any]) -> tuple[Database, str]:
-    if not isinstance(source, DatabaseSource) or source.spec.table is None or source.spec.steps:
+    if (
+        not isinstance(source, DatabaseSource)
+        or source.spec.table is None
+        or source.spec.steps
+        or source.spec.limit is not None
+    ):
         raise ConfigError("verify() compares two tables, made by Database.table(), without steps")
     return source.database, source.spec.table
 

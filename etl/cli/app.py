@@ -278,6 +278,8 @@ def copy(
     from etl.cli.running import RunOptions, run_pipeline
     from etl.databases.database import Database
 
+    if verify_after and (where is not None or limit is not None):
+        raise ConfigError("--verify compares whole tables; it does not go with --where or --limit")
     what = CopyOptions(
         tables=tuple(table or ()),
         exclude=tuple(exclude or ()),
@@ -330,6 +332,17 @@ def verify(
         list[str] | None,
         typer.Option(metavar="NAME", help="A table; repeat it for several. Default: all."),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Not this table or pattern; repeat it."),
+    ] = None,
+    schema: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only tables of this schema; repeat it."),
+    ] = None,
+    target_schema: Annotated[
+        str | None, typer.Option(metavar="NAME", help="All copies are in this schema.")
+    ] = None,
     rename: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Its name in the target.")
     ] = None,
@@ -370,13 +383,20 @@ def verify(
     if target_url is None:
         if not is_file(source):
             raise ConfigError("etl verify takes two URLs, or the file of a pipeline")
-        if table or rename is not None or name is not None:
-            raise ConfigError(
-                "--table, --as and --name go with two URLs; a pipeline names its tables"
-            )
+        if table or exclude or schema or target_schema or rename is not None or name is not None:
+            raise ConfigError("names of tables go with two URLs; a pipeline has its own")
         pipeline = find_pipeline(source)
         return asyncio.run(verify_pipeline(screen, pipeline, like, repair=repair))
-    options = CopyOptions(tables=tuple(table or ()), rename=rename, key=columns, name=name)
+    options = CopyOptions(
+        tables=tuple(table or ()),
+        exclude=tuple(exclude or ()),
+        schemas=tuple(schema or ()),
+        target_schema=target_schema,
+        rename=rename,
+        mode="append",  # which no table of the target stands in the way of
+        key=columns,
+        name=name,
+    )
     return asyncio.run(
         verify_copy(screen, Database(source), Database(target_url), options, like, repair=repair)
     )

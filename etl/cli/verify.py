@@ -91,8 +91,8 @@ def _plain_source(flow: Flow) -> DatabaseSource[Any]:
         why = "has functions or several sources"
     elif origin.spec.table is None:
         why = "reads a query"
-    elif origin.spec.steps:
-        why = "has declared steps"
+    elif origin.spec.steps or origin.spec.limit is not None:
+        why = "has declared steps or a limit"
     elif origin.spec.limit is not None:
         why = "reads some rows only"
     else:

@@ -497,7 +497,7 @@ def test_a_repair_of_rows_without_a_key_is_refused(
 async def test_a_repair_respects_the_lock_of_the_copy(postgres_url: str, sqlite_url: str) -> None:
     await run_sql(postgres_url, MANY + FILL)
     source, target = Database(postgres_url), Database(sqlite_url)
-    pipeline = await plan_copy(source, target, CopyOptions(tables=("t",)))
+    pipeline = (await plan_copy(source, target, CopyOptions(tables=("t",)))).pipeline
     await pipeline.run()
     lite(sqlite_url, "UPDATE t SET v = 'x' WHERE id = 5")
     info = RunInfo(
