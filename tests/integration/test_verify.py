@@ -21,8 +21,12 @@ import etl
 from etl.cli.app import run_command
 from etl.cli.copy import CopyOptions, plan_copy
 from etl.connector import RunInfo
+from etl.databases.canonical import Compared
 from etl.databases.database import Database
+from etl.databases.digest import Agreement, Range
 from etl.databases.sql import quote
+from etl.databases.sqlite.digest import open_snapshot
+from etl.databases.url import parse_url
 from etl.engine.holder import this_process
 from etl.errors import AlreadyRunningError, ConfigError
 from etl.repair import repair_all
@@ -313,6 +317,26 @@ async def run(url: str, statement: str) -> None:
         lite(url, statement)
     else:
         await run_sql(url, statement)
+
+
+@pytest.mark.parametrize("types", [("int", "int"), ("text", "int"), ("text COLLATE NOCASE", "int")])
+async def test_sqlite_finds_each_range_by_the_index(sqlite_url: str, types: Sequence[str]) -> None:
+    """Named, even the column's own collation would keep SQLite from using it."""
+    lite(sqlite_url, f"CREATE TABLE t (a {types[0]}, b {types[1]}, v text, PRIMARY KEY (a, b))")
+    async with open_snapshot(parse_url(sqlite_url), side="source") as snapshot:
+        table = await snapshot.describe("t")
+        columns = tuple(Compared(names=(name, name), form="value") for name in ("a", "b", "v"))
+        agreement = Agreement(columns=columns, key=(0, 1), orders=("native", "native"))
+        digests = await snapshot.open(table, agreement, side=0)
+        ran: list[str] = []
+        await snapshot.connection.run(lambda driver: driver.set_trace_callback(ran.append))
+        await digests.digests([Range(after=(1, 2), upto=(3, 4))])
+        statement = ran[-1]
+        plan = str(await snapshot.connection.fetch(f"EXPLAIN QUERY PLAN {statement}"))
+    # Ordered by its bytes, a column of another order is scanned, by few ranges at a time.
+    assert (digests.together, "SEARCH" in plan) == (
+        (16, False) if "NOCASE" in types[0] else (1, True)
+    )
 
 
 async def test_values_that_change_places_are_seen(

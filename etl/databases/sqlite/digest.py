@@ -89,17 +89,23 @@ class SqliteSnapshot:
     """See :class:`etl.databases.digest.Snapshot`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._tables: dict[str, Table] = {}
+        self._bytewise: set[str] = set()
 
     async def describe(self, table: str) -> Described:
         """See the protocol."""
-        found = await find_table(self._connection, table_name(table))
+        found = await find_table(self.connection, table_name(table))
         if found is None:
             raise SchemaMismatchError(
-                f"{self._connection.where} has no table {table!r}. Nothing was changed"
+                f"{self.connection.where} has no table {table!r}. Nothing was changed"
             )
         self._tables[table] = found
+        if await self.connection.value(
+            "SELECT sql NOT LIKE '%collate%' FROM sqlite_schema WHERE type = 'table' AND name = ?",
+            (found.name,),
+        ):
+            self._bytewise.add(table)
         return Described(
             name=table,
             label=found.name,
@@ -117,20 +123,36 @@ class SqliteSnapshot:
         sql = (
             f"SELECT 1 FROM {quote(found.name)} WHERE typeof({quote(column)}) <> 'integer' LIMIT 1"  # noqa: S608
         )
-        return await self._connection.value(sql) is None
+        return await self.connection.value(sql) is None
 
     async def open(self, table: Described, agreement: Agreement, *, side: int) -> SqliteDigests:
         """See the protocol."""
-        digests = SqliteDigests(self._connection, self._tables[table.name], agreement, side)
+        digests = SqliteDigests(
+            self.connection,
+            self._tables[table.name],
+            agreement,
+            side,
+            is_bytewise=table.name in self._bytewise,
+        )
         await digests.prepare()
         return digests
 
 
 class SqliteDigests:
-    """See :class:`etl.databases.digest.TableDigests`."""
+    """See :class:`etl.databases.digest.TableDigests`.
+
+    Args:
+        is_bytewise: No column of the table has a collation of its own.
+    """
 
     def __init__(
-        self, connection: Connection, table: Table, agreement: Agreement, side: int
+        self,
+        connection: Connection,
+        table: Table,
+        agreement: Agreement,
+        side: int,
+        *,
+        is_bytewise: bool,
     ) -> None:
         self._connection = connection
         self._agreement = agreement
@@ -140,9 +162,11 @@ class SqliteDigests:
         names = [agreement.columns[place].names[side] for place in agreement.key]
         self._names = [quote(name) for name in names]
         self._hash = _hashing(self._forms)
+        # An index would not be used where the collation is named, be it the column's own.
+        native = "" if is_bytewise else " COLLATE BINARY"
         # A function for each form that orders a key by its text, made when it is opened.
         self._terms = [
-            f"{quote(name)} COLLATE BINARY"
+            f"{quote(name)}{native}"
             if order == "native"
             else f"{_function(agreement.columns[place].form)}({quote(name)})"
             for name, order, place in zip(names, agreement.orders, agreement.key, strict=True)
@@ -152,8 +176,8 @@ class SqliteDigests:
             list(index.columns) == names and set(index.collations) == {"BINARY"}
             for index in table.unique
         )
-        native = all(order == "native" for order in agreement.orders)
-        self._together = 1 if by_index and native else TOGETHER
+        in_order = is_bytewise and all(order == "native" for order in agreement.orders)
+        self._together = 1 if by_index and in_order else TOGETHER
 
     async def prepare(self) -> None:
         """Make the functions that its statements call."""
