@@ -163,8 +163,8 @@ class RejectTable(Protocol):
         """Rejects of one sink in order of their numbers, but for those of unpublished loads."""
         ...
 
-    async def drop(self, number: int) -> None:
-        """Delete one: its row is written."""
+    async def drop(self, number: int) -> bool:
+        """Delete one, because its row is written; whether it was still there."""
         ...
 
     async def keep(self, number: int, again: Reject) -> None:

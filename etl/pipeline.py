@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Sequence
 from typing import Literal
 
+from etl.connector import RunInfo
+from etl.engine.holder import this_process
 from etl.engine.plan import Plan, make_plan
+from etl.engine.redo import Redone, redo
 from etl.engine.run import Run, start
 from etl.engine.supervise import finish
 from etl.errors import ConfigError
@@ -159,6 +163,34 @@ class Pipeline:
                 on_error=on_error,
             )
         )
+
+    async def retry_rejects(
+        self, *, module: str = "__main__", take_over: bool = False
+    ) -> list[Redone]:
+        """Send the rejected rows again, through today's steps, from the one that refused them.
+
+        Each is sent exactly once: its reject goes in the transaction that writes it. A row that is
+        refused again stays, with the new reason. Rejects of a ``replace`` that is not published
+        are left alone.
+
+        Args:
+            module: The module whose classes the rows are of, where that is the program itself.
+            take_over: Start although a run of the pipeline is active.
+
+        Raises:
+            AlreadyRunningError: A run of the pipeline is active.
+        """
+        run_id = uuid.uuid4().hex
+        limits = self.limits
+        info = RunInfo(
+            pipeline=self.name,
+            run_id=run_id,
+            batch_rows=limits.batch_rows,
+            batch_bytes=limits.batch_nbytes,
+            holder=this_process(run_id),
+            take_over=take_over,
+        )
+        return await redo(self.plan(), info, retry=self.retry, module=module)
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.name!r} of {', '.join(flow.name for flow in self.flows)}>"

@@ -27,14 +27,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog=(
         "Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 failed; 2 usage or"
-        " set-up; 4 another run is active; 75 temporary, run it again; 130 and 143 stopped by"
-        " Ctrl-C or SIGTERM, run it again to go on."
+        " set-up; 3 done, with rejected or skipped rows; 4 another run is active; 75 temporary, run"
+        " it again; 130 and 143 stopped by Ctrl-C or SIGTERM, run it again to go on."
     ),
 )
 state_app = typer.Typer(
     help="Show, set or forget the positions that a target keeps.", no_args_is_help=True
 )
 app.add_typer(state_app, name="state")
+rejects_app = typer.Typer(
+    help="Show the rows that were refused, or send them again.", no_args_is_help=True
+)
+app.add_typer(rejects_app, name="rejects")
 
 Jobs = Annotated[
     int | None,
@@ -58,6 +62,14 @@ TakeOver = Annotated[
     typer.Option(
         "--take-over", help="Start although another run of it is active; that one is fenced off."
     ),
+]
+OnErrorOption = Annotated[
+    Literal["fail", "skip", "reject"] | None,
+    typer.Option(help="What becomes of bad rows; reject keeps them in etl_reject of the target."),
+]
+AllowRejects = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Exit with 0 where at most so many rows were bad."),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Read everything again from the beginning.")]
 PipelineFile = Annotated[
@@ -131,6 +143,8 @@ def run(
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
+    on_error: OnErrorOption = None,
+    allow_rejects: AllowRejects = 0,
 ) -> int:
     """Run a pipeline.
 
@@ -147,6 +161,8 @@ def run(
         memory=memory,
         jobs=jobs,
         drain_s=drain,
+        on_error=on_error,
+        allow_rejects=allow_rejects,
     )
     return run_pipeline(find_pipeline(target), options, screen)
 
@@ -265,6 +281,8 @@ def copy(
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
+    on_error: OnErrorOption = None,
+    allow_rejects: AllowRejects = 0,
     verify_after: Annotated[
         bool, typer.Option("--verify", help="Compare source and target when the copy is done.")
     ] = False,
@@ -303,6 +321,8 @@ def copy(
         memory=memory,
         jobs=jobs,
         drain_s=drain,
+        on_error=on_error,
+        allow_rejects=allow_rejects,
     )
     copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     for line in copy.said:
@@ -486,6 +506,48 @@ def state_reset(
         " the next run reads from the beginning"
     )
     return EXIT_DONE
+
+
+@rejects_app.command("show")
+@command
+def rejects_show(
+    screen: Screen,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE[:NAME]|URL", help="A pipeline, or a target database (env:NAME too)."
+        ),
+    ],
+    *,
+    values: Annotated[bool, typer.Option("--values", help="Show the rows themselves.")] = False,
+) -> int:
+    """Show the rows that were refused: when, by what, and why."""
+    from etl.cli.rejects import read_rejects, show_rejects
+
+    found = asyncio.run(read_rejects(target))
+    if found or screen.json:
+        show_rejects(screen, found, values=values)
+    else:
+        screen.say(f"{target} has no rejected rows")
+    return EXIT_DONE
+
+
+@rejects_app.command("retry")
+@command
+def rejects_retry(
+    screen: Screen,
+    target: PipelineFile,
+    *,
+    take_over: TakeOver = False,
+) -> int:
+    """Send the refused rows of a pipeline again, through today's code.
+
+    Each enters at the step that refused it, and leaves etl_reject in the transaction that
+    writes it. Rows that are refused again stay.
+    """
+    from etl.cli.rejects import retry_rejects
+
+    return asyncio.run(retry_rejects(screen, target, take_over=take_over))
 
 
 @app.command()

@@ -79,9 +79,7 @@ def load(path: Path) -> ModuleType:
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    # Private, so that a pipeline file called json.py does not stand in for the real one.
-    digest = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:8]
-    name = f"_etl_pipeline_{path.stem}_{digest}"
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} cannot be loaded as a Python file")
@@ -104,6 +102,15 @@ def load(path: Path) -> ModuleType:
             f"{_place(path, error)}: {kind}: {what}" if what else f"{_place(path, error)}: {kind}"
         ) from error
     return module
+
+
+def module_name(path: Path) -> str:
+    """The name of the module that a file is loaded as.
+
+    Private, so that a pipeline file called json.py does not stand in for the real one.
+    """
+    digest = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"_etl_pipeline_{path.stem}_{digest}"
 
 
 def files_in(place: Path) -> Sequence[Path]:

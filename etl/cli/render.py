@@ -15,6 +15,7 @@ from etl.engine.holder import describe, is_alive_here
 from etl.events import FlowReport, Report
 from etl.observe.figures import count, duration, printable, size
 from etl.observe.jsonlines import as_line
+from etl.observe.sentences import refused
 from etl.pipeline import Pipeline
 
 
@@ -48,6 +49,7 @@ def _flow_cells(flow: FlowReport, incremental: bool) -> tuple[str, ...]:
         remark = "up to date: nothing new" if incremental else "the source is empty"
     elif not flow.exhausted:
         remark = "not finished"
+    remark = (remark + refused(flow.rows_rejected, flow.rows_skipped)).removeprefix(", ")
     return (
         flow.name,
         count(flow.rows_read),

@@ -7,6 +7,7 @@ import ctypes
 import gc
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from etl.cli.failure import show_failure
 from etl.cli.render import show_report
@@ -14,11 +15,18 @@ from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
 from etl.cli.view import View, make_view
 from etl.engine.run import Run
-from etl.errors import EXIT_DONE, PipelineFailedError, RunAbortedError, StageStuckError
+from etl.errors import (
+    EXIT_DONE,
+    EXIT_REJECTS,
+    PipelineFailedError,
+    RunAbortedError,
+    StageStuckError,
+)
 from etl.events import Event, Note, Report, StateChanged
 from etl.flow import Merged
+from etl.observe.figures import plural
 from etl.pipeline import Pipeline
-from etl.policy import MIB, Limits
+from etl.policy import MIB, DeadLetter, Limits, OnError
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -33,6 +41,17 @@ class RunOptions:
     memory: str | None = None
     jobs: int | None = None
     drain_s: float | None = None
+    on_error: Literal["fail", "skip", "reject"] | None = None
+    allow_rejects: int = 0
+
+    def policy(self, own: OnError) -> OnError | None:
+        """What becomes of bad rows, where the command line says it; None: as the pipeline has it.
+
+        Bounds that the pipeline gives stay.
+        """
+        if self.on_error == "reject":
+            return own if isinstance(own, DeadLetter) else DeadLetter()
+        return self.on_error
 
     def limits(self, own: Limits) -> Limits:
         """The pipeline's limits with what was asked for instead.
@@ -98,6 +117,7 @@ async def _run(
                 accept_change=options.accept_change,
                 take_over=options.take_over,
                 limits=limits,
+                on_error=options.policy(pipeline.on_error),
             )
         )
         stop.starts(starting)
@@ -112,7 +132,7 @@ async def _run(
         stop.runs(run)
         report, error = await _to_end(run, view)
     view.close()
-    return _show_end(pipeline, report, error, screen, shown, stop)
+    return _show_end(pipeline, report, error, screen, shown, stop, options.allow_rejects)
 
 
 async def _to_end(run: Run, view: View) -> tuple[Report | None, BaseException | None]:
@@ -162,6 +182,7 @@ def _show_end(
     screen: Screen,
     shown: _Shown,
     stop: StopSignals,
+    allow_rejects: int,
 ) -> int:
     if report is not None:
         for flow in report.flows:
@@ -169,6 +190,7 @@ def _show_end(
                 shown.note(flow.name, message)
         if not screen.json:
             show_report(screen, report, incremental=_incremental(pipeline))
+            _tell_of_rejects(pipeline, report, screen)
     if stop.received and isinstance(error, PipelineFailedError) and _only_stuck(error):
         screen.say(f"stopped: {error.errors[0]}")
         return stop.exit_code
@@ -188,7 +210,20 @@ def _show_end(
             f" there{staged}"
         )
         return stop.exit_code
-    return EXIT_DONE
+    bad = report.rows_rejected + report.rows_skipped if report is not None else 0
+    return EXIT_REJECTS if bad > allow_rejects else EXIT_DONE
+
+
+def _tell_of_rejects(pipeline: Pipeline, report: Report, screen: Screen) -> None:
+    """Where the bad rows of a run are."""
+    if report.rows_rejected:
+        names = dict.fromkeys(sink.target.name for flow in pipeline.flows for sink in flow.sinks)
+        screen.note(
+            f"{plural(report.rows_rejected, 'row')} rejected, in etl_reject of {', '.join(names)};"
+            " see: etl rejects show"
+        )
+    if report.rows_skipped:
+        screen.note(f"{plural(report.rows_skipped, 'row')} skipped, and not kept anywhere")
 
 
 def _only_stuck(error: PipelineFailedError) -> bool:

@@ -85,6 +85,36 @@ def restore_row(text: str, module: str) -> Any:
         ) from error
 
 
+def readable_row(text: str) -> str:
+    """A stored row for a person: what stands in its fields, without the types."""
+    try:
+        return json.dumps(_shown(json.loads(text)), ensure_ascii=False)
+    except (ValueError, LookupError, TypeError):  # not stored by store_row
+        return text
+
+
+def _shown(stored: Json) -> Json:
+    kind = _class_of(stored)
+    if kind is list:
+        return [_shown(one) for one in stored]
+    if kind is not dict:
+        return stored
+    match stored[_TAG]:
+        case "row":
+            names = [column[0] for column in stored["columns"]]
+            fields = dict(zip(names, stored["fields"], strict=True))
+            fields |= dict(stored["changes"])
+            return {name: _shown(value) for name, value in fields.items()}
+        case "dataclass":
+            return {name: _shown(value) for name, value in stored["v"].items()}
+        case "dict":
+            return {str(_shown(key)): _shown(value) for key, value in stored["v"]}
+        case "float":
+            return str(float.fromhex(stored["v"]))
+        case _:
+            return _shown(stored["v"])
+
+
 # --- to JSON --------------------------------------------------------------------------------
 
 
@@ -125,7 +155,7 @@ def _stored_row(row: Row) -> Json:
         "text": layout.is_text,
         "columns": [_stored_column(column) for column in layout.columns],
         "fields": [_stored(field) for field in row.fields],
-        "changes": [[place, _stored(value)] for place, value in changes.items()],
+        "changes": [[name, _stored(value)] for name, value in changes.items()],
     }
 
 
@@ -251,7 +281,7 @@ class _Restorer:
             text_decoder(one.type, nullable=one.nullable, column=one.name) if is_text else same
             for one in columns
         ]
-        changes = {place: self.value(one) for place, one in stored["changes"]}
+        changes = {name: self.value(one) for name, one in stored["changes"]}
         layout = Layout(columns, decoders, is_text=is_text)
         return layout.row(tuple(self.many(stored["fields"])), changes or None)
 

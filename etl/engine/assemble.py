@@ -45,8 +45,8 @@ from etl.events import (
     Retrying,
     RowsRefused,
 )
-from etl.flow import Filter, Lookup, Map, Source, Stage, Stream
-from etl.policy import Retry
+from etl.flow import Filter, Lookup, Map, Source, Stage, Step, Stream
+from etl.policy import Limits, Retry
 from etl.rows import Shape, shape_of
 from etl.stages import RowStep, fuse
 
@@ -547,30 +547,8 @@ class Assembly:
         return cast("list[RowStep]", await self._inline(steps))
 
     async def _inline(self, steps: Inline) -> list[RowStep | Stage[Any, Any]]:
-        """The steps with each lookup's side table loaded."""
-        return [await self._loaded(step) if isinstance(step, Lookup) else step for step in steps]
-
-    async def _loaded(self, step: Lookup) -> Map:
-        table: dict[Any, Any] = {}
-
-        async def load() -> None:
-            table.update(await load_side(step, self._info))
-
-        # In a task of its own: a side of the user's may not stop when it is cancelled.
-        name = f"the look-up in {step.side.flow_name!r}"
-        await supervise(
-            {name: load()},
-            list,
-            grace_s=self._plan.limits.abort_grace_s,
-            patient=() if is_own(step.side.origin) else {name},
-        )
-        key, combine = step.key, step.combine
-
-        def joined(row: Any) -> Any:
-            return combine(row, table.get(key(row)))
-
-        joined.__qualname__ = getattr(combine, "__qualname__", "lookup")
-        return Map(joined)
+        loaded = await load_lookups(steps, self._info, self._plan.limits)
+        return cast("list[RowStep | Stage[Any, Any]]", loaded)
 
     def _told_refused(self, running: RunningFlow, flow: str, rejects: Sequence[NewReject]) -> None:
         bad = running.bad_rows
@@ -630,6 +608,36 @@ async def _blocker(lane: Lane) -> str | None:
         return await lane.session.blocked_by()
     except (EtlError, TimeoutError):
         return None  # the database cannot be asked now; what is known is told all the same
+
+
+async def load_lookups(steps: Sequence[Step], info: RunInfo, limits: Limits) -> list[Step]:
+    """The steps with each lookup's side table loaded."""
+    return [
+        await _loaded(step, info, limits) if isinstance(step, Lookup) else step for step in steps
+    ]
+
+
+async def _loaded(step: Lookup, info: RunInfo, limits: Limits) -> Map:
+    table: dict[Any, Any] = {}
+
+    async def load() -> None:
+        table.update(await load_side(step, info))
+
+    # In a task of its own: a side of the user's may not stop when it is cancelled.
+    name = f"the look-up in {step.side.flow_name!r}"
+    await supervise(
+        {name: load()},
+        list,
+        grace_s=limits.abort_grace_s,
+        patient=() if is_own(step.side.origin) else {name},
+    )
+    key, combine = step.key, step.combine
+
+    def joined(row: Any) -> Any:
+        return combine(row, table.get(key(row)))
+
+    joined.__qualname__ = getattr(combine, "__qualname__", "lookup")
+    return Map(joined)
 
 
 async def load_side(step: Lookup, info: RunInfo) -> dict[Any, Any]:

@@ -74,7 +74,7 @@ class Claim:
 
 
 def _step(key: CheckpointKey, found: Checkpoint, new: Position | None, **changes: Any) -> Advance:
-    given = {"rows": 0, **changes}
+    given: dict[str, Any] = {"rows": 0, **changes}
     return Advance(key=key, epoch=found.epoch, old=found.position, new=new, **given)
 
 

@@ -535,6 +535,20 @@ async def _call(
             return result
 
 
+async def over_calls(
+    step: MapBatches, batches: AsyncGenerator[Batch[Any], None]
+) -> AsyncGenerator[Batch[Any], None]:
+    """A ``map_batches`` as a generator, one call after the other."""
+    async with aclosing(batches):
+        async for batch in batches:
+            rows = await _call(step, batch.rows, _told_nobody) if batch.rows else batch.rows
+            yield batch.derive(rows)
+
+
+def _told_nobody(what: str, attempt: int, wait_s: float, error: BaseException) -> None:
+    """Retries of a call that nobody watches."""
+
+
 _MOST_FAILURES = 100
 """Rows that may fail alone before the first call succeeds: then it is not about the rows."""
 

@@ -275,7 +275,7 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
 def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
     stream = flow.stream
     branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
-    shared = _legs(stream.steps) if isinstance(stream.origin, Merged) else ()
+    shared = make_legs(stream.steps) if isinstance(stream.origin, Merged) else ()
     plan = FlowPlan(
         flow=flow, branches=branches, shared=shared, lanes=_lanes(flow), on_error=on_error
     )
@@ -363,11 +363,12 @@ def _plan_branch(partition: str, stream: Stream[Any]) -> BranchPlan:
             break
         lead.append(step)
     return BranchPlan(
-        partition=partition, source=source, inline=tuple(lead), legs=_legs(steps[len(lead) :])
+        partition=partition, source=source, inline=tuple(lead), legs=make_legs(steps[len(lead) :])
     )
 
 
-def _legs(steps: Sequence[Step]) -> tuple[Leg, ...]:
+def make_legs(steps: Sequence[Step]) -> tuple[Leg, ...]:
+    """Cut steps where concurrency changes."""
     legs: list[Leg] = []
     inline: list[Map | Filter | FlatMap | Lookup | Stage[Any, Any]] = []
     for step in steps:

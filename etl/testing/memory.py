@@ -391,8 +391,8 @@ class MemoryRejects:
         ]
         return sorted(found, key=lambda one: one.number)[:most]
 
-    async def drop(self, number: int) -> None:
-        del self._session.pending[number]
+    async def drop(self, number: int) -> bool:
+        return self._session.pending.pop(number, None) is not None
 
     async def keep(self, number: int, again: Reject) -> None:
         one = self._session.pending[number]

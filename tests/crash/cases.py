@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from etl import Batch, Database, stage
+from etl import Batch, Database, DeadLetter, stage
 from etl.flow import Flow, Stream
 
 
@@ -36,6 +36,7 @@ class Case:
         flow: From the items into the first database, and a second one where it fans out.
         tables: The tables of the first database, each with the rows that some items make of it.
         second: Those of the second database.
+        ends: Tables of the first database that are looked at only after a run to the end.
         shows_at_the_end: Nothing shows in the tables before a run has ended well.
         one_position: One checkpoint says how far a database is.
         lanes: How many key ranges go on at once.
@@ -44,6 +45,7 @@ class Case:
     flow: Callable[[Stream[Item], Database, Database], Flow]
     tables: Mapping[str, Effect]
     second: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
+    ends: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
     shows_at_the_end: bool = False
     one_position: bool = True
     lanes: int = 1
@@ -77,6 +79,36 @@ def totals(items: Sequence[Item]) -> Rows:
         count, total = sums.get(kind, (0, 0))
         sums[kind] = (count + 1, total + amount)
     return [(kind, count, total) for kind, (count, total) in sums.items()]
+
+
+def fragile(item: Item) -> Item:
+    """Fails for some items."""
+    if item.id % 10 == 0:
+        raise ValueError("as it was told")
+    return item
+
+
+def unnamed(item: Item) -> Item:
+    """Makes of some items rows that the table refuses."""
+    none: Any = None
+    return replace(item, kind=none) if item.id % 14 == 0 else item
+
+
+def solid(items: Sequence[Item]) -> Rows:
+    return [row for row in kept(items) if row[0] % 10]
+
+
+def sound(items: Sequence[Item]) -> Rows:
+    return [row for row in solid(items) if row[0] % 14]
+
+
+def failed(items: Sequence[Item]) -> Rows:
+    return [("copies", "map fragile", f'{{"id":{n}}}', 0) for n, _, _ in kept(items) if n % 10 == 0]
+
+
+def rejected(items: Sequence[Item]) -> Rows:
+    refused = [row[0] for row in solid(items) if row[0] % 14 == 0]
+    return [*failed(items), *(("copies", "write", f'{{"id":{n}}}', 0) for n in refused)]
 
 
 CASES: Mapping[str, Case] = {
@@ -127,6 +159,25 @@ CASES: Mapping[str, Case] = {
         tables={"copies": kept},
         shows_at_the_end=True,
         lanes=4,
+    ),
+    "bad rows": Case(
+        flow=lambda items, first, _: (
+            items.through(pairs_only)
+            .map(fragile)
+            .map(unnamed)
+            .into(first.append("copies"), on_error=DeadLetter())
+        ),
+        tables={"copies": sound, "etl_reject": rejected},
+    ),
+    "bad rows, replaced": Case(
+        flow=lambda items, first, _: (
+            items.through(pairs_only)
+            .map(fragile)
+            .into(first.replace("copies"), on_error=DeadLetter())
+        ),
+        tables={"copies": solid},
+        ends={"etl_reject": failed},
+        shows_at_the_end=True,
     ),
     # Either of the two lanes may be ahead when a crash comes.
     "two databases": Case(

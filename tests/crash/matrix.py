@@ -197,7 +197,9 @@ class Matrix:
         return is_done
 
     def _check_complete(self, setting: Setting, where: str) -> None:
-        for target, tables in self._filled(setting):
+        ends = CASES[setting.case].ends
+        for target, filled in self._filled(setting):
+            tables = {**filled, **(ends if target.url == self._targets[setting.target].url else {})}
             rows, _ = target.look(tables)
             for name, effect in tables.items():
                 assert rows[name] == sorted(effect(ITEMS)), f"{where}: {name} differs in the end"

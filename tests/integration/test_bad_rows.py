@@ -182,3 +182,171 @@ async def test_a_row_that_its_dataclass_cannot_hold_is_kept_as_it_was_read(place
     rejects = await place.rejects()
     assert [(one.step, one.column) for one in rejects] == [("row", "name"), ("row", "name")]
     assert [dict(one.restore(__name__))["id"] for one in rejects] == [4, 25]
+
+
+# -- sent again ---------------------------------------------------------------------------------
+
+
+def price_of(row: Row) -> Priced:
+    return Priced(row["id"], row["name"], int(Decimal(row["price"]) * 100))
+
+
+def in_upper_case(priced: Priced) -> Priced:
+    if priced.id % 20 == 0 and not is_mended:
+        raise ValueError("not yet")
+    assert priced.name is not None
+    return Priced(priced.id, priced.name.upper(), priced.cents)
+
+
+is_mended = False
+
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr("tests.integration.test_bad_rows.is_mended", True)
+
+
+async def test_a_rejected_row_goes_on_from_the_step_that_refused_it(
+    place: Place, mended: Callable[[], None]
+) -> None:
+    await place.items(60)
+    await place.script(
+        place.target, TABLE.format(text="text") + "; INSERT INTO priced VALUES (30, 'x', -1)"
+    )
+    source, target = Database(place.source), Database(place.target)
+    flow = source.table("items").map(price_of).map(in_upper_case).into(target.append("priced"))
+    pipeline = Pipeline("p", flow, limits=SMALL, on_error=DeadLetter())
+    await pipeline.run()
+    assert [one.step for one in await place.rejects()] == [
+        "map in_upper_case", "write", "map in_upper_case", "map in_upper_case"
+    ]  # fmt: skip
+
+    (done,) = await pipeline.retry_rejects(module=__name__)
+    assert (done.settled, done.rows_written, done.refused) == (0, 0, 4)
+    assert [one.tries for one in await place.rejects()] == [1, 1, 1, 1]
+
+    mended()
+    await place.script(place.target, "DELETE FROM priced WHERE id = 30")
+    before = await place.rows("SELECT position FROM etl_checkpoint")
+    (done,) = await pipeline.retry_rejects(module=__name__)
+    assert (done.settled, done.rows_written, done.refused) == (4, 4, 0)
+    assert await place.rejects() == []
+    found = await place.rows("SELECT id, name, cents FROM priced ORDER BY id")
+    assert found == [(n, f"N{n}", n * 100 + 25) for n in range(1, 61)]
+    assert await place.rows("SELECT position FROM etl_checkpoint") == before
+    (done,) = await pipeline.retry_rejects(module=__name__)
+    assert (done.settled, done.rows_written, done.refused) == (0, 0, 0)
+
+
+async def test_rejects_of_a_replace_belong_to_its_generation(place: Place) -> None:
+    await place.items(60)
+    source, target = Database(place.source), Database(place.target)
+    flow = source.table("items").map(to_cents).into(target.replace("priced"))
+    pipeline = Pipeline("p", flow, limits=SMALL, on_error=DeadLetter())
+    for _ in range(2):  # the second load throws the rows of the first away, and their rejects
+        await pipeline.run()
+        rejects = await place.rejects()
+        assert [json.loads(one.row_key or "")["id"] for one in rejects] == [20, 40, 60]
+        assert not any(one.staged for one in rejects)
+
+    failing = Pipeline(
+        "p",
+        source.table("items").map(to_cents).map(fails_at_50).into(target.replace("priced")),
+        limits=Limits(batch_rows=10, group_rows=1),
+        on_error=DeadLetter(max_rows=2),
+    )
+    with pytest.raises(PipelineFailedError, match=r"max_rows=2"):
+        await failing.run()
+    staged = [one for one in await place.rejects() if one.staged]
+    assert [json.loads(one.row_key or "")["id"] for one in staged] == [20, 40]
+    await failing.retry_rejects(module=__name__)
+    assert [one.number for one in await place.rejects() if one.staged] == [
+        one.number for one in staged
+    ]
+    # The restart goes on with the staging table, so they stay; a new load drops them.
+    await Pipeline("p", flow, limits=SMALL, on_error=DeadLetter()).run(full=True)
+    rejects = await place.rejects()
+    assert [json.loads(one.row_key or "")["id"] for one in rejects] == [20, 40, 60]
+    assert not any(one.staged for one in rejects)
+
+
+def fails_at_50(priced: Priced) -> Priced:
+    if priced.id == 50:
+        raise ValueError("50")
+    return priced
+
+
+async def test_the_last_row_of_a_key_wins_and_sums_are_exact_around_bad_rows(place: Place) -> None:
+    await place.script(
+        place.source,
+        "CREATE TABLE events (id int PRIMARY KEY, k int NOT NULL, v int NOT NULL)",
+    )
+    rows = [(n, n % 7, n) for n in range(1, 101)]
+    listed = ", ".join(map(str, rows))
+    await place.script(place.source, f"INSERT INTO events VALUES {listed}")
+    await place.script(
+        place.target,
+        "CREATE TABLE latest (k int PRIMARY KEY, v int NOT NULL CHECK (v % 10 <> 0));"
+        "CREATE TABLE sums (k int PRIMARY KEY, v int NOT NULL CHECK (v <> 1000000))",
+    )
+    source, target = Database(place.source), Database(place.target)
+
+    def pair(row: Row) -> dict[str, int]:
+        return {"k": row["k"], "v": row["v"]}
+
+    flow = (
+        source.table("events")
+        .map(pair)
+        .into(target.upsert("latest", key=["k"]), target.upsert("sums", key=["k"], add=["v"]))
+    )
+    report = await place.run(flow)
+
+    good = [(k, v) for _, k, v in rows if v % 10]
+    assert report.rows_rejected == 10
+    assert sorted(await place.rows("SELECT k, v FROM latest")) == sorted(dict(good).items())
+    sums = {k: sum(v for _, one, v in rows if one == k) for k in range(7)}
+    assert sorted(await place.rows("SELECT k, v FROM sums")) == sorted(sums.items())
+
+
+async def test_a_full_upsert_that_reads_again_does_not_pile_up_rejects(place: Place) -> None:
+    await place.items(40)
+    source, target = Database(place.source), Database(place.target)
+    await place.script(place.target, TABLE.format(text="text"))
+    flow = source.table("items").map(to_cents).into(target.upsert("priced", key=["id"]))
+    for _ in range(2):
+        await place.run(flow)
+        keys = [json.loads(one.row_key or "")["id"] for one in await place.rejects()]
+        assert sorted(keys) == [7, 20, 40]
+
+
+async def test_a_constraint_that_waits_for_the_commit_is_found_too(place: Place) -> None:
+    await place.items(40)
+    deferred = "DEFERRABLE INITIALLY DEFERRED" if place.dialect == "postgresql" else ""
+    await place.script(
+        place.target,
+        "CREATE TABLE known (id int PRIMARY KEY);"
+        f"CREATE TABLE priced (id int REFERENCES known (id) {deferred}, name text, cents int);"
+        "INSERT INTO known VALUES " + ", ".join(f"({n})" for n in range(1, 41) if n not in {9, 33}),
+    )
+    source, target = Database(place.source), Database(place.target)
+    report = await place.run(source.table("items").map(price_of).into(target.append("priced")))
+    assert report.rows_rejected == 2
+    keys = [json.loads(one.row_key or "")["id"] for one in await place.rejects()]
+    assert sorted(keys) == [9, 33]
+    assert await place.rows("SELECT count(*) FROM priced") == [(38,)]
+
+
+async def test_a_row_that_cannot_be_kept_ends_the_run(place: Place) -> None:
+    await place.items(20)
+
+    def strange(row: Row) -> object:
+        return (row["id"], object())
+
+    def broken(row: object) -> object:
+        raise ValueError
+
+    source, target = Database(place.source), Database(place.target)
+    flow = source.table("items").map(strange).map(broken).into(target.append("priced"))
+    with pytest.raises(PipelineFailedError, match="cannot be kept in etl_reject.* class object"):
+        await place.run(flow)
+    assert await place.rejects() == []

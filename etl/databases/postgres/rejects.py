@@ -111,13 +111,14 @@ class Rejects:
             )
         return [stored_of(row) for row in rows]
 
-    async def drop(self, number: int) -> None:
+    async def drop(self, number: int) -> bool:
         """See the protocol."""
         with translating("target", "dropping a rejected row", _KEPT):
-            await self._session.connection.execute(
+            status: str = await self._session.connection.execute(
                 f"DELETE FROM {self._table} WHERE id = $1",  # noqa: S608
                 number,
             )
+        return status == "DELETE 1"
 
     async def keep(self, number: int, again: Reject) -> None:
         """See the protocol."""

@@ -93,9 +93,10 @@ class Rejects:
         )
         return [_stored_of(row) for row in rows]
 
-    async def drop(self, number: int) -> None:
+    async def drop(self, number: int) -> bool:
         """See the protocol."""
-        await self._session.working().execute("DELETE FROM etl_reject WHERE id = ?", (number,))
+        connection = self._session.working()
+        return await connection.execute("DELETE FROM etl_reject WHERE id = ?", (number,)) == 1
 
     async def keep(self, number: int, again: Reject) -> None:
         """See the protocol."""
