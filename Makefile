@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types soak crash-matrix bench bench-peers constraints clean help
+.PHONY: demo test lint types soak crash-matrix cancel-points bench bench-peers constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,11 +35,15 @@ types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 	@$(RUN) mypy
 	@$(RUN) pyright
 
-soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, and check every target
+soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, check every target; 10,000 schedules in virtual time
 	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)
+	@$(RUN) python -m tests.crash.schedules --seeds 10000
 
 crash-matrix: $(VENV)/.installed-dev ## end runs at every point that a test can name (half an hour)
 	@$(RUN) python -m tests.crash.matrix $(ARGS)
+
+cancel-points: $(VENV)/.installed-dev ## cancel runs at every point at which a task waits (hours)
+	@$(RUN) python -m tests.crash.cancel_points $(ARGS)
 
 bench: $(VENV)/.installed-dev ## the figures of tests/benchmarks
 	@$(RUN) python -m tests.benchmarks $(ARGS)

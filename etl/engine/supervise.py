@@ -115,9 +115,12 @@ async def supervise(
         asyncio.create_task(noted(name, work), name=f"etl:{name}", context=context_of(marks[name]))
         for name, work in units.items()
     ]
+    together = asyncio.gather(*tasks)
+    # What it ends with after this was cancelled; else the loop would report that nobody asked.
+    together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         # Shielded: a cancelled gather would wait for a task that never ends.
-        await asyncio.shield(asyncio.gather(*tasks))
+        await asyncio.shield(together)
     except BaseException as first:
         cancel = first if isinstance(first, asyncio.CancelledError) else None
         for channel in channels():

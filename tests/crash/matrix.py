@@ -20,13 +20,14 @@ from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from itertools import combinations, count, product
 from pathlib import Path
+from typing import Protocol
 
 import asyncpg
 
 from etl.engine.failpoints import CRASHED, POINTS
 from tests.benchmarks.server import databases, fetch_value, server
 from tests.crash.cases import CASES, Effect, Item
-from tests.crash.nursery import Nursery, nursery
+from tests.crash.nursery import nursery
 from tests.crash.outside import Outside, PostgresOutside, SqliteOutside
 
 ITEMS = [Item(n, f"kind {n % 7}\tä\\", n * 3) for n in range(1, 151)]
@@ -97,11 +98,17 @@ class Tally:
         )
 
 
+class Runs(Protocol):
+    """What runs the pipeline under test: a nursery."""
+
+    def run(self, *job: str) -> tuple[int, str]: ...
+
+
 class Matrix:
     """The databases of a matrix, and what happens in them."""
 
     def __init__(
-        self, sources: Mapping[str, Outside], targets: Mapping[str, Outside], runs: Nursery
+        self, sources: Mapping[str, Outside], targets: Mapping[str, Outside], runs: Runs
     ) -> None:
         self.tally = Tally()
         self._sources = sources
@@ -110,7 +117,12 @@ class Matrix:
         for source in sources.values():
             source.make_table("items", ITEMS)
 
-    def try_setting(self, setting: Setting, hits: Iterable[int] | None = None) -> None:
+    def try_setting(
+        self,
+        setting: Setting,
+        hits: Iterable[int] | None = None,
+        points: Sequence[str] = POINTS,
+    ) -> None:
         """Crash at each point.
 
         Args:
@@ -121,12 +133,12 @@ class Matrix:
         """
         self.tally.settings += 1
         reached: set[str] = set()
-        for point in POINTS:
+        for point in points:
             for hit in hits or count(1):
                 if not self._crash(setting, point, hit):
                     break
                 reached.add(point)
-        unreached = {point for point in POINTS if point not in reached}
+        unreached = {point for point in points if point not in reached}
         # Publishing exists for a replace and for rows that are gathered; the rest in each run.
         if CASES[setting.case].shows_at_the_end:
             assert not unreached, f"{setting}: never reached {unreached}"

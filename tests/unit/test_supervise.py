@@ -483,3 +483,15 @@ async def test_no_error_is_left_unretrieved() -> None:
         gc.collect()
         await asyncio.sleep(0)
     assert found == []
+
+
+async def test_what_a_cancelled_group_ends_with_is_not_reported_to_the_loop() -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
+    work = asyncio.create_task(supervise({"a": Sibling().run(), "b": returns()}, list))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    work.cancel()
+    await asyncio.wait({work})
+    gc.collect()
+    assert reported == []
