@@ -9,6 +9,7 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``engine``: how a plan runs. It knows no dialect.
 - ``pipeline``: a name, its flows, and the ways to run them.
 - ``databases``: one driver for each dialect, imported when it is first used.
+- ``files``: CSV files as sources.
 - ``verification``, ``repair``: whether two tables hold the same rows; rewriting those that differ.
 - ``observe``, ``cli``: progress, and the command ``etl``.
 - ``testing``: connectors in memory and tools to test pipelines with.
@@ -30,6 +31,7 @@ from etl.errors import (
     TransientError,
 )
 from etl.events import Report
+from etl.files.file import File
 from etl.flow import Flow, Source, Stage, Stream, merge
 from etl.pipeline import Pipeline, gather
 from etl.policy import DeadLetter, Limits, Retry
@@ -45,6 +47,7 @@ __all__ = [
     "DeadLetter",
     "EtlError",
     "FencedError",
+    "File",
     "Flow",
     "Limits",
     "Pipeline",

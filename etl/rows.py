@@ -348,6 +348,50 @@ class ValueRows(Sequence[Row]):
         return self.layout.row(self.tuples[i])
 
 
+class FileRows(ValueRows):
+    """Rows of a file, which know the line of each.
+
+    Attributes:
+        lines: The number of the line on which each row begins.
+    """
+
+    __slots__ = ("_where", "lines")
+
+    def __init__(
+        self,
+        layout: Layout,
+        tuples: list[tuple[Any, ...]],
+        nbytes: int,
+        where: str,
+        lines: Sequence[int],
+    ) -> None:
+        super().__init__(layout, tuples, nbytes)
+        self.lines = lines
+        self._where = where
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        if isinstance(i, slice):
+            tuples = self.tuples[i]
+            nbytes = self.nbytes * len(tuples) // max(1, len(self))
+            return FileRows(self.layout, tuples, nbytes, self._where, self.lines[i])
+        return self.layout.row(self.tuples[i])
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for a message."""
+        return f"{self._where}, line {self.lines[row]}"
+
+
+def place_of(rows: Sequence[Any], row: int | None) -> str:
+    """Where a row stands and a colon, for a message; empty where that is not known."""
+    if row is None or not isinstance(rows, FileRows) or not 0 <= row < len(rows):
+        return ""
+    return f"{rows.place(row)}: "
+
+
 class Frames(Sequence[Row]):
     """Rows that nobody looks at: the bytes in which their database gives and takes them.
 

@@ -224,7 +224,9 @@ def plan(
 @command
 def copy(
     screen: Screen,
-    source_url: Annotated[str, typer.Argument(metavar="SOURCE_URL", help="Where to read.")],
+    source_url: Annotated[
+        str, typer.Argument(metavar="SOURCE_URL", help="Where to read: a database, or a CSV file.")
+    ],
     target_url: Annotated[str, typer.Argument(metavar="TARGET_URL", help="Where to write.")],
     *,
     table: Annotated[
@@ -275,6 +277,17 @@ def copy(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the positions under this name.")
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHAR", help="Between the fields of a CSV file. Default: a comma."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a CSV file. Default: utf-8.")
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What NULL is in a CSV file. Default: nothing at all."),
+    ] = None,
     full: Full = False,
     memory: Memory = None,
     jobs: Jobs = None,
@@ -290,11 +303,14 @@ def copy(
     """Copy tables from one database to another, all together.
 
     A table that the target lacks is made from the source's columns. URLs are
-    postgresql://user:password@host/database, sqlite:///file.db, or env:NAME.
+    postgresql://user:password@host/database, sqlite:///file.db, or env:NAME. The source may be a
+    file, as orders.csv or orders.csv.gz, which becomes one table.
     """
     from etl.cli.copy import CopyOptions, plan_copy
+    from etl.cli.copyfile import FileOptions, plan_file_copy
     from etl.cli.running import RunOptions, run_pipeline
     from etl.databases.database import Database
+    from etl.files.file import is_file
 
     if verify_after and (where is not None or limit is not None):
         raise ConfigError("--verify compares whole tables; it does not go with --where or --limit")
@@ -324,6 +340,11 @@ def copy(
         on_error=on_error,
         allow_rejects=allow_rejects,
     )
+    form = FileOptions(delimiter=delimiter, encoding=encoding, null=null)
+    if is_file(source_url):
+        pipeline = plan_file_copy(source_url, Database(target_url), what, form)
+        return run_pipeline(pipeline, options, screen)
+    form.refuse()
     copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     for line in copy.said:
         screen.say(line)

@@ -82,7 +82,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         TransientError: The source cannot be reached.
     """
     target_url = target.url  # a wrong one is told before the source is asked
-    _check(options, target_url)
+    check_options(options, target_url)
     driver = driver_of(source.url)
     tables = await driver.list_tables(source.url)
     chosen, said = choose(tables, options.choice, source)
@@ -91,7 +91,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
             raise ConfigError(
                 f"{option} is for one table, but {len(chosen)} are copied; use --table once"
             )
-    same = _place(source.url) == _place(target_url)
+    same = place_of_url(source.url) == place_of_url(target_url)
     folds = target_url.dialect == "sqlite"  # it cannot tell apart names that differ in case only
     sinks: dict[tuple[str | None, str], str] = {}
     into: dict[str, str] = {}
@@ -169,7 +169,12 @@ def pipeline_name(source: Url, target: Url, tables: Sequence[str], options: Copy
     Args:
         tables: Those that were asked for; none for all, so that a new table changes nothing.
     """
-    identity: list[object] = [_place(source), _place(target), sorted(tables), options.rename]
+    identity: list[object] = [
+        place_of_url(source),
+        place_of_url(target),
+        sorted(tables),
+        options.rename,
+    ]
     more = {
         "exclude": sorted(options.exclude),
         "schemas": sorted(options.schemas),
@@ -178,10 +183,11 @@ def pipeline_name(source: Url, target: Url, tables: Sequence[str], options: Copy
     }
     identity += [[name, value] for name, value in more.items() if value]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
-    return f"copy-{_word(source)}-{_word(target)}-{digest}"
+    return f"copy-{short_name(source)}-{short_name(target)}-{digest}"
 
 
-def _check(options: CopyOptions, target: Url) -> None:
+def check_options(options: CopyOptions, target: Url) -> None:
+    """Refuse options that do not go together, whatever is copied."""
     if options.target_schema is not None and target.dialect != "postgresql":
         raise ConfigError(f"--target-schema: {target.name} has no schemas; leave it out")
     if options.target_schema is not None and options.rename is not None:
@@ -272,7 +278,7 @@ def _same_table(table: TableInfo, name: str, *, folds: bool) -> bool:
     return (table.schema, table.name) == (schema, bare)
 
 
-def _place(url: Url) -> list[str | int]:
+def place_of_url(url: Url) -> list[str | int]:
     """What tells one database from another, however its URL is written."""
     if url.dialect == "sqlite":
         return ["sqlite", str(Path(url.path).resolve())]
@@ -287,7 +293,7 @@ def _place(url: Url) -> list[str | int]:
     ]
 
 
-def _word(url: Url) -> str:
+def short_name(url: Url) -> str:
     """The database's name as a short word."""
     name = Path(url.path).stem if url.dialect == "sqlite" else url.path
     return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:24] or "database"

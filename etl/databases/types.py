@@ -234,6 +234,8 @@ def _accepts(source: Type, target: Type) -> bool:
     """Whether Python values of a kind can be right for a column; each is still checked."""
     if source.kind == "dynamic" or source.kind in _ACCEPTED.get(target.kind, ()):
         return True
+    if source.dialect == "csv":
+        return True  # a text, whatever all of them look like
     if source.dialect == "python":
         # ``datetime`` says nothing of its zone, and ``str`` may be any JSON value's.
         return (source.kind, target.kind) in {("timestamptz", "timestamp"), ("text", "json")} or (
@@ -436,6 +438,8 @@ def encode_column(values: Sequence[Any], column: Column) -> list[str]:
     """
     if isinstance(values, Numerals):
         return _numeral_fields(values, column)
+    if isinstance(values, Verbatim) and (column.nullable or None not in values):
+        return [NULL if value is None else value for value in values]
     kinds = set(map(type, values))
     write = _WRITERS[column.type.kind]
     if _NONE not in kinds:
@@ -756,6 +760,13 @@ def from_sqlite(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None
 
 class Numerals(list[Any]):
     """Texts, and None, each of which is proven to be a number: they go in as they are."""
+
+
+class Verbatim(list[Any]):
+    """Texts, and None, each of which is proven to be in the server's own form of its type.
+
+    The server still refuses one that is no value, as the 30th of February.
+    """
 
 
 def _flags(values: Sequence[Any]) -> Sequence[Any]:

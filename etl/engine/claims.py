@@ -237,7 +237,11 @@ class Claimant:
             layout = _layout_in(checkpoint.fingerprint)
             if layout is not None and await session.load(layout.keys(key)):
                 layouts[key] = layout
-        self._check_fingerprints(before, prints, layouts)
+        self._check_fingerprints(
+            {key: one for key, one in before.items() if not self._starts_over(lane, key, one)},
+            prints,
+            layouts,
+        )
         self._check_additions(lane, before, layouts)
         done = {
             key
@@ -457,6 +461,12 @@ class Claimant:
             and not self._plan.incremental
             and (sink.mode == "append" or bool(sink.add))
             and found.complete
+        )
+
+    def _starts_over(self, lane: LanePlan, key: CheckpointKey, found: Checkpoint) -> bool:
+        """A ``replace`` that is complete is loaded anew, so its position is not used again."""
+        return (
+            not self._plan.incremental and _sink_of(lane, key).mode == "replace" and found.complete
         )
 
     def _notes(self, left_out: Sequence[Sink[Any]], claims: Sequence[Claim]) -> list[str]:

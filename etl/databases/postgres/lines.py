@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, cast
 
+from etl.databases.texts import from_text
 from etl.databases.types import (
     Decoder,
     encode_column,
@@ -23,7 +24,18 @@ from etl.databases.types import (
     way,
 )
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Layout, Row, TextRows, ValueRows, WideLine, split_lines
+from etl.rows import (
+    Column,
+    Frames,
+    Layout,
+    Row,
+    TextRows,
+    Type,
+    ValueRows,
+    WideLine,
+    place_of,
+    split_lines,
+)
 
 Fields = Sequence[str]
 
@@ -109,7 +121,7 @@ class Encoder:
             return self._lines(rows)
         except DataError as error:
             raise DataError(
-                f"{self._label}: {error}",
+                f"{self._label}: {place_of(rows, error.row)}{error}",
                 column=error.column,
                 row=error.row,
                 reason=error.reason,
@@ -356,7 +368,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     reads: dict[int, Callable[[Sequence[Any]], Sequence[Any]]] = {}
     for place, column in zip(places, columns, strict=True):
         source = layout.columns[place].type
-        adapt = from_sqlite(column.type) if source.dialect == "sqlite" else None
+        adapt = _meant(source, column.type)
         if adapt is not None:
             reads[place] = adapt
         elif source.dialect != "sqlite" and layout.decoders[place] is not same:
@@ -369,6 +381,17 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         reads=reads,
         columns=columns,
     )
+
+
+def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+    """How values of a source without the target's types are meant."""
+    match source.dialect:
+        case "sqlite":
+            return from_sqlite(target)
+        case "csv":
+            return from_text(target)
+        case _:
+            return None
 
 
 def _by_value(decode: Decoder) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 from etl.databases.sqlite.build import duration_text
-from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of
+from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of, declared_kind
 from etl.databases.types import NULL, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, WideLine, split_lines
@@ -205,6 +205,32 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
             raise _Misfit(f"SQLite stores no {kind.__name__}; convert it in a function")
     known = cast("Mapping[type[Any], Callable[[Any, Affinity], Any]]", converters)
     return [known[type(value)](value, affinity) for value in values]
+
+
+_WORDS = {"true": 1, "t": 1, "1": 1, "false": 0, "f": 0, "0": 0}
+_BYTES = re.compile(r"\\x(?:[0-9a-fA-F]{2})*")
+
+
+def bind_texts(values: _Values, column: TableColumn) -> _Values:
+    """Texts of a file, and a function's values beside them, for a column.
+
+    A number goes into a number's column as that number, ``\\x`` and hex digits into a BLOB as
+    bytes.
+    """
+    affinity, kind = column.affinity, declared_kind(column.declared)
+    if affinity == "text" or (affinity == "blob" and kind != "bytes"):
+        return bind_values(values, column)
+
+    def meant(value: Any) -> Any:
+        if value.__class__ is not str:
+            return value
+        if kind == "bool" and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
+        if affinity == "blob":
+            return bytes.fromhex(value[2:]) if _BYTES.fullmatch(value) else value
+        return _number(value, affinity) if _NUMBER.fullmatch(value) else value
+
+    return bind_values([meant(value) for value in values], column)
 
 
 def text_binder(source: Type, column: TableColumn) -> _Convert:
@@ -417,7 +443,8 @@ class Binder:
 
     def _values(self, plan: _Plan, rows: Sequence[_Values], first: int) -> Iterator[Fields]:
         columns = list(zip(*rows, strict=True))
-        return self._together([columns[place] for place in plan.places], first)
+        sources = [plan.layout.columns[place].type for place in plan.places]
+        return self._together([columns[place] for place in plan.places], first, sources)
 
     def _texts(
         self,
@@ -478,11 +505,14 @@ class Binder:
         )
         return self._together(columns, first)
 
-    def _together(self, columns: Sequence[_Values], first: int) -> Iterator[Fields]:
-        bound = [
-            self._bound(number, values, first, partial(bind_values, column=self.columns[number]))
-            for number, values in enumerate(columns)
-        ]
+    def _together(
+        self, columns: Sequence[_Values], first: int, sources: Sequence[Type] = ()
+    ) -> Iterator[Fields]:
+        bound: list[_Values] = []
+        for number, values in enumerate(columns):
+            is_text = bool(sources) and sources[number].dialect == "csv"
+            bind = partial(bind_texts if is_text else bind_values, column=self.columns[number])
+            bound.append(self._bound(number, values, first, bind))
         return zip(*bound, strict=True)
 
     def _bound(self, number: int, values: _Values, first: int, bind: _Bind) -> _Values:

@@ -32,7 +32,7 @@ from etl.errors import (
     SchemaMismatchError,
     TargetUnavailableError,
 )
-from etl.rows import Shape, shape_of
+from etl.rows import FileRows, Shape, place_of, shape_of
 
 _VALUES_AT_ONCE = 999
 """What every build of SQLite takes as parameters of one statement."""
@@ -498,6 +498,13 @@ class Load:
                 # SQLite does not say which row it refused: those before it are in. Triggers may
                 # have changed rows too, so it is only where to look first.
                 error.row = first + min(connection.total_changes - changes, len(rows) - 1)
+            elif error.row is not None and isinstance(rows, FileRows):
+                raise DataError(
+                    f"{place_of(rows, error.row - first)}{error}",
+                    column=error.column,
+                    row=error.row,
+                    reason=error.reason,
+                ) from error
             raise
         except (OverflowError, UnicodeEncodeError) as error:
             # The driver does not say which value it could not take.

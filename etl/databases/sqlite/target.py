@@ -235,8 +235,12 @@ class SqliteSession:
     # -- before the first row ----------------------------------------------------------------
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
-        """A table made here keeps the declared types, whatever the values are."""
-        return False
+        """A table made here keeps the declared types, whatever the values are; a file has none."""
+        load = self.loads[sink]
+        if not load.sink.create or all(c.type.dialect != "csv" for c in shape.columns):
+            return False
+        async with self._transaction() as connection:
+            return await find_table(connection, table_name(load.sink.table)) is None
 
     def takes_frames(self, sink: int, form: str) -> bool:
         """Never: it has no binary form."""

@@ -1,0 +1,1 @@
+"""Files that people load into databases: CSV, also compressed."""

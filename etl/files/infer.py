@@ -1,0 +1,104 @@
+"""The kind of a column of texts: the narrowest one that gives each of them back as it was.
+
+``007`` stays text, as does a time with an offset: what a kind would not keep decides against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+
+from etl.rows import Kind
+
+_LONGEST_NUMBER = 1_000
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_DECIMAL = re.compile(r"(?!-0(?:\.0*)?\Z)-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_STAMP = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,6})?"
+    r"(Z|\+00(?::00)?)?"
+)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _is_integer(text: str) -> bool:
+    return _INTEGER.fullmatch(text) is not None and (
+        len(text) < 19 or (len(text) < 21 and -(1 << 63) <= int(text) < 1 << 63)
+    )
+
+
+def _is_decimal(text: str) -> bool:
+    return len(text) <= _LONGEST_NUMBER and _DECIMAL.fullmatch(text) is not None
+
+
+def _is_float(text: str) -> bool:
+    if len(text) > _LONGEST_NUMBER or _FLOAT.fullmatch(text) is None:
+        return False
+    try:
+        return Decimal(repr(float(text))) == Decimal(text)
+    except InvalidOperation:
+        return False
+
+
+def _is_bool(text: str) -> bool:
+    return text in {"true", "false"}
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return _DATE.fullmatch(text) is not None and date.fromisoformat(text) is not None
+    except ValueError:
+        return False
+
+
+def _is_stamp(text: str, *, zone: bool) -> bool:
+    found = _STAMP.fullmatch(text)
+    if found is None or (found[3] is not None) is not zone:
+        return False
+    try:
+        datetime.fromisoformat(f"{found[1]} {found[2]}")
+    except ValueError:
+        return False
+    return True
+
+
+_TESTS: tuple[tuple[Kind, Callable[[str], bool]], ...] = (
+    ("int64", _is_integer),
+    ("numeric", _is_decimal),
+    ("float64", _is_float),
+    ("bool", _is_bool),
+    ("date", _is_date),
+    ("timestamp", lambda text: _is_stamp(text, zone=False)),
+    ("timestamptz", lambda text: _is_stamp(text, zone=True)),
+    ("uuid", lambda text: _UUID.fullmatch(text) is not None),
+)
+
+
+class ColumnKinds:
+    """What each column of a file may be, after all the rows that were looked at."""
+
+    def __init__(self, width: int) -> None:
+        self._left = [list(_TESTS) for _ in range(width)]
+        self._seen = [False] * width
+
+    def look_at(self, rows: Sequence[Sequence[str | None]]) -> None:
+        """Rule out what the texts of some rows are not."""
+        if not rows:
+            return
+        for place, values in enumerate(zip(*rows, strict=True)):
+            if not self._left[place]:
+                continue
+            texts = {text for text in values if text is not None}
+            self._seen[place] = self._seen[place] or bool(texts)
+            self._left[place] = [one for one in self._left[place] if all(map(one[1], texts))]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kind of each column; text where there is no value."""
+        return [
+            left[0][0] if left and seen else "text"
+            for left, seen in zip(self._left, self._seen, strict=True)
+        ]
