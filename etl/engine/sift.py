@@ -15,9 +15,9 @@ from etl.batch import Batch
 from etl.connector import Session
 from etl.errors import DataError
 
-PIECE_ROWS = 2_000
-"""Rows of a piece. A savepoint costs as much as some hundred rows, and a bad row makes about one
-and a half pieces be written again; measured by ``tests/benchmarks/bad_rows.py``."""
+PIECE_ROWS = 5_000
+"""Rows of a piece. A savepoint costs as much as some hundred rows, and a bad row makes half a piece
+be written again, on average; see ``tests/benchmarks/bad_rows.py``."""
 
 
 @dataclass(frozen=True, slots=True)
