@@ -222,6 +222,19 @@ async def test_another_content_is_not_gone_on_with(sqlite_url: str, tmp_path: Pa
         await Pipeline("p", flow).run()
 
 
+async def test_a_resumed_read_still_knows_the_lines(postgres_url: str, tmp_path: Path) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int, note text)")
+    path = tmp_path / "t.csv"
+    path.write_text("id,note\n" + "".join(f'{i},"a\nb"\n' for i in range(2000)) + 'x,"a"\n')
+    for _ in range(2):
+        flow = File(path).rows().into(Database(postgres_url).append("t"))
+        with pytest.raises(PipelineFailedError, match=r"t\.csv, line 4002: column 'id'"):
+            await Pipeline("p", flow, limits=SMALL).run()
+        count = await value(postgres_url, "SELECT count(*) FROM t")
+        assert count > 1900  # so the second began far behind the first line
+        assert await value(postgres_url, "SELECT count(DISTINCT id) FROM t") == count
+
+
 async def test_rows_of_a_file_pass_through_functions(sqlite_url: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("1;Anna\n2;\n")

@@ -33,6 +33,7 @@ def cut(data: bytes, piece: int = 1 << 20, form: CsvForm | None = None) -> list[
         for fields, line, end in zip(records.fields, records.lines, records.ends, strict=True):
             assert line == data.count(b"\n", 0, offset) + 1
             assert end > offset
+            assert data[end - 1 : end] == b"\n" or end == len(data)
             offset = end
             found.append(fields)
     assert offset == len(data)
