@@ -15,6 +15,7 @@ from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import chain
 from operator import methodcaller
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, overload
@@ -319,6 +320,18 @@ class TextRows(Sequence[Row]):
             lines = self.lines[i]
             return TextRows(self.layout, lines, sum(map(len, lines)))
         return self.layout.row(tuple(self.lines[i].split("\t")))
+
+
+def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
+    """The rows of several sequences in one; lines of one layout stay lines."""
+    parts = [part for part in parts if len(part)]
+    if len(parts) == 1:
+        return parts[0]
+    texts = [part for part in parts if isinstance(part, TextRows)]
+    if texts and len(texts) == len(parts) and len({id(part.layout) for part in texts}) == 1:
+        lines = list(chain.from_iterable(part.lines for part in texts))
+        return TextRows(texts[0].layout, lines, sum(map(len, lines)))
+    return list(chain.from_iterable(parts))
 
 
 class ValueRows(Sequence[Row]):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from typing import Any, Literal, NoReturn, TypeAlias, cast
 from uuid import UUID
 
@@ -576,7 +577,7 @@ def _write_numeric(values: Sequence[Any], column: Column) -> list[str]:
         ]
     scale = column.type.scale
     if scale is not None and (
-        "E" in joined or "e" in joined or scale < 0 or _too_fine(scale).search(joined)
+        "E" in joined or "e" in joined or scale < 0 or _is_too_fine(joined, scale)
     ):
         for i, text in enumerate(texts):
             number = Decimal(text)
@@ -590,6 +591,17 @@ def _write_numeric(values: Sequence[Any], column: Column) -> list[str]:
     return texts
 
 
+def _is_too_fine(joined: str, scale: int) -> bool:
+    # Texts of values that were rounded have no more digits at all, which is found sooner.
+    return bool(_longer(scale).search(joined) and _too_fine(scale).search(joined))
+
+
+@cache
+def _longer(scale: int) -> re.Pattern[str]:
+    return re.compile(rf"\.\d{{{scale + 1}}}", re.ASCII)
+
+
+@cache
 def _too_fine(scale: int) -> re.Pattern[str]:
     return re.compile(rf"\.\d{{{scale}}}\d*[1-9]", re.ASCII)
 
@@ -601,7 +613,7 @@ def _fits_scale(number: Decimal, scale: int) -> bool:
     return extra <= 0 or not any(digits[-extra:]) if extra < len(digits) else not any(digits)
 
 
-_UNSAFE = re.compile(r"[\\\n\r\t\x00]")
+_UNSAFE = "\\\n\r\t\0"
 
 
 def _write_text(values: Sequence[Any], column: Column) -> list[str]:
@@ -628,7 +640,9 @@ def _as_text(value: Any, row: int, column: Column) -> str:
 
 
 def _escape_all(texts: Sequence[str], column: Column) -> list[str]:
-    if _UNSAFE.search("".join(texts)) is None:
+    joined = "".join(texts)
+    # Five scans in C take a tenth of the time of one for a set of characters.
+    if not any(one in joined for one in _UNSAFE):
         return list(texts)
     for i, text in enumerate(texts):
         if "\x00" in text:
@@ -682,7 +696,7 @@ def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
         if not (lengths.isdisjoint(_NAIVE) if kind == "timestamptz" else lengths <= _NAIVE):
             _check_zones(values, kind, column)
     if kind != "date":
-        if _digits(column.type) < 6 and _too_fine(_digits(column.type)).search("\n".join(texts)):
+        if _digits(column.type) < 6 and _is_too_fine("\n".join(texts), _digits(column.type)):
             _refuse_fraction(texts, column)
     return texts
 
@@ -814,7 +828,7 @@ def _numeral_fields(values: Numerals, column: Column) -> list[str]:
     scale = column.type.scale
     if (None in values and not column.nullable) or (
         scale is not None
-        and ("e" in joined or "E" in joined or scale < 0 or _too_fine(scale).search(joined))
+        and ("e" in joined or "E" in joined or scale < 0 or _is_too_fine(joined, scale))
     ):
         return encode_column([None if v is None else Decimal(v) for v in values], column)
     return [NULL if value is None else value for value in values]

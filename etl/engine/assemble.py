@@ -356,6 +356,7 @@ class Assembly:
                 steps=steps.rows[branch.partition],
                 steps_left=left + branch.size,
                 sets_aside=plan.sets_aside,
+                pack=flow.lanes[0].pack if first is last and len(flow.lanes) == 1 else _as_it_is,
                 out=first,
                 heavy=self._heavy,
                 retry=self._retry,
@@ -697,6 +698,10 @@ async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Sessio
             if await session.wants_profile(number, shape):
                 return True
     return False
+
+
+def _as_it_is(batch: Batch[Any]) -> Batch[Any]:
+    return batch
 
 
 async def _agree_on_lines(

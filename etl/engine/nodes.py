@@ -26,9 +26,13 @@ from etl.errors import (
 )
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
 from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
-from etl.stages import RowStep, fuse_batches, reject_of, through_stage
+from etl.rows import joined
+from etl.stages import RowStep, fuse, fuse_batches, reject_of, through_stage
 
 _FAIR_S = 0.005
+_PIECE_ROWS = 160
+"""So many rows, their changes and what they are made of are fewer objects than the 700 at which
+the garbage collector begins to look at them."""
 _SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON form
 
 
@@ -105,11 +109,17 @@ class Pump:
         steps: Sequence[RowStep],
         steps_left: int,
         sets_aside: bool,
+        pack: Callable[[Batch[Any]], Batch[Any]],
         out: Channel[Batch[Any]],
         heavy: HeavyRows,
         retry: Retry,
         on_retry: Callable[[str, str, int, float, BaseException], None],
     ) -> None:
+        """Make a pump.
+
+        Args:
+            pack: Brings what the steps made into the form that it waits in.
+        """
         self.rows = 0
         self.nbytes = 0
         self.exhausted = False
@@ -120,7 +130,9 @@ class Pump:
         self._last: Position | None = None
         self._until: Position | None = None
         self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
+        self._loop = fuse(steps)
         self._changes_rows = bool(steps)
+        self._pack = pack
         self._out = out
         self._heavy = heavy
         self._retry = retry
@@ -247,7 +259,7 @@ class Pump:
             )
         failpoints.hit("source.after_read")
         if self._changes_rows:
-            out: Batch[Any] = self._run_rows(batch)
+            out: Batch[Any] = self._worked(batch)
         else:
             out = batch
 
@@ -268,6 +280,26 @@ class Pump:
         self._heavy.check(f"source of flow {self._flow!r}", batch)
         async with self._heavy.turn:
             await self._out.put(out, nbytes, accepted)
+
+    def _worked(self, batch: Batch[Any]) -> Batch[Any]:
+        """The batch after the steps, packed.
+
+        Piece by piece: what functions make of some rows then dies before the garbage collector
+        has looked at it. Where a piece fails, the whole batch is done at once, which says which row
+        it was, or sets it aside: row functions are pure.
+        """
+        rows = batch.rows
+        if len(rows) > _PIECE_ROWS:
+            try:
+                done = [
+                    self._pack(Batch(self._loop(rows[start : start + _PIECE_ROWS]))).rows
+                    for start in range(0, len(rows), _PIECE_ROWS)
+                ]
+            except Exception:
+                pass
+            else:
+                return batch.derive(joined(done))
+        return self._pack(self._run_rows(batch))
 
     def _check_position(self, batch: Batch[Any]) -> None:
         where = f"source of flow {self._flow!r}"
