@@ -356,7 +356,7 @@ class Assembly:
                 steps=steps.rows[branch.partition],
                 steps_left=left + branch.size,
                 sets_aside=plan.sets_aside,
-                pack=flow.lanes[0].pack if first is last and len(flow.lanes) == 1 else _as_it_is,
+                pack=_packing(sessions) if first is last else _as_it_is,
                 out=first,
                 heavy=self._heavy,
                 retry=self._retry,
@@ -698,6 +698,11 @@ async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Sessio
             if await session.wants_profile(number, shape):
                 return True
     return False
+
+
+def _packing(sessions: Sequence[Session]) -> Callable[[Batch[Any]], Batch[Any]]:
+    """Into the form that the only session wants; several may each want another one."""
+    return sessions[0].pack if len(sessions) == 1 else _as_it_is
 
 
 def _as_it_is(batch: Batch[Any]) -> Batch[Any]:

@@ -246,17 +246,6 @@ class Lane:
         if group.moves or completes:
             await self._commit(group, completes)
 
-    def pack(self, batch: Batch[Any]) -> Batch[Any]:
-        """Bring rows into the form in which they are written, where they are made.
-
-        The objects that functions made then live no longer than one batch, which is what they cost
-        most: in the channel they would grow cold.
-        """
-        try:
-            return self.session.pack(batch)
-        except DataError:
-            return batch  # whose turn it is to say so, and in which order, is the lane's
-
     async def _extend(self, group: Group) -> None:
         """Take what waits, up to the bounds, and always up to the end of a token group."""
         while not group.is_whole or (

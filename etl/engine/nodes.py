@@ -19,6 +19,7 @@ from etl.engine.segments import Follower, Route, Sinks
 from etl.engine.supervise import guard
 from etl.errors import (
     ConservationError,
+    DataError,
     RowTooLargeError,
     StageError,
     TransientError,
@@ -285,21 +286,24 @@ class Pump:
         """The batch after the steps, packed.
 
         Piece by piece: what functions make of some rows then dies before the garbage collector
-        has looked at it. Where a piece fails, the whole batch is done at once, which says which row
-        it was, or sets it aside: row functions are pure.
+        has looked at it, and never waits in a channel. Where a piece fails, the whole batch is done
+        at once, which says which row of the batch it was, or sets it aside.
         """
         rows = batch.rows
-        if len(rows) > _PIECE_ROWS:
-            try:
-                done = [
+        try:
+            return batch.derive(
+                joined(
                     self._pack(Batch(self._loop(rows[start : start + _PIECE_ROWS]))).rows
                     for start in range(0, len(rows), _PIECE_ROWS)
-                ]
-            except Exception:
-                pass
-            else:
-                return batch.derive(joined(done))
-        return self._pack(self._run_rows(batch))
+                )
+            )
+        except DataError:
+            return self._run_rows(batch)  # what only the table refuses is the lane's to judge
+        except Exception:
+            out = self._run_rows(batch)
+            if not out.rejects:
+                raise  # it failed once and not again, or it is not about a row
+            return out
 
     def _check_position(self, batch: Batch[Any]) -> None:
         where = f"source of flow {self._flow!r}"

@@ -12,7 +12,17 @@ from uuid import UUID
 import pytest
 
 from etl import ConfigError, DataError
-from etl.rows import Column, Layout, Shape, TextRows, Type, ValueRows, shape_of, strip_optional
+from etl.rows import (
+    Column,
+    Layout,
+    Shape,
+    TextRows,
+    Type,
+    ValueRows,
+    joined,
+    shape_of,
+    strip_optional,
+)
 
 INT = Type(kind="int64", name="bigint", dialect="postgresql")
 TEXT = Type(kind="text", name="text", dialect="postgresql")
@@ -132,6 +142,18 @@ def test_a_slice_of_text_rows_is_text_rows_of_those_lines() -> None:
     assert isinstance(part, TextRows)
     assert part.lines == ["2\tB", "3\tC"]
     assert 0 < part.nbytes < rows.nbytes
+
+
+def test_lines_of_one_layout_that_are_joined_stay_lines() -> None:
+    layout = layout_of()
+    first, second = (TextRows(layout, lines, nbytes=6) for lines in (["1\tA", "2\tB"], ["3\tC"]))
+    found = joined([first, [], second])
+    assert isinstance(found, TextRows)
+    assert found.lines == ["1\tA", "2\tB", "3\tC"]
+    other = TextRows(layout_of(), ["4\tD"], nbytes=3)
+    mixed = joined([first, other, [{"id": 5}]])
+    assert [row["id"] for row in mixed] == [1, 2, 4, 5]
+    assert joined([[], []]) == []
 
 
 def test_value_rows_hold_the_drivers_values() -> None:

@@ -33,7 +33,7 @@ from etl.errors import (
     TransientError,
 )
 from etl.events import Committed, Event, Retrying, RunEnded, StateChanged
-from etl.flow import Flow, GeneratorReader, Stream
+from etl.flow import Flow, GeneratorReader, Map, Stream
 from etl.testing import CountingSource, MemorySink, MemorySource, MemoryTarget
 from etl.testing.memory import MemorySession
 
@@ -1131,18 +1131,7 @@ async def test_an_interrupted_read_that_fails_as_a_lost_connection_is_drained() 
 
 async def test_a_real_cancellation_of_a_draining_source_is_not_taken_for_its_end() -> None:
     channel: Channel[Batch[Any]] = Channel("full", max_items=1, max_bytes=10**6)
-    pump = Pump(
-        flow="t",
-        reader=GeneratorReader(MemorySource(ROWS)),
-        routes=deque([make_route("main", {0: None}, ())]),
-        steps=[],
-        steps_left=0,
-        sets_aside=False,
-        out=channel,
-        heavy=HeavyRows(Limits()),
-        retry=NEVER_AGAIN,
-        on_retry=lambda *told: None,
-    )
+    pump = pump_of(MemorySource(ROWS), [], lambda batch: batch, channel)
     task = asyncio.create_task(pump.run())
     while channel.put_blocked_since is None:
         await asyncio.sleep(0)
@@ -1788,3 +1777,73 @@ async def test_a_full_read_that_is_added_up_is_not_counted_twice() -> None:
 class Counted:
     kind: str
     count: int
+
+
+def pump_of(source: Source[Any], steps: Sequence[Any], pack: Any, out: Channel[Any]) -> Pump:
+    return Pump(
+        flow="t",
+        reader=GeneratorReader(source),
+        routes=deque([make_route("main", {0: None}, ())]),
+        steps=steps,
+        steps_left=len(steps),
+        sets_aside=False,
+        pack=pack,
+        out=out,
+        heavy=HeavyRows(Limits()),
+        retry=NEVER_AGAIN,
+        on_retry=lambda *told: None,
+    )
+
+
+def in_tuples(batch: Batch[Any]) -> Batch[Any]:
+    return batch.derive(tuple(batch.rows))
+
+
+async def test_rows_are_packed_before_they_wait_and_keep_their_order() -> None:
+    packed: list[int] = []
+
+    def pack(batch: Batch[Any]) -> Batch[Any]:
+        packed.append(len(batch.rows))
+        return in_tuples(batch)
+
+    channel: Channel[Batch[Any]] = Channel("out", max_items=2, max_bytes=10**6)
+    source = MemorySource(list(range(1000)), batch_rows=1000)
+    await pump_of(source, [Map(lambda row: -row)], pack, channel).run()
+    assert list((await channel.get()).rows) == [-row for row in range(1000)]
+    assert sum(packed) == 1000
+    assert len(packed) > 1  # never all of them as objects at once
+
+
+async def test_a_row_that_a_function_fails_on_is_numbered_in_its_batch() -> None:
+    def invert(row: int) -> float:
+        return 1 / (row - 700)
+
+    source = MemorySource(list(range(1000)), batch_rows=1000)
+    with pytest.raises(StageError, match="invert failed on row 701 of a batch"):
+        await Pipeline("t", source.map(invert).into(MemorySink[float]())).run()
+
+
+async def test_a_function_that_fails_once_and_not_again_is_not_passed_over() -> None:
+    failed: list[int] = []
+
+    def moody(row: int) -> int:
+        if row == 700 and not failed:
+            failed.append(row)
+            raise ValueError("once")
+        return row
+
+    source = MemorySource(list(range(1000)), batch_rows=1000)
+    with pytest.raises(StageError, match="moody failed .*must be pure"):
+        await Pipeline("t", source.map(moody).into(MemorySink[int]())).run()
+
+
+async def test_what_only_the_table_refuses_goes_on_to_the_lane_as_it_is() -> None:
+    def pack(batch: Batch[Any]) -> Batch[Any]:
+        if 700 in batch.rows:
+            raise DataError("too long", column="name")
+        return in_tuples(batch)
+
+    channel: Channel[Batch[Any]] = Channel("out", max_items=2, max_bytes=10**6)
+    source = MemorySource(list(range(1000)), batch_rows=1000)
+    await pump_of(source, [Map(lambda row: row)], pack, channel).run()
+    assert (await channel.get()).rows == list(range(1000))

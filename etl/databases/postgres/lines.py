@@ -7,11 +7,11 @@ is encoded for its target column. No user code and no conversion runs inside a C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from etl.databases.texts import from_text
 from etl.databases.types import (
@@ -132,7 +132,7 @@ class Encoder:
             plan = self._plan(rows.layout)
             if plan.is_identity:
                 return rows.lines
-            return plan.join(split_lines(rows.lines))
+            return plan.lines(split_lines(rows.lines), {})
         if isinstance(rows, ValueRows):
             plan = self._plan(rows.layout)
             columns = list(zip(*rows.tuples, strict=True))
@@ -222,49 +222,47 @@ class Encoder:
         if not plan.layout.is_text:
             return self._together(plan.decoded_rows(rows, changes))
         changed = set[str]().union(*filter(None, changes))
-        if not changed and not plan.converts:
-            return plan.join_untouched([row.fields for row in rows])
-        fields = [list(row.fields) for row in rows]
-        places = {plan.layout.index[name]: name for name in changed}
-        for i in places.keys() & plan.used.keys():
-            _replace(fields, i, plan.used[i], changes, plan.decoders.get(i))
-        return plan.join(fields, skip=places)
+        fields = [row.fields for row in rows]
+        texts = {
+            place: _changed_texts(fields, place, column, changes, plan.converts.get(place))
+            for place, column in plan.used.items()
+            if column.name in changed
+        }
+        return plan.lines(fields, texts)
 
 
-def _replace(
-    fields: list[list[str]],
-    i: int,
+def _changed_texts(
+    fields: Sequence[Fields],
+    place: int,
     column: Column,
     changes: Sequence[dict[str, Any] | None],
     decode: Decoder | None,
-) -> None:
-    """Put encoded changes into a field; where it is converted, the unchanged ones as well."""
+) -> Sequence[str]:
+    """A field's texts: encoded where it was changed; where it is converted, everywhere."""
     name = column.name
     if decode is not None:
         values = [
-            change[name] if change is not None and name in change else decode(row[i])
+            change[name] if change is not None and name in change else decode(row[place])
             for row, change in zip(fields, changes, strict=True)
         ]
-        for row, text in zip(fields, encode_column(values, column), strict=True):
-            row[i] = text
-        return
+        return encode_column(values, column)
     try:
         everywhere = [change[name] for change in cast("Sequence[dict[str, Any]]", changes)]
     except (KeyError, TypeError):
         pass  # some rows leave the field as it is
     else:
-        for row, text in zip(fields, encode_column(everywhere, column), strict=True):
-            row[i] = text
-        return
+        return encode_column(everywhere, column)
     touched = [k for k, change in enumerate(changes) if change is not None and name in change]
     values = [change[name] for change in changes if change is not None and name in change]
     try:
-        texts = encode_column(values, column)
+        new = encode_column(values, column)
     except DataError as error:
         error.row = None if error.row is None else touched[error.row]
         raise
-    for k, text in zip(touched, texts, strict=True):
-        fields[k][i] = text
+    texts = [row[place] for row in fields]
+    for k, text in zip(touched, new, strict=True):
+        texts[k] = text
+    return texts
 
 
 def _getter(keys: Sequence[Any]) -> Callable[[Any], Any]:
@@ -278,54 +276,42 @@ def _transposed(rows: Iterable[Any], width: int) -> list[Sequence[Any]]:
     return [list(rows)] if width == 1 else list(zip(*rows, strict=True))
 
 
+_Patch: TypeAlias = "Callable[..., list[str]]"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """How the fields of one layout become the fields of the COPY.
 
     Attributes:
         places: The source field of each column of the COPY.
-        converts: Fields that go through Python: by number, their target column.
+        is_identity: Lines of the layout are lines of the COPY.
+        converts: Decoders of fields that go through Python, by number.
         used: The target column of every field that is written.
         reads: For rows of values: fields that are not taken as they are, by whole columns.
+        patches: Makers of lines, by the fields that get other texts.
     """
 
     layout: Layout
     places: tuple[int, ...]
-    converts: Mapping[int, Column]
+    is_identity: bool
+    converts: Mapping[int, Decoder]
     used: Mapping[int, Column]
     reads: Mapping[int, Callable[[Sequence[Any]], Sequence[Any]]]
     columns: tuple[Column, ...]
+    patches: dict[tuple[int, ...], _Patch] = field(default_factory=dict[tuple[int, ...], _Patch])
 
-    @property
-    def in_order(self) -> bool:
-        return self.places == tuple(range(len(self.layout.columns)))
-
-    @property
-    def is_identity(self) -> bool:
-        return self.layout.is_text and not self.converts and self.in_order
-
-    @property
-    def decoders(self) -> Mapping[int, Decoder]:
-        return {i: self.layout.decoders[i] for i in self.converts}
-
-    def join_untouched(self, fields: Sequence[Fields]) -> list[str]:
-        """Lines from fields that all pass."""
-        if self.in_order:
-            return list(map("\t".join, fields))
-        if len(self.places) == 1:
-            place = self.places[0]
-            return [row[place] for row in fields]
-        return list(map("\t".join, map(_getter(self.places), fields)))
-
-    def join(self, fields: list[list[str]], skip: Iterable[int] = ()) -> list[str]:
-        """Lines from fields; converts what must be, in place, but for the ones in ``skip``."""
-        for i, column in self.converts.items():
-            if i not in skip:
-                decode = self.layout.decoders[i]
-                texts = encode_column([decode(row[i]) for row in fields], column)
-                for row, text in zip(fields, texts, strict=True):
-                    row[i] = text
-        return self.join_untouched(fields)
+    def lines(self, fields: Sequence[Fields], texts: dict[int, Sequence[str]]) -> list[str]:
+        """Lines from the fields of rows, some of which have other texts."""
+        for place, decode in self.converts.items():
+            if place not in texts:
+                values = [decode(row[place]) for row in fields]
+                texts[place] = encode_column(values, self.used[place])
+        changed = tuple(texts)
+        patch = self.patches.get(changed)
+        if patch is None:
+            patch = self.patches[changed] = _patch(changed, self.places, len(self.layout.columns))
+        return patch(fields, *texts.values())
 
     def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """The columns of the COPY from those of value rows."""
@@ -350,6 +336,37 @@ class _Plan:
         return found
 
 
+def _patch(changed: Sequence[int], places: Sequence[int], width: int) -> _Patch:
+    """A loop that puts texts into the fields of each row and makes a line of them.
+
+    Compiled, so that a row costs no loop over its columns.
+    """
+    in_order = list(places) == list(range(width))
+    if in_order and not changed:
+        return _join_all
+    texts = [f"text{place}" for place in changed]
+    columns = ", ".join(["rows", *texts])
+    sets = [f"        row[{place}] = text{place}\n" for place in changed]
+    line = "row" if in_order else f"[{', '.join(f'row[{place}]' for place in places)}]"
+    code = (
+        f"def patch({columns}):\n"
+        "    lines = []\n"
+        f"    for {', '.join(['row', *texts])}, in zip({columns}):\n"
+        "        row = [*row]\n"  # a row is never changed
+        f"{''.join(sets)}"
+        f"        lines.append(join({line}))\n"
+        "    return lines"
+    )
+    names: dict[str, Any] = {"join": "\t".join}
+    exec(code, names)
+    patch: _Patch = names["patch"]
+    return patch
+
+
+def _join_all(rows: Sequence[Fields]) -> list[str]:
+    return list(map("\t".join, rows))
+
+
 def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     missing = [column.name for column in columns if column.name not in layout.index]
     if missing:
@@ -361,7 +378,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     # A column that a function may have replaced in every row is not refused here: what it
     # leaves untouched is checked by its values.
     converts = {
-        place: column
+        place: layout.decoders[place]
         for place, column in zip(places, columns, strict=True)
         if layout.is_text and way(layout.columns[place].type, column.type) != "pass"
     }
@@ -376,6 +393,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     return _Plan(
         layout=layout,
         places=places,
+        is_identity=layout.is_text and not converts and places == tuple(range(len(layout.columns))),
         converts=converts,
         used=dict(zip(places, columns, strict=True)),
         reads=reads,
