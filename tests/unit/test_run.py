@@ -1819,7 +1819,7 @@ async def test_a_row_that_a_function_fails_on_is_numbered_in_its_batch() -> None
         return 1 / (row - 700)
 
     source = MemorySource(list(range(1000)), batch_rows=1000)
-    with pytest.raises(StageError, match="invert failed on row 701 of a batch"):
+    with pytest.raises(PipelineFailedError, match="invert failed on row 701 of a batch"):
         await Pipeline("t", source.map(invert).into(MemorySink[float]())).run()
 
 
@@ -1833,7 +1833,7 @@ async def test_a_function_that_fails_once_and_not_again_is_not_passed_over() -> 
         return row
 
     source = MemorySource(list(range(1000)), batch_rows=1000)
-    with pytest.raises(StageError, match="moody failed .*must be pure"):
+    with pytest.raises(PipelineFailedError, match="moody failed .*must be pure"):
         await Pipeline("t", source.map(moody).into(MemorySink[int]())).run()
 
 
