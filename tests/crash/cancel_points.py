@@ -14,7 +14,7 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
@@ -93,12 +93,23 @@ class CancelledRuns:
             made.run_sync()
             return 0, ""
         times, _, at = failpoint.partition(":")
-        suspensions = Suspensions(int(at), POINTS.index(times) + 1)
-        asyncio.run(_cancelled(made, suspensions))
-        _refuse_threads()
-        urls = [url for url in (source, first, second) if url.startswith("postgresql")]
-        asyncio.run(_refuse_sessions(urls))
-        return CRASHED if suspensions.seen >= int(at) else 0, ""
+        was_reached = run_cancelled(
+            made, (source, first, second), at=int(at), times=POINTS.index(times) + 1
+        )
+        return CRASHED if was_reached else 0, ""
+
+
+def run_cancelled(made: Pipeline, urls: Sequence[str], *, at: int, times: int = 1) -> bool:
+    """Run a pipeline and cancel it at a suspension; whether it came so far.
+
+    Raises:
+        AssertionError: Something was left in this process, or in one of the databases.
+    """
+    suspensions = Suspensions(at, times)
+    asyncio.run(_cancelled(made, suspensions))
+    _refuse_threads()
+    asyncio.run(_refuse_sessions([url for url in urls if url.startswith("postgresql")]))
+    return suspensions.seen >= at
 
 
 async def _cancelled(made: Pipeline, suspensions: Suspensions) -> None:
