@@ -92,6 +92,18 @@ class RowTooLargeError(DataError):
     """A row that the run's memory limit cannot hold; the message names the limit that it needs."""
 
 
+class OutOfMemoryError(EtlError):
+    """The process got no more memory from the system; the transaction was rolled back."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: out of memory: the system gives this process no more. The transaction was"
+            " rolled back and the checkpoint did not move; give the process more memory (a row is"
+            " held up to three times as it is read, and again as it is written), or lower the"
+            " limit on rows in flight (--memory, Limits(memory=))"
+        )
+
+
 class FencedError(EtlError):
     """A newer run of the same pipeline took over; this one wrote nothing since."""
 

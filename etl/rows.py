@@ -409,15 +409,18 @@ class Frames(Sequence[Row]):
     """Rows that nobody looks at: the bytes in which their database gives and takes them.
 
     Attributes:
-        data: The rows in the database's binary form, without what begins and ends it.
+        pieces: The rows in the database's binary form, without what begins and ends it. A piece
+            may end within a row: large rows stay as they came in, because joining copies them.
     """
 
-    __slots__ = ("_count", "data", "layout", "nbytes")
+    __slots__ = ("_count", "layout", "nbytes", "pieces")
 
-    def __init__(self, layout: Layout, data: bytes, count: int) -> None:
+    def __init__(
+        self, layout: Layout, pieces: Sequence[bytes | memoryview[int]], count: int
+    ) -> None:
         self.layout = layout
-        self.data = data
-        self.nbytes = len(data)
+        self.pieces = pieces
+        self.nbytes = sum(map(len, pieces))
         self._count = count
 
     def __len__(self) -> int:

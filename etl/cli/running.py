@@ -28,7 +28,7 @@ from etl.observe.figures import plural
 from etl.pipeline import Pipeline
 from etl.policy import MIB, DeadLetter, Limits, OnError
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,13 @@ def _give_large_memory_back() -> None:
     """Let glibc map each large block by itself, so that a freed row is free again.
 
     Else it keeps blocks of up to 32 MiB for later, in a heap for each thread: twice the memory
-    for rows of such sizes. Other C libraries have no such function.
+    for rows of such sizes. And one heap for all threads: each more would take 64 MiB of a limit
+    on the address space (``ulimit -v``). Other C libraries have no such function.
     """
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, MIB)
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 async def _run(

@@ -20,6 +20,7 @@ from etl.engine.supervise import guard
 from etl.errors import (
     ConservationError,
     DataError,
+    OutOfMemoryError,
     RowTooLargeError,
     StageError,
     TransientError,
@@ -217,6 +218,11 @@ class Pump:
             self._reading = True
             try:
                 await self._reader.pump(self._last, until, self._emit)
+            except (MemoryError, OutOfMemoryError) as error:
+                place = "in the first rows"
+                if self._last is not None:
+                    place = f"in the rows after position {encode_position(self._last)}"
+                raise OutOfMemoryError(f"source of flow {self._flow!r}, {place}") from error
             except TransientError as error:
                 if self._draining and not self._unsettled:
                     break  # what was read stands; nobody waits for more

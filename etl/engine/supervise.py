@@ -16,6 +16,7 @@ from etl.engine.strays import Unit, context_of, forgotten, leave_behind
 from etl.errors import (
     ChannelBrokenError,
     EtlError,
+    OutOfMemoryError,
     RunAbortedError,
     StageCancelledError,
     StageError,
@@ -62,6 +63,8 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
         ) from error
     except EtlError:
         raise
+    except MemoryError as error:
+        raise OutOfMemoryError(name) from error
     except Exception as error:
         raise StageError(
             f"{name} failed: {type(error).__name__}: {str(error)[:500]}. Its batch was not written"

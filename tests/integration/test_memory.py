@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,44 @@ async def test_large_rows_stay_within_the_limit(
             assert connection.execute(sizes).fetchone() == (ROWS, ROW)
     # The limit, what the allocator and SQLite keep, and a little for all else.
     assert peak <= 1.8 * limit / MIB + 24
+
+
+def run_under(limit: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run of the command in so much address space."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        "import sys; from etl.cli import main; sys.argv[0] = 'etl'; main()"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=GUARD_S, check=False)
+
+
+@pytest.mark.parametrize("start", ["postgresql", "sqlite"])
+async def test_rows_of_50_megabytes_pass_in_512_mib_of_address_space_and_less_is_named(
+    start: Kind, postgres_url: str, postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    source, target = postgres_url, postgres_database()
+    size = 50_000_000
+    if start == "postgresql":
+        body = f"convert_to(repeat('a', {size}), 'UTF8')"
+        make = f"CREATE TABLE t (id int PRIMARY KEY, b bytea);{{}} {body}"
+    else:
+        source = f"sqlite:///{tmp_path / 'source.db'}"
+        make = f"CREATE TABLE t (id INTEGER PRIMARY KEY, b blob);{{}} zeroblob({size})"
+    make = make.format("INSERT INTO t VALUES (1, NULL); INSERT INTO t SELECT 2,")
+    if start == "postgresql":
+        await run_sql(source, make)
+    else:
+        script(source, make)
+
+    little = run_under(160 * MIB, "copy", source, target, "--memory", "320MiB")
+    enough = run_under(512 * MIB, "copy", source, target, "--memory", "320MiB")
+
+    assert little.returncode == 1, little.stderr
+    assert "out of memory" in little.stderr
+    assert enough.returncode == 0, enough.stderr
+    assert await value(target, "SELECT max(octet_length(b)) FROM t") == size
+    assert await value(target, "SELECT count(*) FROM t") == 2
 
 
 async def test_a_row_that_the_limit_cannot_hold_is_named_with_the_limit_that_it_needs(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from etl.batch import Position
 from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
 from etl.rows import Column, Frames, Kind
@@ -27,6 +28,9 @@ _PIECE_BYTES = 256 << 10
 _UNKNOWN_WIDTH = 400  # bytes of a row of a table that was never analyzed
 _SCATTERED = 0.5
 _SMALL_BYTES = 256 << 20
+WIDE_BYTES = 1 << 20
+"""A row from this size on is not joined with others."""
+_WIDE_ON_AVERAGE = 16 << 10
 
 # Their binary form is the same in every server, and holds no number of a type that another
 # database would know under another number.
@@ -41,10 +45,9 @@ _KINDS: frozenset[Kind] = frozenset(
 class TooWideError(Exception):
     """A range turned out far larger than was reckoned; never leaves this package."""
 
-    def __init__(self, after: Position | None, until: Position) -> None:
+    def __init__(self, after: Position | None) -> None:
         super().__init__()
         self.after = after
-        self.until = until
 
 
 def unfit_column(columns: Sequence[Column]) -> Column | None:
@@ -55,8 +58,19 @@ def unfit_column(columns: Sequence[Column]) -> Column | None:
 def pieces_of(groups: Sequence[Frames]) -> Iterator[bytes]:
     """The bytes of frames in pieces that a connection takes well."""
     for rows in groups:
-        for start in range(0, len(rows.data), _PIECE_BYTES):
-            yield rows.data[start : start + _PIECE_BYTES]
+        for piece in rows.pieces:
+            for start in range(0, len(piece), _PIECE_BYTES):
+                yield bytes(piece[start : start + _PIECE_BYTES])
+
+
+def rows_of(pieces: Sequence[bytearray]) -> Sequence[bytes | memoryview[int]]:
+    """What COPY sent, without its header and trailer; small pieces joined."""
+    views = [memoryview(piece) for piece in pieces]
+    views[0] = views[0][len(HEADER) :]
+    views[-1] = views[-1][: -len(TRAILER)]
+    if max(map(len, views)) >= WIDE_BYTES:
+        return views
+    return [b"".join(views)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,11 @@ class _Table:
     rows: int
     correlation: float
     bounds: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row, about."""
+        return max(1, self.nbytes // self.rows) if self.rows else _UNKNOWN_WIDTH
 
 
 _LOOK = """
@@ -122,8 +141,7 @@ async def ranges(
     end = await _key(connection, selection, after, until, "DESC", 0)
     if end is None:
         return
-    width = max(1, table.nbytes // table.rows) if table.rows else _UNKNOWN_WIDTH
-    step = max(1, nbytes // width)
+    step = max(1, nbytes // table.width)
     buckets = len(table.bounds) - 1
     known: list[str] = []
     if buckets > 0 and table.nbytes // buckets <= 2 * nbytes:
@@ -138,6 +156,43 @@ async def ranges(
             bound = await _key(connection, selection, after, end, "ASC", step - 1) or end
         yield after, bound
         after = bound
+
+
+async def has_wide_rows(connection: Connection, selection: Selection) -> bool:
+    """Whether ranges are to be weighed from the start, as far as the server knows its rows."""
+    table = await _look(connection, selection)
+    return table.width >= _WIDE_ON_AVERAGE or (not table.rows and table.nbytes >= WIDE_BYTES)
+
+
+async def weighed(
+    connection: Connection,
+    selection: Selection,
+    after: Position | None,
+    until: Position,
+    nbytes: int,
+) -> AsyncGenerator[tuple[Position | None, Position]]:
+    """A range cut by the true sizes of its rows: a part is one row, or takes at most ``nbytes``."""
+    name = "etl_size"
+    while name in selection.order:
+        name += "_"
+    await set_bounds(connection, after, until, None)
+    sizes = await connection.fetch(
+        f"SELECT {_texts(selection)}, {quote(name)} AS etl_size"  # noqa: S608  quoted names
+        f" FROM ({selection.sizes_sql(after, until, name)}) AS etl_keys"
+        f" ORDER BY {_order(selection, 'ASC')}",
+        timeout=GROUP_S,
+    )
+    gathered = 0
+    last: Position | None = None
+    for row in sizes:
+        *key, size = row
+        if last is not None and gathered + size > nbytes:
+            yield after, last
+            after, gathered = last, 0
+        gathered += size
+        last = tuple(key)
+    if last is not None:
+        yield after, last
 
 
 async def _key(

@@ -51,12 +51,20 @@ async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Wat
     task = asyncio.current_task()
     assert task is not None
     active = True
-    lost = False
+    lost = was_cut = False
 
     def on_lost(_: object) -> None:
         nonlocal lost
         if active and not lost:
             lost = True
+            # A turn later: where the task waits for the driver, that has an error for it, which
+            # tells why the connection was lost.
+            asyncio.get_running_loop().call_soon(cut)
+
+    def cut() -> None:
+        nonlocal was_cut
+        if active:
+            was_cut = True
             task.cancel()
 
     connection.add_termination_listener(on_lost)
@@ -66,14 +74,15 @@ async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Wat
     except BaseException as error:
         # Other code may have replaced our CancelledError, so the test is on ``lost``.
         if lost:
-            if task.uncancel() == 0:
+            if (task.uncancel() if was_cut else task.cancelling()) == 0:
                 raise ConnectionLostError("the connection was lost") from error
             if not isinstance(error, asyncio.CancelledError):
                 raise asyncio.CancelledError from error  # cancelled from outside as well
         raise
     else:
         if lost:
-            task.uncancel()
+            if was_cut:
+                task.uncancel()
             raise ConnectionLostError("the connection was lost")
     finally:
         active = False

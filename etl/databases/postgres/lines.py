@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, overload
 
 from etl.databases.texts import from_text
 from etl.databases.types import (
@@ -145,7 +145,7 @@ class Encoder:
             plan = self._plans[id(layout)] = _plan(self._label, layout, self._columns)
         return plan
 
-    def _objects(self, rows: Sequence[Any]) -> list[str]:
+    def _objects(self, rows: Sequence[Any]) -> Sequence[str]:
         kinds: set[type[Any]] = set(map(type, rows))
         if all(issubclass(kind, Row) for kind in kinds):
             layouts = {id(cast("type[Row]", kind).layout) for kind in kinds}
@@ -208,14 +208,21 @@ class Encoder:
                 " other rows of the same flow have. Nothing of this group was written"
             )
 
-    def _together(self, columns: Sequence[Sequence[Any]]) -> list[str]:
+    def _together(self, columns: Sequence[Sequence[Any]]) -> Sequence[str]:
+        if any(len(values) == 1 and _is_wide(values[0]) for values in columns):
+            return WideFields(
+                values[0]
+                if column.type.kind == "bytes" and _is_wide(values[0])
+                else encode_column(values, column)[0]
+                for values, column in zip(columns, self._columns, strict=True)
+            )
         texts = [
             encode_column(values, column)
             for values, column in zip(columns, self._columns, strict=True)
         ]
         return list(map("\t".join, zip(*texts, strict=True)))
 
-    def _rows(self, rows: Sequence[Row]) -> list[str]:
+    def _rows(self, rows: Sequence[Row]) -> Sequence[str]:
         """Rows of one layout."""
         plan = self._plan(rows[0].layout)
         changes = [row.changes for row in rows]
@@ -416,15 +423,64 @@ def _by_value(decode: Decoder) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return lambda values: list(map(decode, values))
 
 
+def _is_wide(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) > _PIECE
+
+
+class WideFields(Sequence[str]):
+    """The fields of one large row: texts that are encoded, and bytes that are not yet.
+
+    As text they would be twice their size, and more than once.
+
+    Attributes:
+        nbytes: Size in memory.
+    """
+
+    def __init__(self, fields: Iterable[str | bytes]) -> None:
+        self._fields = tuple(fields)
+        self.nbytes = sum(map(len, self._fields))
+
+    def __len__(self) -> int:
+        return 1
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return self if 0 in range(*i.indices(1)) else []
+        if i not in {0, -1}:
+            raise IndexError(i)
+        return "".join(self.texts())
+
+    def texts(self) -> Iterator[str]:
+        """The line in pieces."""
+        for number, field in enumerate(self._fields):
+            if number:
+                yield "\t"
+            if isinstance(field, bytes):
+                yield "\\\\x"
+            for start in range(0, len(field), _PIECE):
+                piece = field[start : start + _PIECE]
+                yield piece.hex() if isinstance(piece, bytes) else piece
+
+
 class WideText:
     """One large line as text; its bytes are made piece by piece, while they are sent."""
 
-    def __init__(self, line: str) -> None:
+    def __init__(self, line: str | WideFields) -> None:
         self._line = line
 
     def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._line), _PIECE):
-            yield self._line[start : start + _PIECE].encode("utf-8", "surrogateescape")
+        line = self._line
+        texts = (
+            line.texts()
+            if isinstance(line, WideFields)
+            else (line[start : start + _PIECE] for start in range(0, len(line), _PIECE))
+        )
+        for text in texts:
+            yield text.encode("utf-8", "surrogateescape")
         yield b"\n"
 
 
@@ -437,9 +493,9 @@ def payload(lines: Sequence[str], label: str) -> bytes | WideText:
     if isinstance(lines, WideLine):
         return lines.data
     try:
-        if len(lines) == 1 and len(lines[0]) > _PIECE:
-            wide = WideText(lines[0])
-            for _ in () if lines[0].isascii() else wide:
+        if isinstance(lines, WideFields) or (len(lines) == 1 and len(lines[0]) > _PIECE):
+            wide = WideText(lines if isinstance(lines, WideFields) else lines[0])
+            for _ in wide:
                 pass  # what cannot be sent is found before a COPY begins
             return wide
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape") if lines else b""

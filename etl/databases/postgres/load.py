@@ -21,7 +21,14 @@ from etl.databases.postgres.copying import copy_in
 from etl.databases.postgres.describe import describe
 from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
 from etl.databases.postgres.guard import GROUP_S
-from etl.databases.postgres.lines import Encoder, WideText, columns_of, names_of, payload
+from etl.databases.postgres.lines import (
+    Encoder,
+    WideFields,
+    WideText,
+    columns_of,
+    names_of,
+    payload,
+)
 from etl.databases.postgres.made import Made, State
 from etl.databases.postgres.order import check_rewrite
 from etl.databases.postgres.tables import (
@@ -477,7 +484,8 @@ class Load:
         if names_of(rows, self.label) != self._names:
             return batch  # in another order, or with columns to leave out: ``write`` sees to it
         lines = self._encoder.lines(rows)
-        return batch.derive(TextRows(self._encoder.layout, lines, sum(map(len, lines))))
+        nbytes = lines.nbytes if isinstance(lines, WideFields) else sum(map(len, lines))
+        return batch.derive(TextRows(self._encoder.layout, lines, nbytes))
 
     async def columns(
         self, connection: Connection, names: Sequence[str]

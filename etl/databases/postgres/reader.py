@@ -17,12 +17,14 @@ from etl.databases.postgres.chunks import find_chunks
 from etl.databases.postgres.connect import Connection, application_name, close, connect
 from etl.databases.postgres.frames import (
     FORM,
-    HEADER,
     RANGE_BYTES,
-    TRAILER,
+    WIDE_BYTES,
     TooWideError,
+    has_wide_rows,
     ranges,
+    rows_of,
     suits,
+    weighed,
 )
 from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
@@ -43,9 +45,6 @@ from etl.rows import Frames, Layout, Shape, TextRows, WideLine
 from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 UNCHANGED = "the source was not changed"
-
-WIDE_BYTES = 1 << 20
-"""A row from this size on is a batch of its own."""
 
 
 @asynccontextmanager
@@ -93,6 +92,7 @@ class PostgresReader:
         self._layout = layout_of(selection)
         self._build = _builder(spec, selection)
         self._in_frames = False
+        self._weighs = False
 
     @property
     def shape(self) -> Shape:
@@ -132,18 +132,13 @@ class PostgresReader:
         selection.check(until)
         if not selection.order:
             after = until = None  # no order, so no place to continue: the whole table again
-        while True:
-            wide = await self._pump(after, until, emit, in_frames=self._in_frames)
-            if wide is None:
-                return
-            # As lines of text it can be cut anywhere.
-            await self._pump(wide.after, wide.until, emit, in_frames=False)
-            after = wide.until
+        while (wide := await self._pump(after, until, emit)) is not None:
+            after, self._weighs = wide.after, True
 
     async def _pump(
-        self, after: Position | None, until: Position | None, emit: Emit[Any], *, in_frames: bool
+        self, after: Position | None, until: Position | None, emit: Emit[Any]
     ) -> TooWideError | None:
-        """Read a range; where frames stop at one that is too wide for them, say which."""
+        """Read a range; where frames stop at a part that is too wide for them, say which."""
         connection = await self._connected()
         self._connection = None
         clean = False
@@ -151,7 +146,7 @@ class PostgresReader:
         wide: TooWideError | None = None
         try:
             with translating("source", self._selection.label, UNCHANGED):
-                await self._read(connection, after, until, emit, in_frames=in_frames)
+                await self._read(connection, after, until, emit)
             clean = True
         except _EmitFailedError as error:
             failed = error.reason
@@ -203,8 +198,6 @@ class PostgresReader:
         after: Position | None,
         until: Position | None,
         emit: Emit[Any],
-        *,
-        in_frames: bool,
     ) -> None:
         selection = self._selection
         upper = below = None
@@ -215,7 +208,7 @@ class PostgresReader:
             if horizon.upper is None:
                 return
             upper, below = horizon.upper, horizon.below
-        if in_frames:  # all ranges at one instant, which begins after the lock
+        if self._in_frames:  # all ranges at one instant, which begins after the lock
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         else:
             await set_bounds(connection, after, until, upper)
@@ -226,7 +219,7 @@ class PostgresReader:
                 f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
                 " had begun to read it; the rows so far are in. Run again"
             )
-        if in_frames:
+        if self._in_frames:
             await self._read_frames(connection, after, until, emit)
             await connection.execute("COMMIT")
             return
@@ -249,44 +242,60 @@ class PostgresReader:
         emit: Emit[Any],
     ) -> None:
         selection = self._selection
-        most = self._info.most_bytes
-        nbytes = min(RANGE_BYTES, most // 4)
+        nbytes = min(RANGE_BYTES, self._info.most_bytes // 4)
+        self._weighs = self._weighs or await has_wide_rows(connection, selection)
         async with aclosing(ranges(connection, selection, after, until, nbytes)) as found:
             async for begin, end in found:
-                rows = await self._frames(connection, begin, end, most)
-                try:
-                    await emit(Batch(rows, position=end, nbytes=rows.nbytes))
-                except Exception as error:
-                    raise _EmitFailedError(error) from error
-                del rows  # not held while the next are gathered
+                if not self._weighs:
+                    await self._emit_frames(connection, begin, end, emit, 4 * nbytes)
+                    continue
+                async with aclosing(weighed(connection, selection, begin, end, nbytes)) as parts:
+                    async for start, stop in parts:
+                        await self._emit_frames(connection, start, stop, emit, None)
+
+    async def _emit_frames(
+        self,
+        connection: Connection,
+        after: Position | None,
+        until: Position,
+        emit: Emit[Any],
+        most: int | None,
+    ) -> None:
+        rows = await self._frames(connection, after, until, most)
+        try:
+            await emit(Batch(rows, position=until, nbytes=rows.nbytes))
+        except Exception as error:
+            raise _EmitFailedError(error) from error
 
     async def _frames(
-        self, connection: Connection, after: Position | None, until: Position, most: int
+        self, connection: Connection, after: Position | None, until: Position, most: int | None
     ) -> Frames:
-        """The rows of a range, as the server sends them."""
+        """The rows of a range, as the server sends them.
+
+        Raises:
+            TooWideError: They are more bytes than ``most``.
+        """
         await set_bounds(connection, after, until, None)
-        pieces: list[bytes] = []
+        pieces: list[bytearray] = []
         size = 0
         async with guarded(connection, PATIENT_S) as watch:
 
-            async def take(piece: bytes) -> None:
+            async def take(piece: bytearray) -> None:
                 nonlocal size
                 size += len(piece)
-                if size > most:
-                    raise TooWideError(after, until)
+                if most is not None and size > most:
+                    raise TooWideError(after)
                 pieces.append(piece)
                 watch.expect(STALL_S)
 
             status = await connection.copy_from_query(
                 self._selection.rows_sql(after, until),
-                output=take,
+                output=take,  # type: ignore[arg-type]  # the stubs do not know that it is a bytearray
                 format="binary",
                 timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
             )
         count = int(status.rpartition(" ")[2])
-        pieces[0] = pieces[0].removeprefix(HEADER)
-        pieces[-1] = pieces[-1].removesuffix(TRAILER)
-        return Frames(self._layout, b"".join(pieces), count)
+        return Frames(self._layout, rows_of(pieces), count)
 
     async def _lock(self, connection: Connection) -> None:
         """Keep DDL away from the table until the read has ended."""

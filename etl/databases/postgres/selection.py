@@ -19,6 +19,10 @@ from etl.databases.types import NULL, Decoder, plain_reader, text_decoder, unesc
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_optional
 
+_SIZES: Mapping[Kind, str] = {"text": "", "bytes": "", "json": "::text", "numeric": "::text"}
+"""Kinds whose values may be large, with the cast whose result's size is at least theirs."""
+_FIXED_BYTES = 16  # the largest of the others
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -83,29 +87,41 @@ class Selection:
             below: How the first order column is bound, as ``<`` or ``<=``; None: not at all.
         """
         names = [column.name for column in self.columns]
-        text = self._from([*names, *self.hidden], after, until, below)
+        text = self._from(quote_all([*names, *self.hidden]), after, until, below)
         if self.order and ordered:
             text += " ORDER BY " + quote_all(self.order)
         return text
 
     def rows_sql(self, after: Position | None, until: Position | None) -> str:
         """The SELECT for a range of rows in any order, without what only orders them."""
-        return self._from([column.name for column in self.columns], after, until, None)
+        return self._from(quote_all([c.name for c in self.columns]), after, until, None)
 
     def keys_sql(
         self, after: Position | None, until: Position | None, below: str | None = None
     ) -> str:
         """The SELECT for the keys of a range, in any order."""
-        return self._from(self.order, after, until, below)
+        return self._from(quote_all(self.order), after, until, below)
+
+    def sizes_sql(self, after: Position | None, until: Position | None, name: str) -> str:
+        """The SELECT for the keys of a range and the size of each row on its way, as ``name``.
+
+        The sizes of texts and bytes are known without reading them.
+        """
+        parts = [str(sum(6 + _FIXED_BYTES * (c.type.kind not in _SIZES) for c in self.columns))]
+        for column in self.columns:
+            size = _SIZES.get(column.type.kind)
+            if size is not None:
+                parts.append(f"coalesce(octet_length({quote(column.name)}{size}), 0)::bigint")
+        wanted = f"{quote_all(self.order)}, {' + '.join(parts)} AS {quote(name)}"
+        return self._from(wanted, after, until, None)
 
     def _from(
         self,
-        names: Sequence[str],
+        wanted: str,
         after: Position | None,
         until: Position | None,
         below: str | None,
     ) -> str:
-        wanted = quote_all(names)
         where = list[str]()
         if after is not None:
             where.append(f"{self._tuple()} > {self._bound('after')}")

@@ -13,6 +13,7 @@ from etl.errors import (
     ConfigError,
     DataError,
     EtlError,
+    OutOfMemoryError,
     ResourceError,
     SchemaMismatchError,
     SourceUnavailableError,
@@ -62,6 +63,8 @@ def translating(side: Side, where: str, state: str = "") -> Generator[None]:
 def translated(error: BaseException, side: Side, where: str, state: str = "") -> EtlError:
     """The error that a caller can act on; the driver's own is to become its cause."""
     tail = f". {state[0].upper()}{state[1:]}" if state else ""
+    if any(isinstance(one, MemoryError) for one in chain(error)):
+        return OutOfMemoryError(where)  # asyncio cuts the connection for it
     kind = classify(error)
     server = next((one for one in chain(error) if isinstance(one, asyncpg.PostgresError)), None)
     code = getattr(server, "sqlstate", None) or ""

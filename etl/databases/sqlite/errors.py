@@ -11,6 +11,7 @@ from etl.errors import (
     ConfigError,
     DataError,
     EtlError,
+    OutOfMemoryError,
     ResourceError,
     SchemaMismatchError,
     SourceUnavailableError,
@@ -36,7 +37,6 @@ _REASONS: dict[int, str] = {
 _RESOURCES: dict[int, str] = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk or the file system reported an error",
-    sqlite3.SQLITE_NOMEM: "there is not enough memory",
 }
 
 
@@ -73,6 +73,8 @@ def translate(error: Exception, *, where: str, side: Side) -> EtlError:
         )
     if code == sqlite3.SQLITE_INTERRUPT:
         return unavailable(side, f"{where}: the statement was interrupted; nothing of it was kept")
+    if code == sqlite3.SQLITE_NOMEM:
+        return OutOfMemoryError(where)
     if code in _RESOURCES:
         return ResourceError(f"{where}: {_RESOURCES[code]} ({_name(error)})")
     if code in _REASONS:

@@ -8,7 +8,8 @@ no value is large, which SQLite itself watches over, a sample is measured.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -100,6 +101,20 @@ class Paging:
         self._key_of: Callable[[Fields], Any] | None = itemgetter(*key) if key else None
         self._last: Any = last[0] if last is not None and len(key) == 1 else last
         self._count = count
+
+    @contextmanager
+    def only_small(self, connection: sqlite3.Connection) -> Generator[None]:
+        """Let SQLite make no large value meanwhile; where one comes up, restart with care."""
+        limit = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self.large)
+        try:
+            yield
+        except sqlite3.DataError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_TOOBIG:
+                raise
+            # The statement has ended, and the rows that it has just given are lost.
+            self.must_restart = self.is_exact = True
+        finally:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
 
     @property
     def room(self) -> int:
@@ -217,17 +232,9 @@ class PagedCursor(sqlite3.Cursor):
         rows: list[Fields] = []
         nbytes = 0
         while nbytes < paging.batch_bytes and len(rows) < paging.room:
-            limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, paging.large)
-            try:
+            chunk: list[Fields] = []
+            with paging.only_small(self.connection):
                 chunk = self._next(paging, min(paging.chunk, paging.room - len(rows)))
-            except sqlite3.DataError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_TOOBIG:
-                    raise
-                # The statement has ended, and the rows of this chunk are lost.
-                paging.must_restart = paging.is_exact = True
-                break
-            finally:
-                self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
             if not chunk:
                 break
             rows += chunk
@@ -262,4 +269,11 @@ class PagedConnection(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> PagedCursor:
         """Run a statement on a new cursor."""
-        return self.cursor(PagedCursor).execute(sql, parameters)
+        paging = self.paging
+        cursor = self.cursor(PagedCursor)
+        if paging is None or paging.is_exact:
+            return cursor.execute(sql, parameters)
+        # The driver takes the first row here already.
+        with paging.only_small(self):
+            cursor.execute(sql, parameters)
+        return cursor

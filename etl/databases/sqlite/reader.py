@@ -380,6 +380,7 @@ class SqliteReader:
             cursor = await self._run(connection, columns, place, stop, bound)
             while await self._hand_on(connection, cursor, place, emit):
                 pass
+            cast("PagedConnection", connection.raw).paging = None
             if not paging.must_restart:
                 return
             course.turn(paging)
