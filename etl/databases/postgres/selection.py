@@ -19,6 +19,8 @@ from etl.databases.types import NULL, Decoder, plain_reader, text_decoder, unesc
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_optional
 
+_INTEGERS = frozenset({"smallint", "integer", "bigint"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -56,6 +58,14 @@ class Selection:
     def shape(self) -> Shape:
         names = {column.name for column in self.columns}
         return Shape(columns=self.columns, key=self.key if names.issuperset(self.key) else ())
+
+    @property
+    def ordered_by(self) -> list[str]:
+        """The order columns with their types; integers of any size order alike."""
+        return [
+            f"{name} {'integer' if cast in _INTEGERS else cast}"
+            for name, cast in zip(self.order, self.casts, strict=True)
+        ]
 
     @property
     def places(self) -> tuple[int, ...]:
