@@ -243,6 +243,19 @@ class Profiler(Protocol):
 
 
 @runtime_checkable
+class Ordered(Protocol):
+    """A reader that can tell what its positions are made of."""
+
+    @property
+    def ordered_by(self) -> Sequence[str]:
+        """The columns that order it, each with its type; empty where nothing does.
+
+        Read by another order, a position would not mean the same rows.
+        """
+        ...
+
+
+@runtime_checkable
 class Framer(Protocol):
     """A reader that can hand on rows as its database's own bytes, where nobody looks at them.
 

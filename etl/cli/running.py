@@ -13,6 +13,7 @@ from etl.cli.failure import show_failure
 from etl.cli.render import show_report
 from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
+from etl.cli.sigterm import Terminated, came
 from etl.cli.view import View, make_view
 from etl.engine.run import Run
 from etl.errors import (
@@ -70,6 +71,9 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
     Raises:
         EtlError: The run could not start. Nothing was moved.
     """
+    if came():
+        # Python drops what is raised while it collects garbage, or inside an import's callback.
+        raise Terminated
     limits = options.limits(pipeline.limits)
     # The command owns its process. With the usual threshold the collector would go through
     # all objects of the program every few thousand rows; rows form no cycles.

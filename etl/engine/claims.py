@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from etl.batch import MAIN_PARTITION, Position, decode_position, encode_position
-from etl.connector import Advance, Checkpoint, CheckpointKey, Reader, Session, Sink
+from etl.connector import Advance, Checkpoint, CheckpointKey, Ordered, Reader, Session, Sink
 from etl.engine.plan import BranchPlan, FlowPlan, LanePlan, can_order, is_own
 from etl.engine.segments import Route, make_route
 from etl.errors import ConfigError, ConservationError
@@ -112,6 +112,7 @@ class Layout:
 
 
 _LAYOUT = "key ranges"
+_ORDER = "order"
 
 
 def _layout_in(fingerprint: str | None) -> Layout | None:
@@ -185,9 +186,9 @@ class Claimant:
         self._cut_notes: list[str] = []
         self._is_cut_anew = False
         self._prints: dict[tuple[int, str], str] = {
-            (number, branch.partition): _fingerprint(branch.source, sink)
+            (number, branch.partition): _fingerprint(branch.source, reader, sink)
             for number, sink in enumerate(plan.sinks)
-            for branch in plan.branches
+            for branch, reader in zip(plan.branches, readers, strict=True)
         }
 
     async def claim(self, sessions: Sequence[Session]) -> Start:
@@ -442,7 +443,9 @@ class Claimant:
             return
         for key, checkpoint in before.items():
             begun = checkpoint.position is not None or key in layouts
-            changed = _differences(checkpoint.fingerprint, now[key])
+            # A full read that has ended begins at its start again, in whatever order.
+            goes_on = not checkpoint.complete or self._plan.incremental or key in layouts
+            changed = _differences(checkpoint.fingerprint, now[key], ordered=goes_on)
             if begun and changed:
                 raise ConfigError(
                     f"flow {self._plan.name!r}: {changed} changed since the position of"
@@ -491,20 +494,24 @@ def _sink_of(lane: LanePlan, key: CheckpointKey) -> Sink[Any]:
     return next(sink for sink in lane.sinks.values() if sink.table == key.sink)
 
 
-def _fingerprint(source: Source[Any], sink: Sink[Any]) -> str:
+def _fingerprint(source: Source[Any], reader: Reader[Any], sink: Sink[Any]) -> str:
+    of_source = dict(source.fingerprint)
+    if isinstance(reader, Ordered):
+        of_source[_ORDER] = list(reader.ordered_by)
     return json.dumps(
-        {"source": dict(source.fingerprint), "sink": dict(sink.fingerprint)},
-        sort_keys=True,
-        ensure_ascii=False,
+        {"source": of_source, "sink": dict(sink.fingerprint)}, sort_keys=True, ensure_ascii=False
     )
 
 
-def _differences(old: str | None, now: str) -> str | None:
+def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:
     """What of the set-up changed; None where nothing did, or nothing was recorded."""
     if old is None or old == now:
         return None
     try:
         before, after = json.loads(old), json.loads(now)
+        if not ordered or _ORDER not in before["source"]:
+            before["source"].pop(_ORDER, None)
+            after["source"].pop(_ORDER, None)
         names = [
             f"{name} of the {side}"
             for side in after
@@ -513,6 +520,6 @@ def _differences(old: str | None, now: str) -> str | None:
         ]
         if not names and {side: before.get(side) for side in after} == after:
             return None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         names = []
     return ", ".join(names) or "the set-up"

@@ -13,7 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from etl.cli import sigterm
+from etl.cli.running import RunOptions, run_pipeline
+from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
+from etl.pipeline import Pipeline
+from etl.testing import MemorySink, MemorySource
 
 
 class FakeRun:
@@ -100,3 +105,21 @@ async def test_an_abort_of_the_runs_own_is_said_once() -> None:
         stop.aborts("the drain took longer than 1 s")
         stop.aborts("second signal")
     assert said == ["stopping: the drain took longer than 1 s; rolling back what is not committed"]
+
+
+def test_a_sigterm_that_python_dropped_ends_the_command_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Collected:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sigterm, "_came", False)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    sigterm.handle_sigterm()
+    Collected()  # what is raised in there goes nowhere
+    sink = MemorySink[int]()
+    pipeline = Pipeline("p", MemorySource([1]).into(sink))
+    with pytest.raises(sigterm.Terminated):
+        run_pipeline(pipeline, RunOptions(), Screen())
+    assert sink.rows == []

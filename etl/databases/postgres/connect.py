@@ -45,6 +45,7 @@ COMMAND_S = 60.0
 LONG_S = 7 * 24 * 3600.0
 """For statements that may take as long as the data is large; dead peers are found by TCP."""
 CLOSE_S = 3.0
+_TOO_MANY = "53300"  # also the limit of a role or a database
 _PATIENCE_S = 5.0
 """How long a server that takes no connections is tried at the start: it may be restarting."""
 
@@ -199,6 +200,12 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
         state = error.sqlstate or ""
         if state.startswith("28") or state in {"3D000", "42501", "22023", "42704"}:
             return ConfigError(f"{url.name} refused the connection: {text}. Nothing was moved")
+        if state == _TOO_MANY:
+            return unavailable(
+                f"{url.name} takes no more connections: {text}. A run holds one or two for each"
+                " table and lane. Nothing was moved; run it again when others have ended, move"
+                " fewer tables at once (copy: --table, --exclude), or raise max_connections"
+            )
         return unavailable(f"{url.name} takes no connections now: {text}. Nothing was moved")
     if isinstance(error, ssl.SSLError | ssl.CertificateError):
         return ConfigError(

@@ -456,13 +456,13 @@ class WideFields(Sequence[str]):
 
     def texts(self) -> Iterator[str]:
         """The line in pieces."""
-        for number, field in enumerate(self._fields):
+        for number, one in enumerate(self._fields):
             if number:
                 yield "\t"
-            if isinstance(field, bytes):
+            if isinstance(one, bytes):
                 yield "\\\\x"
-            for start in range(0, len(field), _PIECE):
-                piece = field[start : start + _PIECE]
+            for start in range(0, len(one), _PIECE):
+                piece = one[start : start + _PIECE]
                 yield piece.hex() if isinstance(piece, bytes) else piece
 
 

@@ -104,6 +104,11 @@ class PostgresReader:
         return bool(self._selection.order)
 
     @property
+    def ordered_by(self) -> Sequence[str]:
+        """See :class:`etl.connector.Ordered`."""
+        return self._selection.ordered_by
+
+    @property
     def notes(self) -> Sequence[str]:
         return tuple(self._notes)
 

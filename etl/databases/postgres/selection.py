@@ -22,6 +22,7 @@ from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_opt
 _SIZES: Mapping[Kind, str] = {"text": "", "bytes": "", "json": "::text", "numeric": "::text"}
 """Kinds whose values may be large, with the cast whose result's size is at least theirs."""
 _FIXED_BYTES = 16  # the largest of the others
+_INTEGERS = frozenset({"smallint", "integer", "bigint"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,14 @@ class Selection:
     def shape(self) -> Shape:
         names = {column.name for column in self.columns}
         return Shape(columns=self.columns, key=self.key if names.issuperset(self.key) else ())
+
+    @property
+    def ordered_by(self) -> list[str]:
+        """The order columns with their types; integers of any size order alike."""
+        return [
+            f"{name} {'integer' if cast in _INTEGERS else cast}"
+            for name, cast in zip(self.order, self.casts, strict=True)
+        ]
 
     @property
     def places(self) -> tuple[int, ...]:

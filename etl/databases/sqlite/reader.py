@@ -148,6 +148,11 @@ class SqliteReader:
         self._layout = Layout((), (), is_text=False)
         self._targets: tuple[Column, ...] = ()  # columns for which SQLite writes the rows
 
+    @property
+    def ordered_by(self) -> Sequence[str]:
+        """See :class:`etl.connector.Ordered`. SQLite's values bring their own types."""
+        return self._order.terms
+
     # -- opening -----------------------------------------------------------------------------
 
     async def open(self) -> None:
