@@ -106,7 +106,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         if place in into:
             raise ConfigError(
                 f"tables {into[place]} and {_shown(table)} would both be written to {sink!r};"
-                " copy them one by one with --table and --as"
+                " choose with --schema or --exclude, or copy them one by one with --table and --as"
             )
         into[place] = _shown(table)
         sinks[table.schema, table.name] = sink

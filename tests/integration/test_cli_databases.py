@@ -107,7 +107,7 @@ def test_copy_makes_the_tables_and_copies_every_row(
     shop: str, target: str, request: pytest.FixtureRequest
 ) -> None:
     url: str = request.getfixturevalue(target)
-    out, _ = etl("copy", shop, url)
+    out, _ = etl("copy", shop, url, "--schema", "public")
     assert [line.split()[:3] for line in out.splitlines()[1:3]] == [
         ["[red]x", "2", "2"],
         ["orders", "1,000", "1,000"],
@@ -116,7 +116,7 @@ def test_copy_makes_the_tables_and_copies_every_row(
     assert rows(url, 'SELECT id, "a b" FROM "[red]x" ORDER BY id') == [(1, "tab\there"), (2, None)]
 
     execute(shop, "DELETE FROM orders WHERE id > 10")
-    etl("copy", shop, url)
+    etl("copy", shop, url, "--schema", "public")
     assert rows(url, "SELECT count(*) FROM orders") == [(10,)]
 
 
@@ -162,9 +162,8 @@ def test_copy_between_the_same_tables_in_another_mode_is_refused(shop: str, hous
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--table", "recent"), "has no table 'recent'"),
-        (("--table", "Order"), "has no table 'Order'; did you mean public.orders?"),
-        (("--table", "old.nothing"), "table 'old.nothing' does not exist"),
+        (("--table", "Order"), "has no table 'Order'; did you mean"),
+        (("--table", "old.nothing"), "has no table 'old.nothing'; it has public.[red]x"),
         (("--table", "orders", "--mode", "upsert", "--key", "no"), "has no column 'no'"),
         (("--table", "orders", "--cursor", "id"), "--mode replace would throw"),
     ],

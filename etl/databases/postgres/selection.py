@@ -231,7 +231,10 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         origin = f"({spec.query}\n) AS etl_query"
         label = "the query"
     if not found:
-        raise SchemaMismatchError(f"{label} has no columns, so there is nothing to read")
+        raise SchemaMismatchError(
+            f"{label} has no columns, so there is nothing to read. Nothing was moved; leave it out"
+            " (etl copy: --exclude)"
+        )
     casts = {column.name: cast for column, cast in found}
     columns = [column for column, _ in found]
     if len(casts) < len(found):
