@@ -48,10 +48,13 @@ def _is_bool(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
+    if _DATE.fullmatch(text) is None:
+        return False
     try:
-        return _DATE.fullmatch(text) is not None and date.fromisoformat(text) is not None
+        date.fromisoformat(text)
     except ValueError:
         return False
+    return True
 
 
 def _is_stamp(text: str, *, zone: bool) -> bool:
