@@ -148,7 +148,8 @@ class PostgresTarget:
             for load in loads:
                 with translating("target", load.label, "the old tables are in place"):
                     await load.build_indexes(connection)
-            places = dict(filter(None, [await load.place(connection) for load in loads]))
+            with translating("target", "finishing the tables", "the old tables are in place"):
+                places = dict(filter(None, [await load.place(connection) for load in loads]))
             for load in loads:
                 with translating("target", load.label, "the old tables are in place"):
                     await load.build_keys(connection, places)
