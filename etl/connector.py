@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 from etl.batch import Batch, Position, Reject
 from etl.errors import ConfigError
@@ -20,6 +29,7 @@ T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 Mode: TypeAlias = Literal["append", "upsert", "replace"]
+SchemaChange: TypeAlias = Literal["freeze", "evolve", "ignore"]
 
 Emit: TypeAlias = Callable[[Batch[T]], Awaitable[None]]
 """Hands a batch to the engine; waits while the flow is full. May raise to end the read."""
@@ -461,6 +471,9 @@ class Sink(Generic[T_contra]):
         definition: What a missing table gets beside the columns that the rows tell: keys,
             indexes, defaults. For the target's driver; the engine does not look into it.
         own_only: ``replace`` refuses a table with rows that etl did not make.
+        schema_change: What becomes of columns that the rows have and an existing table lacks:
+            ``freeze`` refuses the run, ``evolve`` adds them to the table, ``ignore`` leaves them
+            out of what is written.
     """
 
     target: Target
@@ -472,9 +485,15 @@ class Sink(Generic[T_contra]):
     create: bool = True
     definition: object | None = None
     own_only: bool = False
+    schema_change: SchemaChange = "freeze"
 
     def __post_init__(self) -> None:
         where = f"{self.mode}({self.table!r})"
+        if self.schema_change not in get_args(SchemaChange):
+            raise ConfigError(
+                f"{where}: schema_change= is one of {', '.join(get_args(SchemaChange))}, not"
+                f" {self.schema_change!r}"
+            )
         if self.mode == "upsert" and not self.key:
             raise ConfigError(f'{where}: name the columns that identify a row, as key=("id",)')
         if self.mode != "upsert" and (self.key or self.add):

@@ -274,6 +274,10 @@ def copy(
     force: Annotated[
         bool, typer.Option("--force", help="Replace tables with rows that etl did not make, too.")
     ] = False,
+    schema_change: Annotated[
+        Literal["freeze", "evolve", "ignore"],
+        typer.Option(help="Columns that a table there lacks: refuse the copy, add them, or not."),
+    ] = "freeze",
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the positions under this name.")
     ] = None,
@@ -328,6 +332,7 @@ def copy(
         key=_columns(key, "--key"),
         cursor=_columns(cursor, "--cursor"),
         swap=swap,
+        schema_change=schema_change,
         name=name,
     )
     options = RunOptions(

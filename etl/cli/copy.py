@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.cli.choose import Choice, choose, is_pattern, quoted
-from etl.connector import Mode, Sink
+from etl.connector import Mode, SchemaChange, Sink
 from etl.databases.database import Database, DatabaseSource, ReadSpec, TableInfo, driver_of
 from etl.databases.declared import Where
 from etl.databases.definition import ForeignKey, TableDefinition
@@ -52,6 +52,7 @@ class CopyOptions:
     cursor: tuple[str, ...] = ()
     swap: Literal["rename", "rewrite"] = "rename"
     force: bool = False
+    schema_change: SchemaChange = "freeze"
     name: str | None = None
 
     @property
@@ -247,6 +248,7 @@ def _flow(
         swap=options.swap,
         definition=definition,
         own_only=options.mode == "replace" and not options.force,
+        schema_change=options.schema_change,
     )
     return stream.into(sink)
 

@@ -75,6 +75,7 @@ def plan_file_copy(
         key=options.key,
         swap=options.swap,
         own_only=options.mode == "replace" and not options.force,
+        schema_change=options.schema_change,
     )
     name = options.name or _pipeline_name(file, target, into)
     return Pipeline(name, file.rows().into(sink))

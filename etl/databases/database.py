@@ -16,6 +16,7 @@ from etl.connector import (
     OpenTarget,
     Reader,
     RunInfo,
+    SchemaChange,
     Sink,
     StoredReject,
 )
@@ -320,18 +321,40 @@ class Database:
             cursor=_names(cursor), settle=settle,
         ))  # fmt: skip
 
-    def append(self, table: str, *, create: bool = True) -> Sink[Any]:
-        """Add the rows to a table. ``create`` makes the table where it is missing."""
-        return Sink(target=self, table=_named(table), mode="append", create=create)
+    def append(
+        self, table: str, *, create: bool = True, schema_change: SchemaChange = "freeze"
+    ) -> Sink[Any]:
+        """Add the rows to a table.
+
+        Args:
+            create: Make the table where it is missing.
+            schema_change: What becomes of columns that the rows have and the table lacks:
+                ``freeze`` refuses the run, ``evolve`` adds them to the table (NULL in the rows
+                that are there), ``ignore`` leaves them out.
+        """
+        return Sink(
+            target=self,
+            table=_named(table),
+            mode="append",
+            create=create,
+            schema_change=schema_change,
+        )
 
     def upsert(
-        self, table: str, *, key: Sequence[str], add: Sequence[str] = (), create: bool = True
+        self,
+        table: str,
+        *,
+        key: Sequence[str],
+        add: Sequence[str] = (),
+        create: bool = True,
+        schema_change: SchemaChange = "freeze",
     ) -> Sink[Any]:
         """Insert rows, or update those whose key is there. The last row of a key wins.
 
         Args:
             key: Columns with a unique index in the table, without NULL.
             add: Columns that are added up instead of replaced: counts and sums.
+            schema_change: See :meth:`append`.
         """
         return Sink(
             target=self,
@@ -340,6 +363,7 @@ class Database:
             key=_names(key),
             add=_names(add),
             create=create,
+            schema_change=schema_change,
         )
 
     def replace(
@@ -348,14 +372,23 @@ class Database:
         *,
         swap: Literal["rename", "rewrite"] = "rename",
         create: bool = True,
+        schema_change: SchemaChange = "freeze",
     ) -> Sink[Any]:
         """Load a new table beside the old one, and put it in place when the whole run ended well.
 
         Args:
             swap: ``rename`` the new table into place, or ``rewrite`` the rows of the old one,
                 which keeps views, grants and keys that refer to it (SQLite always does).
+            schema_change: See :meth:`append`.
         """
-        return Sink(target=self, table=_named(table), mode="replace", swap=swap, create=create)
+        return Sink(
+            target=self,
+            table=_named(table),
+            mode="replace",
+            swap=swap,
+            create=create,
+            schema_change=schema_change,
+        )
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
         """Open it as a target; see :class:`etl.connector.Target`."""

@@ -415,6 +415,10 @@ def _sink_line(sink: Sink[Any]) -> str:
         how += "; deleted rows are not seen, a changed key leaves its old row"
     if sink.mode == "replace":
         how += " when every flow has ended well"
+    if sink.schema_change == "evolve":
+        how += "; columns that the table lacks are added to it"
+    if sink.schema_change == "ignore":
+        how += "; columns that the table lacks are left out"
     return f"{sink.target.name} {sink.table}: {how}; exactly once, rows and position together"
 
 

@@ -13,6 +13,7 @@ import asyncpg
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
+from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
@@ -77,6 +78,7 @@ class Load:
         self.notes: list[str] = []
         self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
         self._made = Made(default_schema, pipeline)
+        self._added: tuple[str, ...] = ()
         self._definition: TableDefinition | None = None
         self._shape: Shape | None = None
         self._checked: Relation | None = None
@@ -112,6 +114,9 @@ class Load:
         # Taken before the table is looked at: what is changed after this look is seen then.
         looked_at = await fingerprint(connection, self._qualified(sink.table))
         final = await self._final(connection)
+        if final is not None and (added := await self._add_columns(connection, final)):
+            final = added
+            looked_at = await fingerprint(connection, final.qualified)
         if final is None:
             if not sink.create:
                 raise SchemaMismatchError(
@@ -131,7 +136,40 @@ class Load:
             await check_rewrite(connection, final, self.label, together)
         if not self.staged:
             self._into, self._fingerprint = final, looked_at
-        return self._notes()
+        return self._notes(final)
+
+    async def _add_columns(self, connection: Connection, final: Relation) -> Relation | None:
+        """Give the table what the rows have and it lacks, where the sink asks for that."""
+        missing = self._lacking(final)
+        if not missing or self.sink.schema_change != "evolve":
+            return None
+        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
+        new = Shape(columns=missing)
+        kept, planned = len(self.notes), self._definition
+        definition = await self._plan_table(connection, new)
+        del self.notes[kept:]  # they are about the table as a whole
+        self._definition = planned
+        await make.add_columns(connection, definition, final.qualified, self.label)
+        self._added = tuple(column.name for column in missing)
+        return await self._final(connection)
+
+    def _lacking(self, final: Relation) -> tuple[Column, ...]:
+        """The rows' columns that a table has not, as far as they are known."""
+        have = final.by_name
+        columns = self._shape.columns if self._shape is not None else ()
+        return tuple(column for column in columns if column.name not in have)
+
+    def lacks_columns(self, final: Relation, shape: Shape) -> bool:
+        """Whether the sink will add columns for rows of a shape."""
+        have = final.by_name
+        return self.sink.schema_change == "evolve" and any(n not in have for n in shape.names)
+
+    def _taken(self, table: Relation, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the rows' columns that are to be written."""
+        if self.sink.schema_change != "ignore":
+            return tuple(names)
+        have = table.by_name
+        return tuple(name for name in names if name in have)
 
     @property
     def takes_frames(self) -> bool:
@@ -173,7 +211,7 @@ class Load:
         self._checked = final
         check_target(final, self.label)
         if self._shape is not None:
-            check_columns(final, self._shape.names, self.label)
+            check_columns(final, self._taken(final, self._shape.names), self.label)
             check_types(final, self._shape.columns, self.label)
         if self.sink.mode == "upsert":
             self._check_upsert(final)
@@ -206,11 +244,16 @@ class Load:
                     " be added up. Nothing was written"
                 )
 
-    def _notes(self) -> list[str]:
+    def _notes(self, final: Relation) -> list[str]:
+        notes = told_added(self._added, self.label)
+        if self._source is not None and self._shape is not None:
+            lost = [a.name for a in final.attributes if a.name not in self._shape.names]
+            notes += told_lost(lost, self.label)
+        notes += told_ignored([column.name for column in self._lacking(final)], self.label)
         if self.staged and self.sink.mode == "append":
             note = f"{self.label}: the read cannot be resumed, so its rows are gathered in"
-            return [f"{note} {self._staging!r} and appended when the run has ended"]
-        return []
+            notes.append(f"{note} {self._staging!r} and appended when the run has ended")
+        return notes
 
     async def _final(self, connection: Connection) -> Relation | None:
         found = await find_relation(connection, self.sink.table)
@@ -245,7 +288,9 @@ class Load:
             self.notes += [f"not carried: {what}" for what in source.left_out]
             names = set(shape.names)
             definition = replace(
-                source, columns=tuple(c for c in source.columns if c.name in names)
+                source,
+                columns=tuple(c for c in source.columns if c.name in names),
+                needs=tuple(need for need in source.needs if not names.isdisjoint(need.columns)),
             )
             self._definition = self._with_key(definition)
             return self._definition
@@ -312,6 +357,7 @@ class Load:
             return
         elif final is not None:
             names = self._shape.names if self._shape else names_of(rows, self.label)
+            names = self._taken(final, names)
             check_columns(final, names, self.label)
             have = final.by_name
             names = tuple(name for name in names if not have[name].generated)
@@ -585,7 +631,7 @@ class Load:
                 self._fingerprint = await fingerprint(connection, found.qualified)
             if not self.staged:
                 self._check(found)
-            check_columns(found, names, self.label)
+            check_columns(found, self._taken(found, names), self.label)
             self._into = found
             self._encoder = None
         into = self._into
@@ -654,6 +700,7 @@ class Load:
     def _encoder_for(self, into: Relation, names: Sequence[str]) -> Encoder:
         if self._encoder is None:
             have = into.by_name
+            names = self._taken(into, names)
             check_columns(into, names, self.label)
             columns = [have[name].column for name in names if not have[name].generated]
             if self.sink.mode == "upsert":
@@ -674,6 +721,7 @@ class Load:
     ) -> None:
         found = set(names)
         if into is not None:
+            found = set(self._taken(into, names))
             found -= {a.name for a in into.attributes if a.generated}
         odd = found ^ set(expected)
         if odd:

@@ -208,6 +208,25 @@ async def make_table(
     return notes
 
 
+async def add_columns(
+    connection: Connection, definition: TableDefinition, table: str, label: str
+) -> None:
+    """Add columns to a table that has rows: NULL in those, and so without NOT NULL or a default.
+
+    Args:
+        table: Quoted and qualified.
+
+    Raises:
+        SchemaMismatchError: A type is missing.
+    """
+    definition = await make_needs(connection, definition, label)
+    for column in definition.columns:
+        bare = replace(column, required=False, identity=None)
+        await connection.execute(
+            f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {_line(bare, computed=False)}"
+        )
+
+
 async def make_numbers(
     connection: Connection, definition: TableDefinition, schema: str, name: str, label: str
 ) -> None:

@@ -72,7 +72,8 @@ class PostgresSession:
         if not load.sink.create:
             return False
         with self._working(load.label, "nothing was written"):
-            return await find_relation(await self._get(), load.sink.table) is None
+            found = await find_relation(await self._get(), load.sink.table)
+        return found is None or load.lacks_columns(found, shape)
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See :meth:`etl.connector.Session.prepare`. Tables are made in one transaction."""

@@ -8,6 +8,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from etl.databases.definition import ColumnDefinition, IndexDefinition, TableDefinition
+from etl.databases.drift import REMEDY
 from etl.databases.postgres.catalogue import NAME_BYTES, Relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, quote, quote_all, split_name
@@ -35,8 +36,8 @@ def check_columns(relation: Relation, names: Sequence[str], label: str) -> None:
     if unknown:
         raise SchemaMismatchError(
             f"{label}: the table {relation.label!r} has no column"
-            f" {', '.join(map(repr, unknown))}; it has {', '.join(have)}. Nothing was written; add"
-            " the column, or leave it out of the rows"
+            f" {', '.join(map(repr, unknown))}; it has {', '.join(have)}. Nothing was written;"
+            f" {REMEDY}"
         )
     needed = [
         attribute.name

@@ -77,6 +77,11 @@ def create_table(
     return f"CREATE TABLE {quote(name)} (\n    " + ",\n    ".join(lines) + "\n)"
 
 
+def add_column(table: str, column: Column) -> str:
+    """The statement that adds a column: NULL in the rows that are there, so without NOT NULL."""
+    return f"ALTER TABLE {quote(table)} ADD COLUMN {quote(column.name)} {declare(column.type)}"
+
+
 def create_staging(name: str, columns: Sequence[tuple[str, str]]) -> str:
     """A table without constraints, from names and declared types."""
     lines = [f"{quote(column)} {staged_type(declared)}".rstrip() for column, declared in columns]

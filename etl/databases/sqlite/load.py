@@ -10,12 +10,14 @@ from typing import Any
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import TableDefinition
-from etl.databases.sql import quote, quote_all
+from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
+from etl.databases.sql import fold, quote, quote_all
 from etl.databases.sqlite import made
 from etl.databases.sqlite.adapt import create_index, indexes_of, lines_of
 from etl.databases.sqlite.bind import SLICE, Binder, bare_values, kind_of, layout_of, names_of
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.ddl import (
+    add_column,
     create_staging,
     create_table,
     refuse_doubles,
@@ -32,7 +34,7 @@ from etl.errors import (
     SchemaMismatchError,
     TargetUnavailableError,
 )
-from etl.rows import FileRows, Shape, place_of, shape_of
+from etl.rows import Column, FileRows, Shape, place_of, shape_of
 
 _VALUES_AT_ONCE = 999
 """What every build of SQLite takes as parameters of one statement."""
@@ -81,6 +83,7 @@ class Load:
         self._shape: Shape | None = None
         self._into: Table | None = None
         self._schema_version: int | None = None
+        self._added: tuple[str, ...] = ()
         self._plans: dict[tuple[str, ...], tuple[str, Binder]] = {}
         self._is_there_for_good = False  # the table that rows go into; rows of this load are in it
 
@@ -109,11 +112,37 @@ class Load:
             if self.is_staged or self._shape is None:
                 return []
             final = await self._create(connection, self._shape)
+        await self._check_own(connection, final)
+        final = await self._add_columns(connection, final)
         self._check(final)
         self._is_there_for_good = not self.is_staged
-        await self._check_own(connection, final)
         self.is_new = await made.is_building(connection, final.name)
         return self._notes(final)
+
+    async def _add_columns(self, connection: Connection, final: Table) -> Table:
+        """Give the table what the rows have and it lacks, where the sink asks for that."""
+        self._added = ()
+        missing = self._lacking(final)
+        if self.sink.schema_change != "evolve" or not missing or final.type != "table":
+            return final
+        refuse_doubles([column.name for column in missing], self.label)
+        for column in missing:
+            await connection.execute(add_column(final.name, column))
+        self._added = tuple(column.name for column in missing)
+        found = await find_table(connection, self._name)
+        assert found is not None
+        return found
+
+    def lacks_columns(self, final: Table, shape: Shape) -> bool:
+        """Whether the sink will add columns for rows of a shape."""
+        return self.sink.schema_change == "evolve" and any(
+            final.column(name) is None for name in shape.names
+        )
+
+    def _lacking(self, final: Table) -> list[Column]:
+        """The rows' columns that a table has not, as far as they are known."""
+        columns = self._shape.columns if self._shape is not None else ()
+        return [column for column in columns if final.column(column.name) is None]
 
     async def _check_own(self, connection: Connection, final: Table) -> None:
         """Refuse to replace somebody else's rows, where the sink asks for that."""
@@ -298,11 +327,11 @@ class Load:
         refuse_doubles(names, self.label)
         found = {name: table.column(name) for name in names}
         unknown = [name for name, column in found.items() if column is None]
-        if unknown:
+        if unknown and self.sink.schema_change != "ignore":
             raise SchemaMismatchError(
                 f"{self.label}: the table {table.name!r} has no column"
                 f" {', '.join(map(repr, unknown))}; it has {', '.join(table.names)}. Nothing was"
-                " written; add the column, or leave it out of the rows"
+                f" written; {REMEDY}"
             )
         given = {column.name for column in found.values() if column is not None}
         needed = [c.name for c in table.columns if c.required and c.name not in given]
@@ -317,7 +346,12 @@ class Load:
         return tuple(name for name, _ in pairs), tuple(column for _, column in pairs)
 
     def _notes(self, final: Table) -> list[str]:
-        notes: list[str] = []
+        notes = told_added(self._added, self.label)
+        if self._source is not None and self._shape is not None:
+            given = {fold(name) for name in self._shape.names}
+            lost = [name for name in final.names if fold(name) not in given]
+            notes += told_lost(lost, self.label)
+        notes += told_ignored([column.name for column in self._lacking(final)], self.label)
         if self.is_staged and self.sink.mode == "append":
             notes.append(
                 f"{self.label}: the read cannot be resumed, so its rows are gathered in"

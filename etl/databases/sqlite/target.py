@@ -240,7 +240,8 @@ class SqliteSession:
         if not load.sink.create or all(c.type.dialect != "csv" for c in shape.columns):
             return False
         async with self._transaction() as connection:
-            return await find_table(connection, table_name(load.sink.table)) is None
+            found = await find_table(connection, table_name(load.sink.table))
+        return found is None or load.lacks_columns(found, shape)
 
     def takes_frames(self, sink: int, form: str) -> bool:
         """Never: it has no binary form."""

@@ -1,0 +1,35 @@
+"""What is said of columns that the rows have and a table lacks, or the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+REMEDY = (
+    "add the column, leave it out of the rows, or let the sink do one of them:"
+    ' schema_change="evolve" adds it, "ignore" leaves it out (etl copy: --schema-change)'
+)
+
+
+def told_ignored(names: Sequence[str], label: str) -> list[str]:
+    """The note on columns that are not written."""
+    if not names:
+        return []
+    return [f"{label}: not written, because the table lacks it: {_listed(names)}"]
+
+
+def told_added(names: Sequence[str], label: str) -> list[str]:
+    """The note on columns that the table was given."""
+    if not names:
+        return []
+    return [f"{label}: added to the table, with NULL in the rows that were there: {_listed(names)}"]
+
+
+def told_lost(names: Sequence[str], label: str) -> list[str]:
+    """The note on columns of the table that the source has not, or not any more."""
+    if not names:
+        return []
+    return [f"{label}: not in the source, so new rows get the table's default: {_listed(names)}"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "column " + ", ".join(map(repr, names))
