@@ -8,6 +8,7 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``flow``, ``stages``: descriptions of pipelines, and the functions that change rows.
 - ``engine``: how a plan runs. It knows no dialect.
 - ``pipeline``: a name, its flows, and the ways to run them.
+- ``reading``: the rows of a stream in somebody's own ``async for``.
 - ``databases``: one driver for each dialect, imported when it is first used.
 - ``files``: CSV files as sources.
 - ``verification``, ``repair``: whether two tables hold the same rows; rewriting those that differ.

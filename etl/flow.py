@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overl
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError, DataError
-from etl.policy import OnError, Retry, check_on_error
+from etl.policy import Limits, OnError, Retry, check_on_error
 from etl.rows import Shape
 
 T = TypeVar("T")
@@ -230,6 +230,26 @@ class Stream(Generic[T_co]):
             on_error: What becomes of bad rows, where it is not what the pipeline says.
         """
         return Flow(stream=self, sinks=sinks, name=self.flow_name, on_error=on_error)
+
+    def open(
+        self, *, limits: Limits | None = None, retry: Retry | None = None
+    ) -> AbstractAsyncContextManager[AsyncGenerator[T_co, None]]:
+        """Read the rows in a program of one's own, without a pipeline or a target.
+
+        ``async with orders.map(f).open() as rows: async for row in rows: ...``. The steps run in
+        tasks of their own, a few batches ahead and never more than the memory limit; leaving the
+        block, also early or by an error, ends them and closes every connection. Nothing is
+        remembered: each ``open`` reads from the beginning. A lost connection is tried again from
+        the row after the last one that was read.
+
+        Raises:
+            ConfigError: The set-up is wrong (by ``async with``).
+            TransientError: The source cannot be reached (by ``async with``).
+            PipelineFailedError: The read or a step failed (by ``async for``).
+        """
+        from etl.reading import open_rows
+
+        return open_rows(self, limits=limits, retry=retry)
 
     def named(self, name: str) -> Stream[T_co]:
         """The same stream under a name of its own: the ``flow`` of its checkpoints."""

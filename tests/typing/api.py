@@ -198,6 +198,9 @@ async def run() -> None:
     assert_type(await gather(pipeline, pipeline, on_failure="drain"), list[Report])
     async for fact in dedupe([Fact(1, 1, 5)]):
         assert_type(fact, Fact)
+    async with orders.map(to_fact).open(limits=Limits()) as rows:
+        async for fact in rows:
+            assert_type(fact, Fact)
     assert_type(await run_stage(dedupe, [Fact(1, 1, 5)]), list[Fact])
     assert_type(facts_sink.rows, list[Fact])
 

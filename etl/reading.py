@@ -1,0 +1,182 @@
+"""``Stream.open``: the rows of a stream in somebody's own ``async for``, without a target.
+
+A run with a sink that hands each batch to the reader instead of writing it: tasks, memory limit,
+retries and clean-up are those of any run. It keeps no position.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+from etl.batch import Batch
+from etl.connector import (
+    Advance,
+    Checkpoint,
+    CheckpointKey,
+    OpenTarget,
+    RejectTable,
+    RunInfo,
+    Session,
+    Sink,
+)
+from etl.engine.channel import Channel, EndOfChannelError
+from etl.engine.run import Run
+from etl.errors import ChannelBrokenError, ConfigError
+from etl.flow import Stream
+from etl.pipeline import Pipeline
+from etl.policy import Limits, Retry
+from etl.rows import Shape
+
+T = TypeVar("T")
+_BATCHES = 2  # that wait for the reader; what is read ahead waits in the run's own channels
+
+
+@asynccontextmanager
+async def open_rows(
+    stream: Stream[T], *, limits: Limits | None, retry: Retry | None
+) -> AsyncGenerator[AsyncGenerator[T, None], None]:
+    """See :meth:`etl.flow.Stream.open`."""
+    limits = limits or Limits()
+    channel: Channel[Batch[Any]] = Channel(
+        f"{stream.flow_name}: to the reader", max_items=_BATCHES, max_bytes=limits.memory_bytes
+    )
+    sink: Sink[Any] = Sink(target=_Reader(channel), table="the reader", mode="append")
+    pipeline = Pipeline(stream.flow_name, stream.into(sink), limits=limits, retry=retry)
+    run = await pipeline.start()
+    watch = asyncio.create_task(_watch(run, channel), name=f"etl:reader of {stream.flow_name}")
+    try:
+        async with aclosing(_rows(channel)) as rows:
+            yield rows
+    finally:
+        await run.abort()  # where it goes on: nobody takes its rows any more
+        await watch
+
+
+async def _watch(run: Run, channel: Channel[Batch[Any]]) -> None:
+    """End the channel as the run ended, so that a failure is not taken for the last row."""
+    try:
+        await run.wait()
+    except Exception as error:
+        channel.fail(error)
+    else:
+        channel.close()
+
+
+async def _rows(channel: Channel[Batch[T]]) -> AsyncGenerator[T, None]:
+    while True:
+        try:
+            batch = await channel.get()
+        except EndOfChannelError:
+            return
+        except ChannelBrokenError as broken:
+            # The run's own error is what happened; the channel is only how it got here.
+            raise broken.__cause__ or broken from None
+        for row in batch.rows:
+            yield row
+
+
+class _Reader:
+    """The target that stands for the reader; see :class:`etl.connector.Target`."""
+
+    has_one_writer = False
+
+    def __init__(self, channel: Channel[Batch[Any]]) -> None:
+        self.name = "the reader"
+        self._channel = channel
+
+    @asynccontextmanager
+    async def open(self, info: RunInfo, *, sessions: int) -> AsyncGenerator[OpenTarget, None]:
+        yield _Open(self._channel)
+
+
+class _Open:
+    """See :class:`etl.connector.OpenTarget`."""
+
+    notes: Mapping[str, Sequence[str]] = {}
+
+    def __init__(self, channel: Channel[Batch[Any]]) -> None:
+        self._channel = channel
+
+    async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
+        return _Session(self._channel)
+
+    async def build(self) -> None:
+        """Nothing is made."""
+
+    async def publish(self, steps: Sequence[Advance]) -> None:
+        """Nothing is staged."""
+
+
+class _Session:
+    """See :class:`etl.connector.Session`. What is handed over cannot be rolled back."""
+
+    uncancellable = False
+
+    def __init__(self, channel: Channel[Batch[Any]]) -> None:
+        self._channel = channel
+        self._checkpoints: dict[CheckpointKey, Checkpoint] = {}
+
+    @property
+    def rejects(self) -> RejectTable:
+        raise ConfigError("a reader has no place for bad rows; open() ends at the first one")
+
+    async def wants_profile(self, sink: int, shape: Shape) -> bool:
+        return False
+
+    async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
+        return []
+
+    def takes_frames(self, sink: int, form: str) -> bool:
+        return False
+
+    async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        return {key: self._checkpoints[key] for key in keys if key in self._checkpoints}
+
+    async def take_over(
+        self,
+        keys: Sequence[CheckpointKey],
+        *,
+        fingerprints: Sequence[str],
+        fresh: bool,
+        drops: Sequence[CheckpointKey] = (),
+    ) -> Mapping[CheckpointKey, Checkpoint]:
+        self._checkpoints = {key: Checkpoint(epoch=1, position=None) for key in keys}
+        return self._checkpoints
+
+    async def begin(self, *, strict: bool = False) -> None:
+        """A transaction is only what the lane makes of it."""
+
+    async def savepoint(self) -> None:
+        """Only asked for where bad rows are set aside."""
+
+    async def undo(self) -> None:
+        """Only asked for where bad rows are set aside."""
+
+    def pack(self, batch: Batch[Any]) -> Batch[Any]:
+        return batch
+
+    async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
+        for batch in batches:
+            await self._channel.put(batch, batch.nbytes)
+        return sum(len(batch.rows) for batch in batches)
+
+    async def advance(self, steps: Sequence[Advance]) -> None:
+        """The lane keeps the positions of the run; nothing outlives it."""
+
+    async def commit(self) -> None:
+        """What was handed over is out."""
+
+    async def rollback(self) -> None:
+        """What was handed over stays out; the run ends with the error."""
+
+    async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
+        return await self.load(keys)
+
+    def interrupt(self) -> None:
+        """Nothing runs that a cancellation would not end."""
+
+    async def blocked_by(self) -> str | None:
+        return "the program that reads the rows takes no more"
