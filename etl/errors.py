@@ -2,7 +2,8 @@
 
 ``ConfigError``: fix the set-up. ``TransientError``: run again. ``DataError``: fix the rows.
 Every message says what, where, in which state things are, and what to do. No message holds a
-password or a row's values; values that a program may need are attributes.
+password or a row's values, but for those that say which row it is; what a program may need beyond
+that are attributes.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ EXIT_SIGTERM = 143
 
 
 class EtlError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The root of every error that this package raises on purpose.
+
+    Attributes:
+        detail: What a database or a user's function says itself, where the message leaves it out
+            because it may quote a row's values. The command shows it with ``--show-values``.
+    """
 
     exit_code: ClassVar[int] = EXIT_FAILED
+    detail: str | None = None
 
 
 class ConfigError(EtlError):
@@ -77,8 +84,10 @@ class DataError(EtlError):
         column: str | None = None,
         row: int | None = None,
         reason: str | None = None,
+        detail: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.detail = detail
         self.column = column
         self.row = row
         self.reason = reason or message
@@ -159,6 +168,7 @@ class PipelineFailedError(EtlError):
 
     def __init__(self, message: str, errors: Sequence[BaseException], report: Any = None) -> None:
         super().__init__(message)
+        self.detail = next((e.detail for e in errors[:1] if isinstance(e, EtlError)), None)
         self.errors = tuple(errors)
         self.report = report
 
@@ -199,6 +209,10 @@ _STATES: dict[str, ErrorClass] = {
     "55P03": "transient",
     "42501": "rights",
     "25006": "rights",
+    # What a trigger says of a row, and a row that is too large for an index or in all.
+    "P0001": "data",
+    "P0004": "data",
+    "54000": "data",
 }
 _CLASSES: dict[str, ErrorClass] = {
     "08": "lost",

@@ -17,6 +17,7 @@ from etl.errors import ConfigError
 from etl.events import Observer, Report
 from etl.flow import Flow
 from etl.policy import Limits, OnError, Retry, check_on_error
+from etl.secrets import holds_url_with_password
 
 
 class Pipeline:
@@ -51,6 +52,12 @@ class Pipeline:
                     f"pipeline {name!r}: {type(flow).__name__} is not a flow; end a stream with"
                     " .into(sink)"
                 )
+        names = [name, *(one for f in flows for one in (f.name, *(s.table for s in f.sinks)))]
+        if any(map(holds_url_with_password, names)):
+            raise ConfigError(
+                "Pipeline(): one of its names is a URL with a password. Names are kept in databases"
+                " and shown; give a name without one"
+            )
         self.name = name
         self.flows = flows
         self.limits = limits or Limits()

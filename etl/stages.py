@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from pathlib import Path
-from traceback import extract_tb
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
 from etl.batch import Batch, OpenPieces, Reject, Token
@@ -19,6 +17,7 @@ from etl.errors import (
     is_about_a_row,
 )
 from etl.flow import Filter, FlatMap, Map, Stage, name_of
+from etl.foreign import because_of, detail_of, named
 from etl.rows import Row
 
 T = TypeVar("T")
@@ -32,8 +31,6 @@ READ_STEP = "row"
 and this one. A source does not know how many that is."""
 ENTERS_ALL = 2**31 - 1
 WRITE_STEP = "write"
-
-_OWN_FOLDER = str(Path(__file__).parent)
 
 
 @overload
@@ -210,37 +207,26 @@ def _stepwise(
 def reject_of(error: Exception, row: Any, ordinal: int, step: str, steps_left: int) -> Reject:
     """What is kept of a row that a step refused.
 
-    The reason holds no value of the row. What a user's function says may quote one, so only the
-    error's class and line are taken from it, and its text is the detail.
+    The reason holds no value of the row; what the error says itself may quote one and is the
+    detail.
     """
     cause = error.__cause__
     if isinstance(error, DataError):
-        reason = error.reason
-        detail = getattr(cause, "detail", None)  # PostgreSQL's: the key that is there already
+        reason = f"{type(error).__name__}: {error.reason}"
+        detail = error.detail
     else:
-        reason = f"{type(error).__name__}{_line_of(error)}"
-        detail = str(error)[:500] or None
+        reason, detail = named(error), detail_of(error)
     code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
     return Reject(
         row=row,
         ordinal=ordinal,
         step=step,
         steps_left=steps_left,
-        reason=f"{type(error).__name__}: {reason}" if isinstance(error, DataError) else reason,
-        detail=detail if isinstance(detail, str) else None,
+        reason=reason,
+        detail=detail,
         column=getattr(error, "column", None),
         sqlstate=code if isinstance(code, str) else None,
     )
-
-
-def _line_of(error: BaseException) -> str:
-    """Where it was raised: the last line outside the libraries, as `` (file.py:12)``."""
-    frames = [
-        frame
-        for frame in extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<", _OWN_FOLDER))
-    ]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def label_of(step: RowStep) -> str:
@@ -257,10 +243,13 @@ def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) ->
             _, place, error = refused[0]
             return _blame(function_of(steps[place]), number, row, error)
     names = ", ".join(name_of(function_of(step)) for step in steps)
-    return StageError(
-        f"one of the row functions {names} failed ({type(first).__name__}: {str(first)[:500]}), and"
-        " did not when the batch was tried row by row: row functions must be pure. The batch was"
-        " not written and the checkpoint did not move"
+    return because_of(
+        first,
+        StageError(
+            f"one of the row functions {names} failed ({named(first)}), and did not when the"
+            " batch was tried row by row: row functions must be pure. The batch was not written and the"
+            " checkpoint did not move"
+        ),
     )
 
 
@@ -276,11 +265,15 @@ def _place(function: Callable[..., Any]) -> str:
 def _blame(function: Callable[..., Any], number: int, row: Any, error: Exception) -> EtlError:
     what = f"{_place(function)} failed on row {number + 1} of a batch"
     if isinstance(error, DataError):
-        return DataError(f"{what}: {error}", column=error.column, row=number, reason=error.reason)
-    text = f"{what}: {type(error).__name__}: {str(error)[:500]}"
+        message = f"{what}: {error}"
+        return because_of(
+            error, DataError(message, column=error.column, row=number, reason=error.reason)
+        )
+    text = f"{what}: {named(error)}"
     if isinstance(error, KeyError) and isinstance(row, Row):
         text += f" (the row has {', '.join(row)})"
-    return StageError(text + ". The batch was not written and the checkpoint did not move")
+    text += ". The batch was not written and the checkpoint did not move"
+    return because_of(error, StageError(text))
 
 
 class TokenLedger:

@@ -6,9 +6,11 @@ Data goes to stdout (the report of a run, tables, plans, JSON lines), talk goes 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
+from etl.cli.secrets import Redactor, hide_arguments
 from etl.cli.sigterm import came, end_at_once, handle_sigterm
 from etl.cli.streams import StandardStreams
 from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
@@ -17,7 +19,8 @@ from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 def main() -> NoReturn:
     """Run the command with ``sys.argv`` and end the process with its exit code."""
     handle_sigterm()
-    streams = StandardStreams()
+    hide_arguments()
+    streams = StandardStreams(Redactor(sys.argv, os.environ))
     try:
         from etl.cli.app import run_command
 

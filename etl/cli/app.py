@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from etl.batch import MAIN_PARTITION
-from etl.cli.options import Common, Json, Traceback, Verbose, command
+from etl.cli.options import Common, Json, ShowValues, Traceback, Verbose, command
 from etl.cli.screen import Screen
 from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, EtlError
 from etl.observe.figures import plural
@@ -123,12 +123,13 @@ def _common(
     json: Json = False,
     verbose: Verbose = False,
     traceback: Traceback = False,
+    show_values: ShowValues = False,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    ctx.obj = Common(json=json, verbose=verbose, traceback=traceback)
+    ctx.obj = Common(json=json, verbose=verbose, traceback=traceback, show_values=show_values)
 
 
 @app.command()

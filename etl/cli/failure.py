@@ -15,9 +15,13 @@ from etl.errors import (
     exit_code_of,
 )
 from etl.events import Report
+from etl.foreign import detail_of, named, place_of, says_no_value
 from etl.observe.figures import plural
 
 _MOST_CONSEQUENCES = 3
+_HIDDEN = "what it says may quote a row: --show-values shows it"
+_CAUSED = "The above exception was the direct cause of the following exception:"
+_WHILE = "During handling of the above exception, another exception occurred:"
 
 
 def show_failure(screen: Screen, error: BaseException) -> int:
@@ -29,21 +33,74 @@ def show_failure(screen: Screen, error: BaseException) -> int:
         _show_state(screen, error)
     else:
         screen.error(line_of(error))
+    hints: list[str] = []
+    detail = _left_out(errors[0] if errors else error)
+    if detail is not None and screen.show_values:
+        screen.say(f"detail: {detail}")
+    elif detail is not None:
+        hints.append("--show-values shows what it says itself, which may quote values of rows")
     if screen.traceback:
-        screen.say("".join(traceback.format_exception(error)).rstrip())
+        screen.say("\n".join(chain_lines(error, show_values=screen.show_values)))
     elif not isinstance(error, EtlError) or any(not isinstance(e, EtlError) for e in errors):
-        screen.say("--traceback shows the whole chain")
+        hints.append("--traceback shows the whole chain")
+    if hints:
+        screen.say("; ".join(hints))
     return exit_code_of(error)
+
+
+def _left_out(error: BaseException) -> str | None:
+    """What an error says itself, where its line leaves that out."""
+    if isinstance(error, EtlError):
+        return error.detail
+    return None if says_no_value(error) else detail_of(error)
 
 
 def line_of(error: BaseException) -> str:
     """The message; for errors that are not etl's own, with their class and place."""
-    text = str(error).strip()
     if isinstance(error, EtlError):
-        return text or type(error).__name__
-    place = _place(error)
-    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{what} ({place})" if place else what
+        return str(error).strip() or type(error).__name__
+    if place_of(error):
+        return named(error)
+    frames = traceback.extract_tb(error.__traceback__)  # of etl alone
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{named(error)}{place}"
+
+
+def chain_lines(error: BaseException, *, show_values: bool) -> list[str]:
+    """The tracebacks of an error and of what led to it, the first cause first.
+
+    What errors of others say may quote a row's values, and so it is left out unless asked for.
+    """
+    return _lines(error, show_values, set())
+
+
+def _lines(error: BaseException, show_values: bool, seen: set[int]) -> list[str]:
+    seen.add(id(error))
+    lines: list[str] = []
+    before, link = error.__cause__, _CAUSED
+    if before is None and not error.__suppress_context__:
+        before, link = error.__context__, _WHILE
+    if before is not None and id(before) not in seen:
+        lines += [*_lines(before, show_values, seen), "", link, ""]
+    frames = traceback.format_tb(error.__traceback__)
+    if frames:
+        lines += ["Traceback (most recent call last):", *"".join(frames).rstrip().split("\n")]
+    lines += _last_lines(error, show_values)
+    if isinstance(error, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = error.exceptions
+        for number, one in enumerate(members, 1):
+            lines.append(f"  error {number} of {len(members)}:")
+            lines += ["    " + line for line in _lines(one, show_values, seen)]
+    return lines
+
+
+def _last_lines(error: BaseException, show_values: bool) -> list[str]:
+    if show_values or isinstance(error, EtlError | BaseExceptionGroup) or says_no_value(error):
+        return "".join(traceback.format_exception_only(error)).rstrip().split("\n")
+    hidden = f": ({_HIDDEN})" if str(error) else ""
+    kind = type(error)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return [f"{module}{kind.__qualname__}{hidden}"]
 
 
 def _pipeline(error: PipelineFailedError) -> str:
@@ -84,9 +141,3 @@ def _show_state(screen: Screen, error: PipelineFailedError) -> None:
         then = "when the cause is mended, run the same command again"
     goes_on = "; it goes on from there" if written else ""
     screen.say(f"state: {stands}; {then}{goes_on}")
-
-
-def _place(error: BaseException) -> str:
-    """``file:line`` where an unforeseen error was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from etl.cli.failure import chain_lines
 from etl.cli.screen import Screen
 
 # The root logger stays as it is: a pipeline file may configure its own logging.
 _LOGGERS = ("etl", "asyncio")
+# How asyncio shows a task that failed; what its error says may quote a row.
+_EXCEPTION = re.compile(r"exception=(\w+)\(.*\)>", re.DOTALL)
 
 
 @contextmanager
@@ -42,8 +46,10 @@ class _ToScreen(logging.Handler):
         try:
             text = record.getMessage()
             error = record.exc_info[1] if record.exc_info else None
+            text = _EXCEPTION.sub(r"exception=\1>", text)
             if error is not None and self._screen.traceback:
-                text = self.format(record)
+                lines = chain_lines(error, show_values=self._screen.show_values)
+                text = "\n".join([text, *lines])
             elif error is not None:
                 # Its class only: the message of a stranger's error may quote a row.
                 text = f"{text} ({type(error).__name__})"

@@ -26,6 +26,7 @@ class Screen:
         json: Data is JSON lines.
         verbose: Say more.
         traceback: Show the whole chain of a failure.
+        show_values: Let errors quote the values of rows.
     """
 
     def __init__(
@@ -34,15 +35,17 @@ class Screen:
         json: bool = False,
         verbose: bool = False,
         traceback: bool = False,
+        show_values: bool = False,
         stdout: TextIO | None = None,
         stderr: TextIO | None = None,
     ) -> None:
         self.json = json
         self.verbose = verbose
         self.traceback = traceback
+        self.show_values = show_values
         self._out = stdout or sys.stdout
         self._err = stderr or sys.stderr
-        self._redact = Redactor([*sys.argv, *os.environ.values()])
+        self._redact = Redactor(sys.argv, os.environ)
         self._above: Callable[[str, str], None] | None = None
 
     def out(self, line: str, *, style: str = "") -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 _READER_LEFT = frozenset({errno.EPIPE, errno.EIO})
@@ -34,10 +35,14 @@ class StandardStreams:
 
     Their reader may go (``| head``) without any harm to who prints: Python raises
     ``BrokenPipeError`` then, in the command, in a pipeline file that prints, and once more at the
-    end of the process. A character that the encoding lacks is escaped instead of refused.
+    end of the process. A character that the encoding lacks is escaped instead of refused. What
+    Python itself writes to stderr, such as warnings with their source lines, is redacted.
+
+    Args:
+        redact: Takes the passwords out of a text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Callable[[str], str]) -> None:
         # A standard stream that is closed leaves its number to the next file or socket that is
         # opened, and whatever is written to it later would go there.
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -47,7 +52,7 @@ class StandardStreams:
         self._originals = sys.stdout, sys.stderr
         self._out = _Forgiving(1, "w", closefd=False)
         sys.stdout = _text(self._out, self._originals[0])
-        sys.stderr = _text(_Forgiving(2, "w", closefd=False), self._originals[1])
+        sys.stderr = _text(_Forgiving(2, "w", closefd=False), self._originals[1], redact)
 
     @property
     def lost(self) -> OSError | None:
@@ -56,10 +61,23 @@ class StandardStreams:
         return self._out.lost
 
 
-def _text(raw: io.FileIO, original: TextIO | None) -> TextIO:
-    return io.TextIOWrapper(
+class _Redacting(io.TextIOWrapper):
+    """Writes each text as a function gives it."""
+
+    redact: Callable[[str], str] | None = None
+
+    def write(self, text: str, /) -> int:
+        return super().write(text if self.redact is None else self.redact(text))
+
+
+def _text(
+    raw: io.FileIO, original: TextIO | None, redact: Callable[[str], str] | None = None
+) -> TextIO:
+    stream = _Redacting(
         io.BufferedWriter(raw),
         encoding=original.encoding if original is not None else "utf-8",
         errors="backslashreplace",
         line_buffering=raw.isatty() or raw.fileno() == 2,
     )
+    stream.redact = redact
+    return stream

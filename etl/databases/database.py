@@ -28,6 +28,7 @@ from etl.databases.url import Url, parse_url
 from etl.errors import ConfigError
 from etl.flow import Source
 from etl.rows import Row, Shape, shape_of
+from etl.secrets import holds_url_with_password
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -272,6 +273,8 @@ class Database:
         """
         if not name:
             raise ConfigError("table(): the name is empty")
+        if holds_url_with_password(name):
+            raise ConfigError("table() takes a table's name, not a URL: Database(url).table(name)")
         return self._source(name, ReadSpec(
             table=name, row=_dataclass(row), key=_names(key), cursor=_names(cursor), settle=settle
         ))  # fmt: skip

@@ -12,6 +12,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from etl.errors import ConfigError
+from etl.secrets import without_passwords
 
 
 def quote(name: str) -> str:
@@ -115,6 +116,6 @@ def _part(text: str, rest: str) -> tuple[str, str, bool]:
 
 def _unreadable(text: str) -> ConfigError:
     return ConfigError(
-        f"{text!r} is not a table name; write table or schema.table, and put a part that holds a"
-        ' dot or a quote in double quotes: "my.schema".table'
+        f"{without_passwords(text)!r} is not a table name; write table or schema.table, and put a"
+        ' part that holds a dot or a quote in double quotes: "my.schema".table'
     )

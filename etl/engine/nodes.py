@@ -27,6 +27,7 @@ from etl.errors import (
     is_about_a_row,
 )
 from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
+from etl.foreign import because_of, named
 from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
 from etl.rows import joined
 from etl.stages import RowStep, fuse, fuse_batches, reject_of, through_stage
@@ -629,7 +630,10 @@ async def _call_apart(
 
 
 def _failed(function: object, error: BaseException) -> StageError:
-    return StageError(
-        f"map_batches {name_of(function)} failed: {type(error).__name__}: {str(error)[:500]}. The"
-        " batch was not written and the checkpoint did not move"
+    return because_of(
+        error,
+        StageError(
+            f"map_batches {name_of(function)} failed: {named(error)}. The batch was not written and"
+            " the checkpoint did not move"
+        ),
     )

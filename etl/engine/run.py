@@ -38,6 +38,7 @@ from etl.events import (
     RunStatus,
     StateChanged,
 )
+from etl.foreign import named
 from etl.policy import Retry
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ class Run:
             report = self._end("failed", str(errors[0]))
             raise PipelineFailedError(self._failure(errors), errors, report) from group
         except Exception as error:
-            report = self._end("failed", f"{type(error).__name__}: {error}")
+            report = self._end("failed", named(error))
             raise PipelineFailedError(self._failure([error]), [error], report) from error
         finally:
             self._started.set()
@@ -296,7 +297,7 @@ class Run:
 
     def _failure(self, errors: Sequence[BaseException]) -> str:
         first = errors[0]
-        text = str(first) if isinstance(first, EtlError) else f"{type(first).__name__}: {first}"
+        text = str(first) if isinstance(first, EtlError) else named(first)
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return f"pipeline {self._plan.pipeline!r} failed: {text}{more}"
 

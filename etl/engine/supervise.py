@@ -22,6 +22,7 @@ from etl.errors import (
     StageError,
     StageStuckError,
 )
+from etl.foreign import because_of, named
 
 _GRACE_TICKS: Final = 10
 _CANCEL_AGAIN: Final = frozenset({5, 7, 9})  # of the ticks of a grace
@@ -66,10 +67,11 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
     except MemoryError as error:
         raise OutOfMemoryError(name) from error
     except Exception as error:
-        raise StageError(
-            f"{name} failed: {type(error).__name__}: {str(error)[:500]}. Its batch was not written"
-            " and the checkpoint did not move"
-        ) from error
+        ours = StageError(
+            f"{name} failed: {named(error)}. Its batch was not written and the checkpoint did not"
+            " move"
+        )
+        raise because_of(error, ours) from error
 
 
 async def supervise(

@@ -227,7 +227,7 @@ async def test_a_service_that_is_down_is_not_the_rows_fault() -> None:
         raise RuntimeError("503")
 
     sink = MemorySink[int]()
-    with pytest.raises(PipelineFailedError, match="503"):
+    with pytest.raises(PipelineFailedError, match="RuntimeError"):
         await run(MemorySource(list(range(2000)), batch_rows=2000).map_batches(down).into(sink))
     assert calls < 300
     assert kept_rows(sink) == []

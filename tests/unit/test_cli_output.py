@@ -21,6 +21,7 @@ from etl.errors import (
     DataError,
     PipelineFailedError,
     SourceUnavailableError,
+    StageError,
 )
 from etl.events import (
     ChannelStats,
@@ -37,6 +38,7 @@ from etl.events import (
     RunStats,
     StateChanged,
 )
+from etl.foreign import because_of, named
 from etl.observe.jsonlines import JsonLines
 from etl.observe.log import LogEvents
 from etl.observe.progress import ProgressLines
@@ -235,8 +237,38 @@ def test_a_strange_error_names_its_class_and_place() -> None:
     except ValueError as error:
         show_failure(both.screen, error)
     first, second = both.err.splitlines()
-    assert first.startswith("error: ValueError: no \\x1b way (test_cli_output.py:")
-    assert second == "--traceback shows the whole chain"
+    assert first.startswith("error: ValueError (test_cli_output.py:")
+    assert "--traceback shows the whole chain" in second
+    assert "--show-values shows what it says itself" in second
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_a_strange_error_says_is_shown_on_request(shown: bool) -> None:
+    both = Both(traceback=True, show_values=shown)
+    try:
+        try:
+            raise ValueError("bad row {'email': 'x@y\x1b'}")
+        except ValueError as error:
+            raise because_of(error, StageError("f failed")) from error
+    except StageError as error:
+        show_failure(both.screen, error)
+    assert "direct cause" in both.err
+    assert ("detail: bad row {'email': 'x@y\\x1b'}" in both.err) is shown
+    assert both.err.count("x@y") == (3 if shown else 1)  # the source line stands in any case
+
+
+def test_what_the_interpreter_says_of_types_and_names_is_shown() -> None:
+    def interpreted(code: str) -> str:
+        try:
+            exec(code, {})
+        except Exception as error:
+            return named(error)
+        return ""
+
+    assert "TypeError: unsupported operand" in interpreted("1 + 'x'")
+    assert "NameError: name 'missing' is not defined" in interpreted("missing")
+    for code in ("int('secret')", "{}['secret']", "raise TypeError('secret')"):
+        assert interpreted(code).partition(" (")[0] in {"ValueError", "KeyError", "TypeError"}
 
 
 def test_the_whole_chain_on_request_without_the_password() -> None:
@@ -249,6 +281,10 @@ def test_the_whole_chain_on_request_without_the_password() -> None:
     except ConfigError as error:
         show_failure(both.screen, error)
     assert "direct cause" in both.err
+    assert "\n  OSError: (what it says may quote a row" in both.err
+    assert "s3cr3t" not in both.err
+    both = Both(show_values=True, traceback=True)
+    show_failure(both.screen, OSError(URL))
     assert "OSError: postgresql://me:***@db/shop" in both.err
     assert "s3cr3t" not in both.err
 

@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "etl"
 # From the top: a part may import those above it, and itself.
 HOUSE = (
     "errors",
+    "secrets",
+    "foreign",
     "batch",
     "policy",
     "rows",

@@ -133,8 +133,9 @@ def test_an_error_that_does_not_come_again_says_that_functions_must_be_pure() ->
             raise ValueError("once")
         return row
 
-    with pytest.raises(StageError, match=r"moody failed \(ValueError: once\).*must be pure"):
+    with pytest.raises(StageError, match=r"moody failed \(ValueError .*must be pure") as told:
         fuse([Map(moody)])([1, 2, 3])
+    assert told.value.detail == "once"
 
 
 def test_a_cancellation_in_a_row_function_is_not_swallowed() -> None:
@@ -661,8 +662,9 @@ async def test_an_error_of_a_call_names_the_function_and_cancels_the_rest(
     before = asyncio.all_tasks()
     mapping = Mapping(enrich, concurrency)
     await mapping.give([0], [1], [2])
-    with pytest.raises(StageError, match=r"enrich failed: ValueError: no service") as failed:
+    with pytest.raises(StageError, match=r"enrich failed: ValueError \(") as failed:
         await mapping.start()
+    assert failed.value.detail == "no service"
     assert isinstance(failed.value.__cause__, ValueError)
     assert sorted(cancelled) == ([1, 2] if concurrency > 1 else [])
     assert asyncio.all_tasks() == before

@@ -125,6 +125,7 @@ class Encoder:
                 column=error.column,
                 row=error.row,
                 reason=error.reason,
+                detail=error.detail,
             ) from error.__cause__
 
     def _lines(self, rows: Sequence[Any]) -> Sequence[str]:

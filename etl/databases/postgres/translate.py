@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import asyncpg
 
@@ -24,6 +24,7 @@ from etl.errors import (
 )
 
 Side = Literal["source", "target"]
+E = TypeVar("E", bound=EtlError)
 
 _UNAVAILABLE: dict[Side, type[TransientError]] = {
     "source": SourceUnavailableError,
@@ -76,7 +77,10 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
     ):
         why = f" ({text})" if text else ""
         if isinstance(error, asyncpg.InterfaceError) and kind == "unknown" and not _is_lost(error):
-            return EtlError(f"{where}: the driver refused: {first_line(error)}{tail}")
+            said = first_line(error)
+            if isinstance(error, ValueError):  # "invalid input for query argument $1: 'value'"
+                said = said.partition(": ")[0]
+            return _with_detail(error, EtlError(f"{where}: the driver refused: {said}{tail}"))
         return _UNAVAILABLE[side](f"{where}: the connection to the {side} was lost{why}{tail}")
     if isinstance(error, TimeoutError) and server is None:
         return _UNAVAILABLE[side](f"{where}: the {side} did not answer in time{tail}")
@@ -97,7 +101,7 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
         )
         return ConfigError(f"{where}: {hint}: {text}{tail}")
     if kind == "schema":
-        return SchemaMismatchError(f"{where}: {text}{tail}")
+        return _with_detail(server, SchemaMismatchError(f"{where}: {text}{tail}"))
     if code == "57014":
         if "statement timeout" in text:
             return ConfigError(
@@ -107,7 +111,7 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
         return _UNAVAILABLE[side](f"{where}: someone cancelled the statement: {text}{tail}")
     if kind == "unknown" and server is None and isinstance(error, OSError):
         return _UNAVAILABLE[side](f"{where}: {first_line(error)}{tail}")
-    return EtlError(f"{where}: {text or first_line(error)}{tail}")
+    return _with_detail(server, EtlError(f"{where}: {text or first_line(error)}{tail}"))
 
 
 def _is_dying(error: BaseException) -> bool:
@@ -131,20 +135,56 @@ def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> D
     at = f", at row {row + 1} of the group that was being written" if row is not None else ""
     named = f" (column {column!r})" if column else ""
     said = safe_message(error)
-    return DataError(f"{where}: {said}{named}{at}{tail}", column=column, row=row, reason=said)
+    return _with_detail(
+        error, DataError(f"{where}: {said}{named}{at}{tail}", column=column, row=row, reason=said)
+    )
 
 
-_QUOTED_VALUE = re.compile(r'^(?:value )?".*?"(?= is out of range)', re.DOTALL)
+# Names that a message about a value may quote; whatever else is quoted may be the value.
+_NAMES = re.compile(r'\b(?:column|encoding|type|constraint|relation|table|enum|domain) "[^"]*"')
+_FIRST_VALUE = re.compile(r"\s*(?:[:：]\s|[\"'`«»„“”‚‘’「『])")
+_RAISED = re.compile(r"(PL/\S+ function [^\n]*)")
 
 
 def safe_message(error: BaseException | None) -> str:
-    """The server's primary message without the value that it may quote."""
-    text = str(getattr(error, "message", None) or error or "")
+    """The server's primary message without the values that it may quote.
+
+    What a function of the database raises by itself is left out as a whole: the message names the
+    function, its line, and the SQLSTATE that it chose.
+    """
+    text = str(getattr(error, "message", None) or error or "").strip().partition("\n")[0]
     code = getattr(error, "sqlstate", None) or ""
+    raised = _RAISED.match(str(getattr(error, "context", None) or ""))
+    if raised and (
+        not raised[1].startswith("PL/pgSQL")
+        or raised[1].rpartition(" at ")[2].startswith(("RAISE", "ASSERT"))
+    ):
+        return f"{raised[1]} raised an error (SQLSTATE {code})"
+    if code.startswith("P0"):
+        return f"a function raised an error (SQLSTATE {code})"
     if code.startswith("22"):
-        # Those that quote a value do so after a colon, or before "is out of range".
-        text = _QUOTED_VALUE.sub("a value", text.partition(': "')[0].partition(": 0x")[0])
-    return text.strip().partition("\n")[0]
+        return _without_value(text) or f"a value does not fit (SQLSTATE {code})"
+    return text
+
+
+def _without_value(text: str) -> str:
+    """What stands before the first value; servers that speak other languages quote otherwise."""
+    if text.startswith('value "'):
+        return "a value" + text.rpartition('"')[2]
+    names = [found.span() for found in _NAMES.finditer(text)]
+    for found in _FIRST_VALUE.finditer(text):
+        if not any(start <= found.start() < stop for start, stop in names):
+            return text[: found.start()]
+    return text
+
+
+def _with_detail(error: BaseException | None, ours: E) -> E:
+    """Ours, with what the server says and its message leaves out: the values."""
+    said = getattr(error, "message", None) or str(error or "")
+    more = getattr(error, "detail", None)
+    left_out = "" if isinstance(said, str) and said in str(ours) else said
+    ours.detail = "; ".join(one for one in (left_out, more) if isinstance(one, str) and one) or None
+    return ours
 
 
 def first_line(error: BaseException) -> str:

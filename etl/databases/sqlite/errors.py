@@ -80,9 +80,14 @@ def translate(error: Exception, *, where: str, side: Side) -> EtlError:
     if code in _REASONS:
         return ConfigError(f"{where}: {_REASONS[code]} ({_name(error)})")
     if code in {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}:
+        said, detail = str(error), None
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            # Since SQLite 3.47 it may be made of the row's values.
+            said, detail = "a trigger raised an error", said
         return DataError(
-            f"{where} refused a row: {error}. Nothing of this transaction was kept",
-            reason=str(error),
+            f"{where} refused a row: {said}. Nothing of this transaction was kept",
+            reason=said,
+            detail=detail,
         )
     if is_unreadable_text(error):
         return DataError(f"{where}: a text is not valid UTF-8")

@@ -538,6 +538,7 @@ class Load:
                     column=error.column,
                     row=error.row,
                     reason=error.reason,
+                    detail=error.detail,
                 ) from error
             raise
         except (OverflowError, UnicodeEncodeError) as error:
