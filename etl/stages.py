@@ -247,8 +247,8 @@ def _located(rows: Sequence[Any], steps: Sequence[RowStep], first: Exception) ->
         first,
         StageError(
             f"one of the row functions {names} failed ({named(first)}), and did not when the"
-            " batch was tried row by row: row functions must be pure. The batch was not written and the"
-            " checkpoint did not move"
+            " batch was tried row by row: row functions must be pure. The batch was not written and"
+            " the checkpoint did not move"
         ),
     )
 

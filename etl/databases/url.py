@@ -74,25 +74,46 @@ def parse_url(text: str) -> Url:
         raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")
     if dialect == "sqlite":
         return _sqlite(text, where)
+    url = _postgresql(text)
+    if url is None:
+        raise ConfigError(
+            f"{where} cannot be read; write {_FORMS}, with %40 for @, %2F for / and %23 for # in a"
+            " password or a name"
+        )
+    if not url.path:
+        raise ConfigError(f"{where} has no database name; write {_FORMS}")
+    return url
+
+
+def _postgresql(text: str) -> Url | None:
+    """The parts of a URL; None where it cannot be read, as an error would quote it."""
     try:
         parts = urlsplit(text)
         port = parts.port
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise ConfigError(
-            f"{where} cannot be read; write {_FORMS}, with %40 for @ and %2F for / in a password"
-        ) from None
-    path = unquote(parts.path.lstrip("/"))
-    if not path:
-        raise ConfigError(f"{where} has no database name; write {_FORMS}")
+        return None
+    if "@" in parts.path or "#" in text:
+        # The rest of a password with a / or # in it would be taken for the database's name.
+        return None
+    user = unquote(parts.username) if parts.username else None
+    password = unquote(parts.password) if parts.password else None
+    others: list[tuple[str, str]] = []
+    for name, value in options:
+        if name == "user":
+            user = user or value
+        elif name == "password":
+            password = password or value
+        else:
+            others.append((name, value))
     return Url(
-        dialect=dialect,
-        path=path,
+        dialect="postgresql",
+        path=unquote(parts.path.lstrip("/")),
         host=unquote(parts.hostname) if parts.hostname else None,
         port=port,
-        user=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-        options=tuple(options),
+        user=user,
+        password=password,
+        options=tuple(others),
     )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import asyncpg
 
 from etl.connector import RunInfo
+from etl.databases.postgres.tls import Options, options_of, trust_of, warn_where_unverified
 from etl.databases.postgres.translate import (
     DRIVER_ERRORS,
     Side,
@@ -30,6 +31,7 @@ from etl.errors import (
     EtlError,
     SourceUnavailableError,
     TargetUnavailableError,
+    chain,
     classify,
 )
 
@@ -48,13 +50,6 @@ CLOSE_S = 3.0
 _TOO_MANY = "53300"  # also the limit of a role or a database
 _PATIENCE_S = 5.0
 """How long a server that takes no connections is tried at the start: it may be restarting."""
-
-# libpq's options that have the same meaning here. Others are refused by name, so that a
-# misspelt sslmode does not turn TLS off.
-_OPTIONS = frozenset(
-    "host port sslmode sslrootcert sslcert sslkey sslpassword sslcrl ssl_min_protocol_version"
-    " ssl_max_protocol_version target_session_attrs options passfile".split()
-)
 
 SETTINGS: Mapping[str, str] = {
     # Text forms must be the same on both sides, whatever the role or the database sets.
@@ -100,20 +95,6 @@ def application_name(info: RunInfo, side: Side) -> str:
     return name[: 63 - len(suffix)] + suffix
 
 
-def check_options(url: Url) -> None:
-    """Refuse options in a URL that this driver does not know.
-
-    Raises:
-        ConfigError: One of them is unknown.
-    """
-    for name, _ in url.options:
-        if name not in _OPTIONS:
-            raise ConfigError(
-                f"{url.name}: the URL has an unknown option {name!r}; known are "
-                + ", ".join(sorted(_OPTIONS))
-            )
-
-
 async def connect(url: Url, side: Side, application: str) -> Connection:
     """Open a connection and pin its settings.
 
@@ -124,19 +105,24 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
         SourceUnavailableError: The source's server cannot be reached.
         TargetUnavailableError: The target's server cannot be reached.
     """
-    check_options(url)
+    options = options_of(url)
+    trust = trust_of(url, options)
     loop = asyncio.get_running_loop()
     until = loop.time() + _PATIENCE_S
     while True:
         try:
-            connection = await _open(url, application)
+            connection = await _open(url, options, trust, application)
             break
         except (*DRIVER_ERRORS, ValueError, asyncpg.ClientConfigurationError) as error:
             if classify(error) != "not_ready" or loop.time() > until:
+                for one in chain(error):
+                    # The driver's frames hold the password, and some tools record their variables.
+                    one.__traceback__ = None
                 raise _unreachable(error, url, side) from error
         await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
         await _pin(connection, side)
+        warn_where_unverified(connection, url)
         return connection
     except BaseException as error:
         connection.terminate()
@@ -145,14 +131,17 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
         raise
 
 
-async def _open(url: Url, application: str) -> Connection:
+async def _open(
+    url: Url, options: Options, trust: ssl.SSLContext | None, application: str
+) -> Connection:
     connection: Connection = await asyncpg.connect(
-        f"postgresql://?{urlencode(url.options)}" if url.options else None,
+        f"postgresql://?{urlencode(options)}" if options else None,
         host=url.host,
         port=url.port,
         user=url.user,
         password=url.password,
         database=url.path,
+        ssl=trust,
         timeout=CONNECT_S,
         command_timeout=COMMAND_S,
         # With a cache, types of a table that was changed meanwhile would be taken from it.
@@ -216,6 +205,11 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
         error, asyncpg.PostgresError | OSError
     ):
         return ConfigError(f"{url.name}: the URL cannot be used: {first_line(error)}")
+    if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
+        return ConfigError(
+            f"{url.name}: the server offers no TLS, which sslmode asks for. Nothing was moved; turn"
+            " TLS on there, or ask for less with sslmode=prefer"
+        )
     if isinstance(error, socket.gaierror):
         return ConfigError(
             f"{url.name}: the host's name is unknown ({first_line(error)}). Nothing was moved;"

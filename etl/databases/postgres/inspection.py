@@ -11,6 +11,7 @@ from etl.databases.postgres.catalogue import relations_of
 from etl.databases.postgres.connect import Connection, connected
 from etl.databases.postgres.describe import describe as definitions
 from etl.databases.postgres.target import versions
+from etl.databases.postgres.tls import is_encrypted, unverified
 from etl.databases.sql import qualify
 from etl.databases.url import Url
 from etl.errors import ConfigError, EtlError, SchemaMismatchError
@@ -80,7 +81,7 @@ async def check(url: Url) -> Sequence[Finding]:
             return [
                 await _version(connection),
                 await _encoding(connection),
-                await _tls(connection, url),
+                _tls(connection),
                 *await _as_source(connection),
                 *await _as_target(connection),
             ]
@@ -107,23 +108,12 @@ async def _encoding(connection: Connection) -> Finding:
     return Finding(subject="encoding", state="warning", message=message)
 
 
-async def _tls(connection: Connection, url: Url) -> Finding:
-    # A connection through a pooler has no row of its own here.
-    on: bool | None = await connection.fetchval(
-        "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
-    )
-    options = dict(url.options)
-    host = url.host or options.get("host", "")
-    local = host in {"", "localhost", "127.0.0.1", "::1"} or host.startswith("/")
-    if on:
-        checked = options.get("sslmode") in {"verify-full", "verify-ca"}
-        if checked or local:
-            return Finding(subject="TLS", state="ok", message="on")
-        message = "on, but the server's certificate is not checked; add sslmode=verify-full"
-        return Finding(subject="TLS", state="warning", message=message)
-    if local:
-        return Finding(subject="TLS", state="ok", message="off, on this machine")
-    return Finding(subject="TLS", state="warning", message="off: data and password travel readable")
+def _tls(connection: Connection) -> Finding:
+    why = unverified(connection)
+    if why is not None:
+        return Finding(subject="TLS", state="warning", message=f"{why}; add sslmode=verify-full")
+    message = "on" if is_encrypted(connection) else "off, on this machine"
+    return Finding(subject="TLS", state="ok", message=message)
 
 
 async def _as_source(connection: Connection) -> list[Finding]:
