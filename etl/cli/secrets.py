@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from urllib.parse import unquote
 
-from etl.secrets import HIDDEN, without_passwords
+from etl.secrets import HIDDEN, URL, without_passwords
 
 # The whole of an argument: a password may hold spaces, quotes and @. Without a scheme too.
 _ARGUMENT = re.compile(r"(?s)\s*(?:[A-Za-z][\w+.-]*:/*)?[^\s:/@'\"]*:(.+)@")
-_URL = re.compile(r"(?s)\s*[A-Za-z][\w+.-]*:/+[^\s:/@'\"]*:(.+)@")
 _QUERY = re.compile(r"(?i)[?&](?:password|sslpassword)=([^&\s]+)")
 _VARIABLE = re.compile(r"(?i)passw(?:or)?d|passphrase|secret|token$")
 # A password like "postgres" or "flights" is no secret, and would garble every other message; where
@@ -48,7 +47,7 @@ class Redactor:
         for name, text in (environment or {}).items():
             if text and _VARIABLE.search(name) and text[0] != "/" and _is_telling(text):
                 known[text] = HIDDEN
-            known.update(dict.fromkeys(_telling(text, _spans(text, _URL)), HIDDEN))
+            known.update(dict.fromkeys(_telling(text, _spans(text, URL)), HIDDEN))
         # Longest first: one password may begin like another.
         words = sorted(known, key=len, reverse=True)
         self._known = known

@@ -26,6 +26,7 @@ class OwnServer:
     """A server that is restarted at will; its port stays."""
 
     def __init__(self, bin_path: Path, home: Path, user: str | None, port: int) -> None:
+        self.home = home
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._bin_path = bin_path
         self._home = home
