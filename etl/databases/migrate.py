@@ -159,6 +159,9 @@ async def _engine(url: Url) -> AsyncGenerator[AsyncEngine]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     if url.dialect == "sqlite":
+        from etl.databases.sqlite.connection import make_file
+
+        make_file(Path(url.path), url.name)
         engine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=url.path),
             poolclass=NullPool,

@@ -110,8 +110,10 @@ async def test_a_server_that_speaks_another_language_does_not_tell_values(messag
         ("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT CHECK (name = ''))", "CHECK"),
         ("CREATE TABLE t (id INTEGER PRIMARY KEY, name INTEGER) STRICT", "name"),
         (
-            "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT);"
-            f"CREATE TRIGGER c BEFORE INSERT ON t BEGIN SELECT RAISE(ABORT, 'not {VALUE}'); END",
+            (
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT); "
+                f"CREATE TRIGGER c BEFORE INSERT ON t BEGIN SELECT RAISE(ABORT, 'not {VALUE}'); END"
+            ),
             "a trigger raised an error",
         ),
     ],
