@@ -46,6 +46,11 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}{said}" + (f" ({place})" if place else "")
 
 
+def said(error: BaseException) -> str:
+    """An error of any kind as a message may quote it: the project's own as it is."""
+    return str(error) if isinstance(error, EtlError) else named(error)
+
+
 def detail_of(error: BaseException) -> str | None:
     """What an error says itself, without passwords; it may quote values."""
     return without_passwords(str(error).strip())[:MOST_DETAIL] or None

@@ -17,8 +17,9 @@ from etl.errors import (
     is_about_a_row,
 )
 from etl.flow import Filter, FlatMap, Map, Stage, name_of
-from etl.foreign import because_of, detail_of, named
+from etl.foreign import MOST_DETAIL, because_of, detail_of, named
 from etl.rows import Row
+from etl.secrets import without_passwords
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -213,7 +214,7 @@ def reject_of(error: Exception, row: Any, ordinal: int, step: str, steps_left: i
     cause = error.__cause__
     if isinstance(error, DataError):
         reason = f"{type(error).__name__}: {error.reason}"
-        detail = error.detail
+        detail = None if error.detail is None else without_passwords(error.detail)[:MOST_DETAIL]
     else:
         reason, detail = named(error), detail_of(error)
     code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)

@@ -46,6 +46,7 @@ from etl.events import (
     RowsRefused,
 )
 from etl.flow import Filter, Lookup, Map, Source, Stage, Step, Stream
+from etl.foreign import said
 from etl.policy import Limits, Retry
 from etl.rows import Shape, shape_of
 from etl.stages import RowStep, fuse
@@ -572,7 +573,7 @@ class Assembly:
     ) -> None:
         self._tell(
             Retrying(
-                flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=str(error)
+                flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=said(error)
             )
         )
 

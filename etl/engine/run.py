@@ -38,7 +38,7 @@ from etl.events import (
     RunStatus,
     StateChanged,
 )
-from etl.foreign import named
+from etl.foreign import said
 from etl.policy import Retry
 
 T = TypeVar("T")
@@ -183,10 +183,10 @@ class Run:
             raise PipelineFailedError(self._failure([error]), [error], report) from error
         except BaseExceptionGroup as group:
             errors = list(group.exceptions)
-            report = self._end("failed", str(errors[0]))
+            report = self._end("failed", said(errors[0]))
             raise PipelineFailedError(self._failure(errors), errors, report) from group
         except Exception as error:
-            report = self._end("failed", named(error))
+            report = self._end("failed", said(error))
             raise PipelineFailedError(self._failure([error]), [error], report) from error
         finally:
             self._started.set()
@@ -269,7 +269,7 @@ class Run:
                         what=what,
                         attempt=attempts.failed,
                         wait_s=round(wait_s, 3),
-                        error=str(error),
+                        error=said(error),
                     )
                 )
                 await asyncio.sleep(wait_s)
@@ -297,7 +297,7 @@ class Run:
 
     def _failure(self, errors: Sequence[BaseException]) -> str:
         first = errors[0]
-        text = str(first) if isinstance(first, EtlError) else named(first)
+        text = said(first)
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return f"pipeline {self._plan.pipeline!r} failed: {text}{more}"
 
