@@ -26,10 +26,9 @@ class OwnServer:
     """A server that is restarted at will; its port stays."""
 
     def __init__(self, bin_path: Path, home: Path, user: str | None, port: int) -> None:
-        self.home = home
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._bin_path = bin_path
-        self._home = home
+        self.home = home
         self._user = user
         self._port = port
 
@@ -38,8 +37,8 @@ class OwnServer:
         texts = {"fsync": "off", "max_connections": "40", **settings}
         options = " ".join(f"-c {name}={value}" for name, value in texts.items())
         self._control(
-            "-w", "-l", str(self._home / "log"), "-o",
-            f"-h 127.0.0.1 -p {self._port} -k {self._home} {options}", "start",
+            "-w", "-l", str(self.home / "log"), "-o",
+            f"-h 127.0.0.1 -p {self._port} -k {self.home} {options}", "start",
         )  # fmt: skip
 
     def stop(self, mode: StopMode) -> None:
@@ -62,7 +61,7 @@ class OwnServer:
 
     def _control(self, *arguments: str) -> None:
         subprocess.run(
-            [self._bin_path / "pg_ctl", "-D", self._home / "data", *arguments],
+            [self._bin_path / "pg_ctl", "-D", self.home / "data", *arguments],
             check=True, user=self._user, cwd="/", timeout=START_LIMIT_S,
             env={**os.environ, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

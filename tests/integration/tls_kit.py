@@ -53,7 +53,7 @@ class TlsProxy:
             self._context.load_verify_locations(AUTHORITY)
             self._context.verify_mode = ssl.CERT_REQUIRED
 
-    def url(self, host: str = "localhost", **options: object) -> str:
+    def url(self, host: str = "localhost", /, **options: object) -> str:
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"postgresql://{self.user}@{host}:{self.port}/{self.database}?{query}".rstrip("?")
 
