@@ -16,11 +16,14 @@ _IN_URL = re.compile(r"(\b[A-Za-z][\w+.-]*:/+[^\s:/@'\"]*:)(?!password@)[^\s'\"]
 URL = re.compile(r"(?s)\s*[A-Za-z][\w+.-]*:/+[^\s:/@'\"]*:(.+)@")
 """A text that is one URL with a password, which may then hold spaces, quotes and @."""
 
-# password=..., 'password': '...', PGPASSWORD=..., in quotes or not.
-_IN_OPTION = re.compile(
-    r"""(?ix) ( (?: password | passwd | pwd ) ["']? \s* (?: = | (?<=["']) : | (?<=["'])\s: ) \s* )
-    (?: ' (?: [^'\\] | \\. )* ' | " (?: [^"\\] | \\. )* " | [^\s&'",;)}\]]+ )"""
+# password=..., in quotes or not; 'password': '...'. The quotes stay, so that JSON stays JSON.
+_NAME = r"(?:password|passwd|pwd)"
+_QUOTED = (
+    r"""(?:(?P<plain>["'])(?:\\.|(?!(?P=plain)).)*(?P=plain)"""
+    r"""|(?P<escaped>\\["'])(?:(?!(?P=escaped)).)*(?P=escaped))"""
 )
+_IN_OPTION = re.compile(rf"""(?is)({_NAME}\s*=\s*)(?:{_QUOTED}|[^\s&'",;)}}\]\\]+)""")
+_IN_MAPPING = re.compile(rf"""(?is)({_NAME}\\?["']\s*:\s*){_QUOTED}""")
 
 
 def holds_url_with_password(text: str) -> bool:
@@ -30,4 +33,12 @@ def holds_url_with_password(text: str) -> bool:
 
 def without_passwords(text: str) -> str:
     """The text with ``***`` for each password in a URL, an option or an assignment."""
-    return _IN_OPTION.sub(rf"\1{HIDDEN}", _IN_URL.sub(rf"\1{HIDDEN}", text))
+    text = _IN_URL.sub(rf"\1{HIDDEN}", text)
+    for pattern in (_IN_OPTION, _IN_MAPPING):
+        text = pattern.sub(_hidden, text)
+    return text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    quote: str = found["plain"] or found["escaped"] or ""
+    return f"{found[1]}{quote}{HIDDEN}{quote}"

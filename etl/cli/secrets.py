@@ -6,6 +6,7 @@ given: everything that the command says passes through here.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -46,7 +47,7 @@ class Redactor:
             known.update(dict.fromkeys(_telling(text, spans), HIDDEN))
         for name, text in (environment or {}).items():
             if text and _VARIABLE.search(name) and text[0] != "/" and _is_telling(text):
-                known[text] = HIDDEN
+                known |= dict.fromkeys((text, json.dumps(text)[1:-1], repr(text)[1:-1]), HIDDEN)
             known.update(dict.fromkeys(_telling(text, _spans(text, URL)), HIDDEN))
         # Longest first: one password may begin like another.
         words = sorted(known, key=len, reverse=True)
@@ -76,11 +77,9 @@ def _telling(text: str, spans: list[tuple[int, int]]) -> set[str]:
     found: set[str] = set()
     for start, stop in spans:
         others = text[:start] + text[stop:]
-        found |= {
-            one
-            for one in (text[start:stop], unquote(text[start:stop]))
-            if _is_telling(one) and one not in others
-        }
+        for one in (text[start:stop], unquote(text[start:stop])):
+            if _is_telling(one) and one not in others:
+                found |= {one, json.dumps(one)[1:-1], repr(one)[1:-1]}
     return found
 
 
