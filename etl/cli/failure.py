@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import cast
 
 from etl.cli.screen import Screen
 from etl.errors import (
@@ -87,7 +88,7 @@ def _lines(error: BaseException, show_values: bool, seen: set[int]) -> list[str]
         lines += ["Traceback (most recent call last):", *"".join(frames).rstrip().split("\n")]
     lines += _last_lines(error, show_values)
     if isinstance(error, BaseExceptionGroup):
-        members: tuple[BaseException, ...] = error.exceptions
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
         for number, one in enumerate(members, 1):
             lines.append(f"  error {number} of {len(members)}:")
             lines += ["    " + line for line in _lines(one, show_values, seen)]
@@ -95,7 +96,8 @@ def _lines(error: BaseException, show_values: bool, seen: set[int]) -> list[str]
 
 
 def _last_lines(error: BaseException, show_values: bool) -> list[str]:
-    if show_values or isinstance(error, EtlError | BaseExceptionGroup) or says_no_value(error):
+    is_fit = isinstance(error, EtlError | BaseExceptionGroup) or says_no_value(error)
+    if show_values or is_fit:
         return "".join(traceback.format_exception_only(error)).rstrip().split("\n")
     hidden = f": ({_HIDDEN})" if str(error) else ""
     kind = type(error)

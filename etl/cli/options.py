@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Annotated, Any, Concatenate, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec, cast
 
 import typer
 
@@ -102,7 +102,7 @@ def _refuse_passwords(given: Mapping[str, Any]) -> None:
         ConfigError: There is one.
     """
     for name, value in given.items():
-        texts = value if isinstance(value, list | tuple) else [value]
+        texts: Sequence[Any] = cast("Any", value) if isinstance(value, list | tuple) else [value]
         if name not in _URLS and any(
             isinstance(text, str) and holds_url_with_password(text) for text in texts
         ):

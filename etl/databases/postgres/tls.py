@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from etl.databases.url import Url
 from etl.errors import ConfigError
@@ -147,11 +147,14 @@ def warn_where_unverified(connection: Connection, url: Url) -> None:
 def unverified(connection: Connection) -> str | None:
     """What a connection over a network lacks; None where it is verified, or local."""
     transport: Any = getattr(connection, "_transport", None)
-    peer = transport.get_extra_info("peername") if transport is not None else None
+    if transport is None:
+        return None
+    peer: Any = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return None  # a socket in the file system
+    host = str(cast("tuple[Any, ...]", peer)[0])
     with suppress(ValueError):
-        address = ip_address(str(peer[0]).partition("%")[0])
+        address = ip_address(host.partition("%")[0])
         if any(address in network for network in LOCAL if network.version == address.version):
             return None
     context: ssl.SSLContext | None = transport.get_extra_info("sslcontext")
