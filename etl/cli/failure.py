@@ -87,7 +87,7 @@ def _lines(error: BaseException, show_values: bool, seen: set[int]) -> list[str]
     if frames:
         lines += ["Traceback (most recent call last):", *"".join(frames).rstrip().split("\n")]
     lines += _last_lines(error, show_values)
-    if isinstance(error, BaseExceptionGroup):
+    if _is_group(error):
         members = cast("BaseExceptionGroup[BaseException]", error).exceptions
         for number, one in enumerate(members, 1):
             lines.append(f"  error {number} of {len(members)}:")
@@ -96,8 +96,7 @@ def _lines(error: BaseException, show_values: bool, seen: set[int]) -> list[str]
 
 
 def _last_lines(error: BaseException, show_values: bool) -> list[str]:
-    is_fit = isinstance(error, EtlError | BaseExceptionGroup) or says_no_value(error)
-    if show_values or is_fit:
+    if show_values or _is_group(error) or says_no_value(error):
         return "".join(traceback.format_exception_only(error)).rstrip().split("\n")
     hidden = f": ({_HIDDEN})" if str(error) else ""
     kind = type(error)
@@ -143,3 +142,7 @@ def _show_state(screen: Screen, error: PipelineFailedError) -> None:
         then = "when the cause is mended, run the same command again"
     goes_on = "; it goes on from there" if written else ""
     screen.say(f"state: {stands}; {then}{goes_on}")
+
+
+def _is_group(error: BaseException) -> bool:
+    return isinstance(error, BaseExceptionGroup)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from etl.databases.url import Url
 from etl.errors import ConfigError
@@ -150,9 +150,9 @@ def unverified(connection: Connection) -> str | None:
     if transport is None:
         return None
     peer: Any = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
+    if type(peer) is not tuple:
         return None  # a socket in the file system
-    host = str(cast("tuple[Any, ...]", peer)[0])
+    host = str(transport.get_extra_info("peername")[0])
     with suppress(ValueError):
         address = ip_address(host.partition("%")[0])
         if any(address in network for network in LOCAL if network.version == address.version):
