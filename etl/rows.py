@@ -350,12 +350,24 @@ def split_lines(lines: Sequence[str]) -> list[list[str]]:
 class TextRows(Sequence[Row]):
     """Rows as COPY text lines (without the newline): split into fields when looked at."""
 
-    __slots__ = ("layout", "lines", "nbytes")
+    __slots__ = ("_text_nbytes", "layout", "lines")
 
-    def __init__(self, layout: Layout, lines: Sequence[str], nbytes: int) -> None:
+    def __init__(self, layout: Layout, lines: Sequence[str], nbytes: int | None = None) -> None:
+        """Make rows.
+
+        Args:
+            nbytes: The size of the lines; None: they are measured when that is asked for.
+        """
         self.layout = layout
         self.lines = lines
-        self.nbytes = nbytes + 57 * len(lines)
+        self._text_nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        if self._text_nbytes is None:
+            self._text_nbytes = sum(map(len, self.lines))
+        return self._text_nbytes + 57 * len(self.lines)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -371,8 +383,7 @@ class TextRows(Sequence[Row]):
     def __getitem__(self, i: slice) -> Sequence[Row]: ...
     def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
         if isinstance(i, slice):
-            lines = self.lines[i]
-            return TextRows(self.layout, lines, sum(map(len, lines)))
+            return TextRows(self.layout, self.lines[i])
         return self.layout.row(tuple(self.lines[i].split("\t")))
 
 
@@ -384,7 +395,7 @@ def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
     texts = [part for part in parts if isinstance(part, TextRows)]
     if texts and len(texts) == len(parts) and len({id(part.layout) for part in texts}) == 1:
         lines = list(chain.from_iterable(part.lines for part in texts))
-        return TextRows(texts[0].layout, lines, sum(map(len, lines)))
+        return TextRows(texts[0].layout, lines)
     return list(chain.from_iterable(parts))
 
 
