@@ -123,7 +123,9 @@ class Layout:
     ) -> None:
         self.columns = tuple(columns)
         self.shown = self.columns if shown is None else tuple(shown)
-        self.ahead = len(self.columns) if ahead is None else ahead
+        width = len(self.columns)
+        # A last field behind all others needs no splitting.
+        self.ahead = width if ahead is None or ahead >= width - 1 else ahead
         self.decoders = tuple(decoders)
         self.quick = tuple(decoders if quick is None else quick)
         self.names = tuple(column.name for column in columns)
