@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from json import loads
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_the_texts_in_a_function_name_the_columns_that_it_looks_at() -> None:
     assert {"price", "tax"} <= texts_in(partial(net, column="tax"))
     assert {"city", "town"} <= texts_in(renamed)
     assert {"name"} <= texts_in(lambda row: [one["name"] for one in row])
-    assert texts_in(str.lower) == texts_in(json.dumps.__call__) == set()
+    assert texts_in(str.lower) == texts_in(itemgetter("name")) == set()
 
 
 def test_the_texts_of_other_modules_functions_are_not_taken() -> None:
