@@ -6,7 +6,7 @@ The engine knows these protocols and no dialect. A database implements them in
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import (
@@ -278,6 +278,18 @@ class Framer(Protocol):
 
     def use_frames(self) -> None:
         """Read so from now on."""
+        ...
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A reader whose rows are cheaper where it knows what will be looked at (PostgreSQL)."""
+
+    def expect(self, names: Collection[str]) -> None:
+        """Functions will probably look at columns with these names, and seldom at others.
+
+        Called before the first ``pump``. A wrong guess costs time only.
+        """
         ...
 
 

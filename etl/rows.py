@@ -92,9 +92,24 @@ class Layout:
             escaped. When one fails, the decoder is asked, and tells why.
         is_text: True when the raw fields are PostgreSQL's COPY text (escaped, ``\\N`` for NULL),
             False when they are the driver's own values.
+        shown: The columns as a row shows them, where its fields come in another order.
+        ahead: For text: so many fields are split off a line, those that functions probably look
+            at. The others stay one text until somebody asks for one of them.
     """
 
-    __slots__ = ("_changed", "_plain", "columns", "decoders", "index", "is_text", "names", "quick")
+    __slots__ = (
+        "_bare",
+        "_changed",
+        "_plain",
+        "ahead",
+        "columns",
+        "decoders",
+        "index",
+        "is_text",
+        "names",
+        "quick",
+        "shown",
+    )
 
     def __init__(
         self,
@@ -103,19 +118,25 @@ class Layout:
         *,
         is_text: bool,
         quick: Sequence[Callable[[str], Any]] | None = None,
+        shown: Sequence[Column] | None = None,
+        ahead: int | None = None,
     ) -> None:
         self.columns = tuple(columns)
+        self.shown = self.columns if shown is None else tuple(shown)
+        width = len(self.columns)
+        # A last field behind all others needs no splitting.
+        self.ahead = width if ahead is None or ahead >= width - 1 else ahead
         self.decoders = tuple(decoders)
         self.quick = tuple(decoders if quick is None else quick)
         self.names = tuple(column.name for column in columns)
         self.index = {name: i for i, name in enumerate(self.names)}
         self.is_text = is_text
-        self._plain, self._changed = _classes_of(self)
+        self._plain, self._bare, self._changed = _classes_of(self)
 
     def row(self, fields: Sequence[Any], changes: dict[str, Any] | None = None) -> Row:
         """A row of this layout, with other values in some columns."""
         row = self._plain() if changes is None else self._changed()
-        row.fields = fields
+        row.parts = fields
         if changes is not None:
             row.changes = changes
         return row
@@ -125,26 +146,47 @@ class Layout:
         plain = self._plain
         for one in fields:
             row = plain()  # an ``__init__`` would take longer than all the rest
-            row.fields = one
+            row.parts = one
+            yield row
+
+    def text_rows(self, lines: Sequence[str]) -> Iterator[Row]:
+        """Rows of lines of COPY text."""
+        # One search says of all of them that no field is NULL or escaped.
+        made = self._plain if "\\" in "".join(lines) else self._bare
+        most = self.ahead if self.ahead < len(self.columns) else -1
+        for line in lines:
+            row = made()
+            row.parts = line.split("\t", most)
             yield row
 
 
 class Row(Mapping[str, Any]):
     """An immutable row. ``row["price"]`` decodes that field only; ``replace`` makes a changed copy.
 
-    Made by ``layout.row(fields)``. Each layout has two classes of its own for its rows: one for
-    unchanged and one for changed ones, so that neither has to look whose row it is.
+    Made by ``layout.row(fields)``. Each layout has three classes of its own for its rows: for
+    unchanged ones, for those of them without a backslash in any field, and for changed ones, so
+    that none has to look what kind of row it is.
 
     Attributes:
         layout: The columns; one for the class.
-        fields: The raw fields, in the layout's order; never changed.
+        parts: The raw fields, in the layout's order. Of text, the last part may be several fields
+            with tabs between them: joined by tabs, the parts are the line.
         changes: Replaced values by column, or None. The sink encodes them.
     """
 
-    __slots__ = ("fields",)
+    __slots__ = ("parts",)
     layout: ClassVar[Layout]
-    fields: Sequence[Any]
+    parts: Sequence[Any]
     changes: dict[str, Any] | None = None
+
+    @property
+    def fields(self) -> Sequence[Any]:
+        """The raw fields, each by itself, in the layout's order; never changed."""
+        parts, layout = self.parts, self.layout
+        if len(parts) < len(layout.columns) and isinstance(parts, list):
+            # Right also where two threads do it at once, or one of them did it before.
+            parts[layout.ahead :] = "\t".join(parts[layout.ahead :]).split("\t")
+        return parts
 
     @abstractmethod
     def replace(self, /, **values: Any) -> Row:
@@ -155,7 +197,7 @@ class Row(Mapping[str, Any]):
         """
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.layout.names)
+        return iter([column.name for column in self.layout.shown])
 
     def __len__(self) -> int:
         return len(self.layout.names)
@@ -166,37 +208,47 @@ class Row(Mapping[str, Any]):
     @property
     def nbytes(self) -> int:
         """Size of the fields in memory."""
-        size = sum(map(sys.getsizeof, self.fields)) + 56 + 8 * len(self.fields)
+        size = sum(map(sys.getsizeof, self.parts)) + 56 + 8 * len(self.parts)
         return size + (sum(map(sys.getsizeof, self.changes.values())) if self.changes else 0)
 
     def __repr__(self) -> str:
-        return f"<Row of {', '.join(self.layout.names)}>"  # names only: values may be private
+        return f"<Row of {', '.join(self)}>"  # names only: values may be private
 
 
-def _classes_of(own: Layout) -> tuple[type[Row], type[Row]]:
-    """The classes of a layout's unchanged and changed rows.
+def _classes_of(own: Layout) -> tuple[type[Row], type[Row], type[Row]]:
+    """The classes of a layout's unchanged, bare and changed rows.
 
     What they need of the layout stands in their methods' closures: nothing is looked up in it for
     each value.
     """
-    index = own.index
+    index, decoders = own.index, own.decoders
+    # Of a text that needs no decoding the field is the value.
     table = {
-        name: (place, own.quick[place], own.decoders[place]) for place, name in enumerate(own.names)
+        name: (place, None if own.quick[place] is str else own.quick[place])
+        for place, name in enumerate(own.names[: own.ahead])
     }
 
-    def get_text(row: Row, name: str) -> Any:
-        place, quick, decode = table[name]
-        field = row.fields[place]
-        if "\\" not in field:
-            try:
-                return quick(field)
-            except Exception:
-                pass  # the decoder tells why
-        return decode(field)
-
     def get_value(row: Row, name: str) -> Any:
-        place, _, decode = table[name]
-        return decode(row.fields[place])
+        place = index[name]
+        return decoders[place](row.fields[place])
+
+    def get_text(row: Row, name: str) -> Any:
+        try:
+            place, quick = table[name]
+            field = row.parts[place]
+            if "\\" not in field:
+                return field if quick is None else quick(field)
+        except Exception:
+            pass  # it is not among the first fields, or its decoder tells why
+        return get_value(row, name)
+
+    def get_bare(row: Row, name: str) -> Any:
+        try:
+            place, quick = table[name]
+            return row.parts[place] if quick is None else quick(row.parts[place])
+        except Exception:
+            pass
+        return get_value(row, name)
 
     get = get_text if own.is_text else get_value
 
@@ -210,9 +262,13 @@ def _classes_of(own: Layout) -> tuple[type[Row], type[Row]]:
                 if name not in index:
                     raise _unknown(name, own)
             row = Changed()
-            row.fields = self.fields
+            row.parts = self.parts
             row.changes = values
             return row
+
+    class Bare(Plain):
+        __slots__ = ()
+        __getitem__ = get_bare
 
     class Changed(Row):
         __slots__ = ("changes",)
@@ -228,18 +284,19 @@ def _classes_of(own: Layout) -> tuple[type[Row], type[Row]]:
                 if name not in index:
                     raise _unknown(name, own)
             row = Changed()
-            row.fields = self.fields
+            row.parts = self.parts
             row.changes = {**(self.changes or {}), **values}
             return row
 
-    for kind in (Plain, Changed):
+    for kind in (Plain, Bare, Changed):
         kind.__name__ = kind.__qualname__ = "Row"
-    return Plain, Changed
+    return Plain, Bare, Changed
 
 
 def _unknown(name: str, layout: Layout) -> KeyError:
+    shown = ", ".join(column.name for column in layout.shown)
     return KeyError(
-        f"no column {name!r} to replace; the row has {', '.join(layout.names)}. Return a dict or a"
+        f"no column {name!r} to replace; the row has {shown}. Return a dict or a"
         " dataclass to make new columns"
     )
 
@@ -295,21 +352,32 @@ def split_lines(lines: Sequence[str]) -> list[list[str]]:
 class TextRows(Sequence[Row]):
     """Rows as COPY text lines (without the newline): split into fields when looked at."""
 
-    __slots__ = ("layout", "lines", "nbytes")
+    __slots__ = ("_text_nbytes", "layout", "lines")
 
-    def __init__(self, layout: Layout, lines: Sequence[str], nbytes: int) -> None:
+    def __init__(self, layout: Layout, lines: Sequence[str], nbytes: int | None = None) -> None:
+        """Make rows.
+
+        Args:
+            nbytes: The size of the lines; None: they are measured when that is asked for.
+        """
         self.layout = layout
         self.lines = lines
-        self.nbytes = nbytes + 57 * len(lines)
+        self._text_nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        if self._text_nbytes is None:
+            self._text_nbytes = sum(map(len, self.lines))
+        return self._text_nbytes + 57 * len(self.lines)
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __iter__(self) -> Iterator[Row]:
-        # Tuples of texts leave the garbage collector's lists; lists would stay in them.
         if isinstance(self.lines, WideLine):
             return iter([self.layout.row(tuple(self.lines.fields()))])
-        return self.layout.rows(map(tuple, map(_split, self.lines)))
+        return self.layout.text_rows(self.lines)
 
     @overload
     def __getitem__(self, i: int) -> Row: ...
@@ -317,8 +385,7 @@ class TextRows(Sequence[Row]):
     def __getitem__(self, i: slice) -> Sequence[Row]: ...
     def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
         if isinstance(i, slice):
-            lines = self.lines[i]
-            return TextRows(self.layout, lines, sum(map(len, lines)))
+            return TextRows(self.layout, self.lines[i])
         return self.layout.row(tuple(self.lines[i].split("\t")))
 
 
@@ -330,7 +397,7 @@ def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
     texts = [part for part in parts if isinstance(part, TextRows)]
     if texts and len(texts) == len(parts) and len({id(part.layout) for part in texts}) == 1:
         lines = list(chain.from_iterable(part.lines for part in texts))
-        return TextRows(texts[0].layout, lines, sum(map(len, lines)))
+        return TextRows(texts[0].layout, lines)
     return list(chain.from_iterable(parts))
 
 

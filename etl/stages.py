@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from etl.batch import Batch, OpenPieces, Reject, Token
 from etl.errors import (
@@ -145,6 +147,55 @@ def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
 def function_of(step: RowStep) -> Callable[[Any], Any]:
     """The user's function of a step."""
     return step.predicate if isinstance(step, Filter) else step.function
+
+
+def texts_in(function: object) -> set[str]:
+    """The texts in a function's code, and in that of helpers in its module.
+
+    Whoever looks at a column of a row names it, as a rule by a constant. This is a guess: what
+    depends on it may be slow when it is wrong, and must be right.
+    """
+    found: set[str] = set()
+    seen: set[int] = set()
+    todo = [function]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            found.add(one)
+        elif isinstance(one, tuple):
+            todo += cast("tuple[object, ...]", one)
+        elif isinstance(one, partial):
+            todo += cast("tuple[object, ...]", (one.func, one.args, *one.keywords.values()))
+        elif isinstance(one, MethodType):
+            todo.append(one.__func__)
+        elif isinstance(one, FunctionType) and id(one) not in seen:
+            seen.add(id(one))
+            for code in _codes(one.__code__):
+                todo += (value for value in code.co_consts if isinstance(value, str | tuple))
+                held = [one.__globals__.get(name) for name in code.co_names]
+                todo += (value for value in held if not _is_foreign(value, one))
+            cells = one.__closure__ or ()
+            todo += (value for cell in cells for value in _content(cell))
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
+
+
+def _is_foreign(value: object, function: FunctionType) -> bool:
+    """A function of another module: a library's says nothing of columns."""
+    return isinstance(value, FunctionType) and value.__module__ != function.__module__
+
+
+def _content(cell: CellType) -> tuple[object, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # it is empty yet
+        return ()
 
 
 _SIFTED = 256

@@ -150,11 +150,12 @@ def _is_named_tuple(kind: type[object]) -> bool:
 def _stored_row(row: Row) -> Json:
     layout = row.layout
     changes = row.changes or {}
+    fields = dict(zip(layout.names, row.fields, strict=True))
     return {
         _TAG: "row",
         "text": layout.is_text,
-        "columns": [_stored_column(column) for column in layout.columns],
-        "fields": [_stored(field) for field in row.fields],
+        "columns": [_stored_column(column) for column in layout.shown],
+        "fields": [_stored(fields[column.name]) for column in layout.shown],
         "changes": [[name, _stored(value)] for name, value in changes.items()],
     }
 

@@ -15,6 +15,7 @@ from etl.batch import MAIN_PARTITION, Batch
 from etl.connector import (
     Advance,
     CheckpointKey,
+    Expecting,
     Framer,
     LineTaker,
     LineWriter,
@@ -49,7 +50,7 @@ from etl.flow import Filter, Lookup, Map, Source, Stage, Step, Stream
 from etl.foreign import said
 from etl.policy import Limits, Retry
 from etl.rows import Shape, shape_of
-from etl.stages import RowStep, fuse
+from etl.stages import RowStep, fuse, texts_in
 
 Tell = Callable[[Event], None]
 
@@ -713,8 +714,15 @@ def _as_it_is(batch: Batch[Any]) -> Batch[Any]:
 async def _agree_on_lines(
     plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
 ) -> None:
-    """Let the source write the rows as the target takes them, where nothing looks at them."""
+    """Let the source write the rows as the target takes them, where nothing looks at them.
+
+    Where functions do, a source may be glad to know at which columns.
+    """
     streams = (plan.flow.stream, *plan.flow.branches.values())
+    if texts := {text for one in streams for step in one.steps for text in _texts_of(step)}:
+        for reader in readers:
+            if isinstance(reader, Expecting):
+                reader.expect(texts)
     if len(sessions) > 1 or any(stream.steps for stream in streams):
         return  # lines for one table may not be right for another
     if plan.on_error != "fail":
@@ -724,6 +732,17 @@ async def _agree_on_lines(
             columns = await sessions[0].line_columns(reader.shape.names)
             if columns is not None:
                 reader.write_lines(columns)
+
+
+def _texts_of(step: Step) -> set[str]:
+    """Texts in the functions of a step."""
+    match step:
+        case Filter():
+            return texts_in(step.predicate)
+        case Lookup():
+            return texts_in((step.key, step.combine))
+        case _:
+            return texts_in(step.function)
 
 
 def _rows_untouched(plan: FlowPlan) -> bool:

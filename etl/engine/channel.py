@@ -102,7 +102,7 @@ class Channel(Generic[T]):
             self._append(item, weight)
             if accepted is not None:
                 accepted()
-            if self.is_heavy(weight):
+            if weight > self.heavy_bytes:
                 await self._consumer_is_back()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,8 +127,10 @@ class Channel(Generic[T]):
             EndOfChannelError: The end, after a clean close.
             ChannelBrokenError: The channel failed.
         """
-        started: float | None = None
         self._come_back()
+        if self._items:
+            return self._pop()
+        started: float | None = None
         try:
             while not self._items:
                 if self._error is not None:
@@ -270,22 +272,24 @@ class Channel(Generic[T]):
             self._admit()
 
     def _append(self, item: T, weight: int) -> None:
-        if self.is_heavy(weight):
+        if weight > self.heavy_bytes:
             self._heavy = asyncio.get_running_loop().create_future()
             self._heavy_since = monotonic()
         self._items.append((item, weight))
         self.nbytes += weight
-        self._wake_getter()
+        if self._getters:
+            self._wake_getter()
 
     def _pop(self) -> T:
         item, weight = self._items.popleft()
         self.nbytes -= weight
         self.moved += 1
-        self._is_heavy_out = self.is_heavy(weight)
+        self._is_heavy_out = weight > self.heavy_bytes
         if self._getters:
             self._come_back()  # another consumer is there for the next one
-        self._admit()
-        if self._items:
+        if self._putters:
+            self._admit()
+        if self._items and self._getters:
             self._wake_getter()
         return item
 

@@ -476,13 +476,17 @@ async def run_parallel(
         return await guard(f"map_batches {name_of(step.function)}", call(batch))
 
     if step.concurrency == 1:
-        async with aclosing(source.drain_items()) as batches:
-            async for batch in batches:
-                done = await call(batch)
-                await out.put(done, done.nbytes)
-                del batch, done
-                if breather.is_due:
-                    await breather.breathe()
+        # Not through ``drain_items``: with small batches a generator between would be felt.
+        while True:
+            try:
+                batch = await source.get()
+            except EndOfChannelError:
+                break
+            done = await call(batch)
+            await out.put(done, done.nbytes)
+            del batch, done
+            if breather.is_due:
+                await breather.breathe()
         out.close()
         return
 

@@ -124,7 +124,7 @@ class MemoryTarget:
         self.checkpoints: dict[CheckpointKey, Checkpoint] = {}
         self.rejects: dict[int, StoredReject] = {}
         self.commits = 0
-        self.refuses: Callable[[Any, Sequence[Any]], bool] = lambda row, others: False
+        self.refuses: Callable[[Any, Sequence[Any]], bool] | None = None
         self.rows_sent = 0
         self.open_sessions = 0
         self._numbers = count(1)
@@ -280,16 +280,19 @@ class MemorySession:
             raise target.error("the memory target was told to fail")
         assert self._rows is not None, "write outside a transaction"
         target.rows_sent += sum(len(batch.rows) for batch in batches)
-        self._check_rows(sink, [row for batch in batches for row in batch.rows])
+        if target.refuses is not None:  # it gets all rows of the table, each time
+            self._check_rows(target.refuses, sink, [row for one in batches for row in one.rows])
         self._rows += [(sink, batch.rows) for batch in batches]
         return sum(len(batch.rows) for batch in batches)
 
-    def _check_rows(self, sink: int, rows: Sequence[Any]) -> None:
+    def _check_rows(
+        self, refuses: Callable[[Any, Sequence[Any]], bool], sink: int, rows: Sequence[Any]
+    ) -> None:
         target = self.target
         others = list(target.tables.get(self._sinks[sink].table, ()))
         others += [row for number, of_sink in self._rows or () if number == sink for row in of_sink]
         for place, row in enumerate(rows):
-            if target.refuses(row, others):
+            if refuses(row, others):
                 raise DataError(
                     f"row {place + 1} was refused", row=place, reason="the memory target refused it"
                 )

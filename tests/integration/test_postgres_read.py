@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from etl import Database, Limits, Pipeline
 from etl.batch import Batch, decode_position, encode_position
 from etl.databases import postgres
 from etl.databases.database import ReadSpec
@@ -18,7 +19,7 @@ from etl.databases.postgres import horizon
 from etl.databases.url import parse_url
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Row
-from tests.integration.postgres_kit import INFO, read, run_sql, sql, value
+from tests.integration.postgres_kit import INFO, read, run_sql, sql, texts, value
 
 ITEMS = """
 CREATE TABLE items (a text COLLATE "C", b bigint, v text, PRIMARY KEY (a, b));
@@ -500,3 +501,53 @@ async def test_a_position_of_another_cursor_is_refused(postgres_url: str) -> Non
     await run_sql(postgres_url, ITEMS)
     with pytest.raises(ConfigError, match="position does not fit"):
         await read(postgres_url, ReadSpec(table="items"), after=("1",))
+
+
+PLACES = """
+CREATE TABLE places (a text, id int PRIMARY KEY, "b c" text, d date, e numeric, f text NOT NULL);
+INSERT INTO places SELECT CASE i % 3 WHEN 0 THEN E'x\\ty\\\\' WHEN 1 THEN '' END, i,
+    repeat('z', i % 5), CASE i % 4 WHEN 0 THEN 'infinity'::date WHEN 1 THEN '2024-02-29' END,
+    i * 0.10, 'F' || i FROM generate_series(1, 500) AS i;
+"""
+
+
+def is_wanted(row: Row) -> bool:
+    return row["id"] % 7 != 0 and (row["id"] % 2 == 0 or row["b c"] is not None)
+
+
+def lowered(row: Row) -> Row:
+    return row.replace(f=row["f"].lower(), e=None if row["e"] > 40 else row["e"] * 2)
+
+
+def with_a(row: Row) -> Row:
+    name = "".join(["a"])  # no constant of the function: nobody can guess it
+    return row.replace(**{name: "new"}) if row[name] is None else row
+
+
+@pytest.mark.parametrize("exists", [False, True])
+async def test_what_functions_look_at_is_read_first_and_nothing_else_changes(
+    postgres_url: str, exists: bool
+) -> None:
+    await run_sql(postgres_url, PLACES)
+    if exists:  # in another order, and with a type that takes a look at each value
+        await run_sql(
+            postgres_url,
+            'CREATE TABLE there (f varchar(9), e numeric(9,3), d date, a text, id int, "b c" text)',
+        )
+    database = Database(postgres_url)
+    flow = database.table("places").filter(is_wanted).map(lowered).map(with_a)
+    limits = Limits(batch_rows=50)
+    await Pipeline("t", flow.into(database.append("there")), limits=limits).run()
+    columns = 'id, a, "b c", d, round(e, 1) AS e, f'
+    expected = """SELECT id, coalesce(a, 'new') AS a, "b c", d,
+        round(CASE WHEN e <= 40 THEN e * 2 END, 1) AS e, lower(f) AS f
+        FROM places WHERE id % 7 <> 0 ORDER BY id"""
+    found = await texts(postgres_url, f"SELECT {columns} FROM there ORDER BY id")
+    assert found == await texts(postgres_url, expected)
+    if not exists:
+        names = await texts(
+            postgres_url,
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'there'::regclass AND attnum > 0"
+            " ORDER BY attnum",
+        )
+        assert names == ["(a)", "(id)", '("b c")', "(d)", "(e)", "(f)"]

@@ -393,6 +393,16 @@ def test_a_database_row_keeps_what_python_cannot_hold() -> None:
     assert readable_row(store_row(row)) == '{"at": "infinity", "x": "1.5"}'
 
 
+def test_a_database_row_is_kept_in_the_order_of_its_table() -> None:
+    kind = Type(kind="text", name="text", dialect="postgresql")
+    a, b, c = (Column(name=name, type=kind) for name in "abc")
+    row = Layout([c, a, b], [str] * 3, is_text=True, shown=[a, b, c]).row(("C", "A", "B"))
+    assert dict(row) == {"a": "A", "b": "B", "c": "C"}
+    back = restore_row(store_row(row), "")
+    assert list(back.items()) == list(row.items())
+    assert readable_row(store_row(row)) == '{"a": "A", "b": "B", "c": "C"}'
+
+
 @pytest.mark.parametrize("value", [object(), lambda: None, type("Local", (), {})()])
 def test_a_value_without_a_stored_form_is_refused(value: object) -> None:
     with pytest.raises(CannotStoreError):

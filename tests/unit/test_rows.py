@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
+from itertools import permutations
 from typing import Any, Optional
 from uuid import UUID
 
@@ -134,6 +135,53 @@ def test_text_rows_split_lines_when_looked_at() -> None:
     assert rows[-1]["id"] == 3
     assert len(rows) == 3
     assert rows.nbytes > 9
+
+
+def folded(*lines: str) -> tuple[TextRows, tuple[Decoder, ...]]:
+    """Rows of c, a, b, d, of which the functions probably look at c."""
+    decoders = tuple(Decoder(lambda field: None if field == "\\N" else field) for _ in "cabd")
+    columns = {name: Column(name=name, type=INT) for name in "abcd"}
+    layout = Layout(
+        [columns[name] for name in "cabd"],
+        decoders,
+        is_text=True,
+        shown=list(columns.values()),
+        ahead=1,
+    )
+    return TextRows(layout, list(lines)), decoders
+
+
+def test_fields_behind_those_looked_at_are_one_text_until_somebody_asks() -> None:
+    rows, decoders = folded("C\tA\tB\tD")
+    row = next(iter(rows))
+    changed = row.replace(d="E")
+    assert row["c"] == "C"
+    assert (row.parts, changed.parts) == (["C", "A\tB\tD"], ["C", "A\tB\tD"])
+    assert [decoder.calls for decoder in decoders] == [1, 0, 0, 0]
+    assert row["b"] == "B"
+    assert row.fields == changed.fields == ["C", "A", "B", "D"]
+    assert (changed["a"], changed["d"], row["d"]) == ("A", "E", "D")
+
+
+def test_a_row_shows_its_columns_in_the_order_of_the_table() -> None:
+    rows, _ = folded("C\tA\tB\tD")
+    row = rows[0]
+    for one in (row, next(iter(rows)), row.replace(b="x")):
+        assert list(one) == ["a", "b", "c", "d"]
+        assert repr(one) == "<Row of a, b, c, d>"
+    assert list(dict(row).values()) == ["A", "B", "C", "D"]
+
+
+@pytest.mark.parametrize("line", ["1\t2\t3\t4", "\\N\t2\t\\N\t4", "\t\t\t", "1\t2\ta\\tb\t\\N"])
+def test_fields_are_the_same_in_whatever_order_they_are_asked_for(line: str) -> None:
+    (whole,) = [dict(zip("cabd", line.split("\t"), strict=True))]
+    for order in permutations("abcd"):
+        row = next(iter(folded(line)[0]))
+        for name in order:
+            assert row[name] == (None if whole[name] == "\\N" else whole[name])
+            assert "\t".join(row.parts) == line
+        with pytest.raises(KeyError):
+            row["e"]
 
 
 def test_a_slice_of_text_rows_is_text_rows_of_those_lines() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
+from json import loads
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ from etl.engine.nodes import inline_chain, run_parallel
 from etl.errors import ConservationError
 from etl.flow import Filter, FlatMap, Map, MapBatches
 from etl.rows import Column, Layout, Type
-from etl.stages import RowStep, fuse, through_stage
+from etl.stages import RowStep, fuse, texts_in, through_stage
 from etl.testing import run_stage
 
 Batches = AsyncIterator[Batch[int]]
@@ -49,6 +53,34 @@ def test_functions_are_applied_in_order() -> None:
     run = fuse([Map(plus_one), Filter(is_even), FlatMap(twice), Map(plus_one)])
     assert run([1, 2, 3]) == [3, 3, 5, 5]
     assert run([]) == []
+
+
+PRICE = "price"
+
+
+def discount_of(row: dict[str, int]) -> int:
+    return row["discount"]
+
+
+def net(row: dict[str, int], *, column: str) -> int:
+    return row[PRICE] - discount_of(row) - max(row[column] for _ in "x")
+
+
+def test_the_texts_in_a_function_name_the_columns_that_it_looks_at() -> None:
+    def renamed(row: Any) -> Any:
+        return row.replace(city=row[column])
+
+    column = "town"
+    assert {"price", "discount"} <= texts_in(net)
+    assert {"price", "tax"} <= texts_in(partial(net, column="tax"))
+    assert {"city", "town"} <= texts_in(renamed)
+    assert {"name"} <= texts_in(lambda row: [one["name"] for one in row])
+    assert texts_in(str.lower) == texts_in(itemgetter("name")) == set()
+
+
+def test_the_texts_of_other_modules_functions_are_not_taken() -> None:
+    assert "surrogatepass" in texts_in(json.loads)
+    assert "surrogatepass" not in texts_in(lambda row: loads(row["payload"]))
 
 
 _FUNCTIONS: list[tuple[RowStep, Callable[[list[int]], list[int]]]] = [

@@ -86,7 +86,7 @@ def columns_of(rows: Sequence[Any]) -> tuple[Column, ...] | None:
     layout = rows.layout if isinstance(rows, TextRows | ValueRows | Frames) else None
     if layout is None and isinstance(rows[0], Row):
         layout = rows[0].layout
-    return layout.columns if layout is not None else None
+    return layout.shown if layout is not None else None
 
 
 def _field_names(kind: type[Any]) -> tuple[str, ...]:
@@ -230,11 +230,16 @@ class Encoder:
         if not plan.layout.is_text:
             return self._together(plan.decoded_rows(rows, changes))
         changed = set[str]().union(*filter(None, changes))
-        fields = [row.fields for row in rows]
+        places = {place for place, column in plan.used.items() if column.name in changed}
+        # Fields that nobody asked for stay one text, where they go out as they came in.
+        is_folded = plan.in_order and all(
+            place < plan.layout.ahead for place in (*places, *plan.converts)
+        )
+        fields = [row.parts for row in rows] if is_folded else [row.fields for row in rows]
         texts = {
             place: _changed_texts(fields, place, column, changes, plan.converts.get(place))
             for place, column in plan.used.items()
-            if column.name in changed
+            if place in places
         }
         return plan.lines(fields, texts)
 
@@ -293,6 +298,7 @@ class _Plan:
 
     Attributes:
         places: The source field of each column of the COPY.
+        in_order: The fields of the COPY are those of the layout.
         is_identity: Lines of the layout are lines of the COPY.
         converts: Decoders of fields that go through Python, by number.
         used: The target column of every field that is written.
@@ -302,6 +308,7 @@ class _Plan:
 
     layout: Layout
     places: tuple[int, ...]
+    in_order: bool
     is_identity: bool
     converts: Mapping[int, Decoder]
     used: Mapping[int, Column]
@@ -318,7 +325,7 @@ class _Plan:
         changed = tuple(texts)
         patch = self.patches.get(changed)
         if patch is None:
-            patch = self.patches[changed] = _patch(changed, self.places, len(self.layout.columns))
+            patch = self.patches[changed] = _patch(changed, self.places, self.in_order)
         return patch(fields, *texts.values())
 
     def decoded(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
@@ -344,12 +351,11 @@ class _Plan:
         return found
 
 
-def _patch(changed: Sequence[int], places: Sequence[int], width: int) -> _Patch:
+def _patch(changed: Sequence[int], places: Sequence[int], in_order: bool) -> _Patch:
     """A loop that puts texts into the fields of each row and makes a line of them.
 
     Compiled, so that a row costs no loop over its columns.
     """
-    in_order = list(places) == list(range(width))
     if in_order and not changed:
         return _join_all
     texts = [f"text{place}" for place in changed]
@@ -398,10 +404,12 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
             reads[place] = adapt
         elif source.dialect != "sqlite" and layout.decoders[place] is not same:
             reads[place] = _by_value(layout.decoders[place])
+    in_order = places == tuple(range(len(layout.columns)))
     return _Plan(
         layout=layout,
         places=places,
-        is_identity=layout.is_text and not converts and places == tuple(range(len(layout.columns))),
+        in_order=in_order,
+        is_identity=layout.is_text and not converts and in_order,
         converts=converts,
         used=dict(zip(places, columns, strict=True)),
         reads=reads,

@@ -530,7 +530,7 @@ class Load:
         if names_of(rows, self.label) != self._names:
             return batch  # in another order, or with columns to leave out: ``write`` sees to it
         lines = self._encoder.lines(rows)
-        nbytes = lines.nbytes if isinstance(lines, WideFields) else sum(map(len, lines))
+        nbytes = lines.nbytes if isinstance(lines, WideFields) else None
         return batch.derive(TextRows(self._encoder.layout, lines, nbytes))
 
     async def columns(

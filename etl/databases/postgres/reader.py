@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -123,6 +124,14 @@ class PostgresReader:
     def use_frames(self) -> None:
         """See :meth:`etl.connector.Framer.use_frames`."""
         self._in_frames = True
+
+    def expect(self, names: Collection[str]) -> None:
+        """See :meth:`etl.connector.Expecting.expect`."""
+        if self._build is None:
+            columns = self._selection.columns
+            ahead = tuple(column.name for column in columns if column.name in names)
+            self._selection = replace(self._selection, ahead=ahead)
+            self._layout = layout_of(self._selection)
 
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[Any]) -> None:
         """See :meth:`etl.connector.Reader.pump`.

@@ -42,6 +42,7 @@ class Selection:
         proven: The catalogue says that ``order`` is unique and not null. Where False, the rows
             are watched for that while they stream by.
         notes: For a person.
+        ahead: Columns that are read before the others, because functions probably look at them.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Selection:
     proven: bool
     key: tuple[str, ...]
     notes: tuple[str, ...]
+    ahead: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -71,9 +73,14 @@ class Selection:
         ]
 
     @property
+    def sent(self) -> tuple[Column, ...]:
+        """The columns in the order of a line's fields."""
+        return tuple(sorted(self.columns, key=lambda column: column.name not in self.ahead))
+
+    @property
     def places(self) -> tuple[int, ...]:
         """The field numbers of the order columns."""
-        index = {column.name: i for i, column in enumerate(self.columns)}
+        index = {column.name: i for i, column in enumerate(self.sent)}
         index.update({name: len(self.columns) + i for i, name in enumerate(self.hidden)})
         return tuple(index[name] for name in self.order)
 
@@ -95,7 +102,7 @@ class Selection:
         Args:
             below: How the first order column is bound, as ``<`` or ``<=``; None: not at all.
         """
-        names = [column.name for column in self.columns]
+        names = [column.name for column in self.sent]
         text = self._from(quote_all([*names, *self.hidden]), after, until, below)
         if self.order and ordered:
             text += " ORDER BY " + quote_all(self.order)
@@ -462,14 +469,18 @@ def _python(kind: Kind) -> str:
 
 def layout_of(selection: Selection) -> Layout:
     """The layout of text rows."""
+    sent = selection.sent
     return Layout(
-        selection.columns,
+        sent,
         [
             text_decoder(column.type, nullable=column.nullable, column=column.name)
-            for column in selection.columns
+            for column in sent
         ],
-        quick=[plain_reader(column.type) for column in selection.columns],
+        quick=[plain_reader(column.type) for column in sent],
         is_text=True,
+        shown=selection.columns,
+        # Of nothing known to be looked at nothing is known: each field is split off.
+        ahead=len(selection.ahead) or None,
     )
 
 

@@ -659,7 +659,7 @@ class Load:
         """The columns of a table to make, as the first rows tell them."""
         layout = layout_of(rows)
         if layout is not None:
-            return Shape(columns=layout.columns)
+            return Shape(columns=layout.shown)
         kind = kind_of(rows[0])
         if is_dataclass(kind):
             return shape_of(kind)
