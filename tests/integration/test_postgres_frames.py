@@ -55,7 +55,7 @@ async def frames_of(
     spec = ReadSpec(table=table, key=key)
     async with postgres.open_reader(parse_url(url), spec, info) as reader:
         assert await reader.offers_frames() is not None
-        reader.use_frames()
+        assert reader.use_frames(reader.shape.columns)
         await reader.pump(after, None, emit)
     return batches
 

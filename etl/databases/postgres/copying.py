@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.frames import pieces_of
 from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
 from etl.databases.postgres.lines import WideText
 from etl.engine import failpoints
+from etl.rows import Frames
+
+Chunk: TypeAlias = "bytes | WideText | Frames"
 
 _PIECE = 1 << 20
 
@@ -20,7 +24,7 @@ async def copy_in(
     schema: str,
     table: str,
     columns: Sequence[str],
-    chunks: Sequence[bytes | WideText],
+    chunks: Sequence[Chunk],
     form: Literal["text", "binary"] = "text",
 ) -> int:
     """Copy rows into a table, in the transaction that is open; return how many rows it took.
@@ -43,19 +47,23 @@ async def copy_in(
     return int(status.rpartition(" ")[2])
 
 
-async def _paced(chunks: Sequence[bytes | WideText], watch: Watch) -> AsyncGenerator[bytes]:
+async def _paced(chunks: Sequence[Chunk], watch: Watch) -> AsyncGenerator[bytes]:
+    middle = len(chunks) // 2
     for i, chunk in enumerate(chunks):
-        if i == len(chunks) // 2:
-            failpoints.hit("lane.mid_copy")
         # The driver copies what it is given, and waits until it is sent: so not much at a time.
-        for piece in chunk if isinstance(chunk, WideText) else _pieces(chunk):
+        for piece in _pieces(chunk):
             watch.expect(STALL_S)
             yield piece
+            if i >= middle:
+                failpoints.hit("lane.mid_copy")
+                middle = len(chunks)
     # What follows is the server's: indexes, triggers, constraints.
     watch.expect(GROUP_S)
 
 
-def _pieces(chunk: bytes) -> Iterable[bytes]:
-    if len(chunk) <= _PIECE:
-        return (chunk,)
+def _pieces(chunk: Chunk) -> Iterable[bytes]:
+    if isinstance(chunk, Frames):
+        return pieces_of(chunk)
+    if isinstance(chunk, WideText) or len(chunk) <= _PIECE:
+        return chunk if isinstance(chunk, WideText) else (chunk,)
     return (chunk[start : start + _PIECE] for start in range(0, len(chunk), _PIECE))

@@ -18,14 +18,13 @@ from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
-from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.copying import Chunk, copy_in
 from etl.databases.postgres.describe import describe
-from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
+from etl.databases.postgres.frames import HEADER, TRAILER, unfit_column
 from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import (
     Encoder,
     WideFields,
-    WideText,
     columns_of,
     names_of,
     payload,
@@ -172,15 +171,20 @@ class Load:
         return tuple(name for name in names if name in have)
 
     @property
-    def takes_frames(self) -> bool:
-        """Whether rows of the shape that reaches it may come as bytes: each type is the same."""
-        if self._shape is None or unfit_column(self._shape.columns) is not None:
-            return False
-        if self._checked is None and self._source is not None:
-            # What the source computes is computed anew: those columns are left out of the rows.
-            return not any(column.generated for column in self._source.columns)
-        # A table that is still missing is made with the columns' own types.
-        return self._checked is None or _has_same_types(self._checked, self._shape.columns)
+    def frame_columns(self) -> Sequence[Column] | None:
+        """The columns into which rows may come as bytes; None where they may not."""
+        shape, checked = self._shape, self._checked
+        if shape is None or unfit_column(shape.columns) is not None:
+            return None
+        if checked is None:
+            # A missing table is made with the columns' own types. What the source computes is
+            # computed anew: those columns are left out of the rows.
+            made = self._source.columns if self._source is not None else ()
+            return None if any(column.generated for column in made) else shape.columns
+        have = checked.by_name
+        if any(name not in have or have[name].generated for name in shape.names):
+            return None
+        return [have[name].column for name in shape.names]
 
     @property
     def needs_build(self) -> bool:
@@ -584,7 +588,7 @@ class Load:
                 " the run. This group was rolled back; run again"
             )
         count = sum(map(len, groups))
-        chunks = [HEADER, *pieces_of(groups), TRAILER]
+        chunks: list[Chunk] = [HEADER, *groups, TRAILER]
         if self.sink.mode == "upsert":
             # Untouched rows of one instant: what identifies them in the source still does.
             key = self._shape.key if self._shape is not None else ()
@@ -599,7 +603,7 @@ class Load:
         names = names_of(groups[0], self.label)
         into = await self._table_for(connection, groups[0], names)
         encoder = self._encoder_for(into, names)
-        chunks: list[bytes | WideText] = []
+        chunks: list[Chunk] = []
         count = 0
         for rows in groups:
             if names_of(rows, self.label) != names:
@@ -746,7 +750,7 @@ class Load:
         self,
         connection: Connection,
         into: Relation,
-        chunks: Sequence[bytes | WideText],
+        chunks: Sequence[Chunk],
         count: int,
         form: Literal["text", "binary"] = "text",
         *,

@@ -37,10 +37,12 @@ class Selection:
         order: The columns whose values are the position; empty where rows have no order.
         casts: The type of each order column, for a cast from text.
         leads: The type of the first order column.
-        leading: The table's column that it is; None where there is no order.
+        table_order: The table's columns that they are, under their own names.
         hidden: Order columns that the rows lack; they are read behind the others.
         proven: The catalogue says that ``order`` is unique and not null. Where False, the rows
             are watched for that while they stream by.
+        has_steps: The rows are what declared steps make of those of the table or query.
+        is_limited: Only some of the rows are read, however many there are.
         notes: For a person.
     """
 
@@ -51,11 +53,23 @@ class Selection:
     order: tuple[str, ...]
     casts: tuple[str, ...]
     leads: Type | None
-    leading: str | None
+    table_order: tuple[str, ...]
     hidden: tuple[str, ...]
     proven: bool
     key: tuple[str, ...]
+    has_steps: bool
+    is_limited: bool
     notes: tuple[str, ...]
+
+    @property
+    def leading(self) -> str | None:
+        """The table's column that orders the read first; None where there is no order."""
+        return self.table_order[0] if self.table_order else None
+
+    def of_table(self) -> Selection:
+        """The same read without its declared steps."""
+        assert self.relation is not None
+        return replace(self, origin=self.relation.qualified, order=self.table_order)
 
     @property
     def shape(self) -> Shape:
@@ -101,15 +115,30 @@ class Selection:
             text += " ORDER BY " + quote_all(self.order)
         return text
 
-    def rows_sql(self, after: Position | None, until: Position | None) -> str:
+    def rows_sql(self, after: Position | None = None, until: Position | None = None) -> str:
         """The SELECT for a range of rows in any order, without what only orders them."""
         return self._from(quote_all([c.name for c in self.columns]), after, until, None)
 
-    def keys_sql(
-        self, after: Position | None, until: Position | None, below: str | None = None
+    def fitted_sql(
+        self, wanted: Mapping[str, str], after: Position | None, until: Position | None
     ) -> str:
+        """The same with SQL to be read in the place of some columns, by their names."""
+        if all(sql == quote(name) for name, sql in wanted.items()):
+            return self.rows_sql(after, until)
+        listed = ", ".join(wanted.values())
+        if not self.has_steps:
+            return self._from(listed, after, until, None)
+        # OFFSET: else what makes a column would be done for each mention of it.
+        return f"SELECT {listed} FROM ({self.rows_sql(after, until)} OFFSET 0) AS etl_fitted"  # noqa: S608
+
+    def keys_sql(self, after: Position | None, until: Position | None) -> str:
         """The SELECT for the keys of a range, in any order."""
-        return self._from(quote_all(self.order), after, until, below)
+        return self._from(quote_all(self.order), after, until, None)
+
+    def between(self, after: Position | None, until: Position) -> str:
+        """The condition for keys within a range, without its last one."""
+        before = f"{self._tuple()} < {self._bound('until')}"
+        return before if after is None else f"{self._tuple()} > {self._bound('after')} AND {before}"
 
     def sizes_sql(self, after: Position | None, until: Position | None, name: str) -> str:
         """The SELECT for the keys of a range and the size of each row on its way, as ``name``.
@@ -248,7 +277,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
             )
     order, key, proven = _order(spec, relation, columns, label)
     notes = _notes(spec, relation, order, label)
-    leading = order[0] if order else None
+    table_order = order
     if spec.steps:
         done = project(spec.steps, [column.name for column in columns], order, label)
         origin = f"({done.sql(origin)}) AS etl_rows"
@@ -277,13 +306,15 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         columns=tuple(columns),
         order=order,
         casts=tuple(casts[name] for name in order),
-        leading=leading,
+        table_order=table_order,
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
         hidden=tuple(name for name in order if name not in visible_names),
         proven=proven,
         # An incremental read brings a row again when it was changed: what identifies a row of
         # the stream is then the cursor with the key.
         key=order if spec.cursor and set(order) != set(key) else key,
+        has_steps=bool(spec.steps),
+        is_limited=spec.limit is not None,
         notes=tuple(notes),
     )
 
