@@ -1,4 +1,4 @@
-"""COPY IN: lines that are complete in memory go to one table."""
+"""COPY IN: rows that are complete in memory go to one table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from etl.databases.postgres.frames import pieces_of
 from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
 from etl.databases.postgres.lines import WideText
 from etl.engine import failpoints
+from etl.errors import DataError
 from etl.rows import Frames
 
 Chunk: TypeAlias = "bytes | WideText | Frames"
@@ -45,6 +46,20 @@ async def copy_in(
             timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
         )
     return int(status.rpartition(" ")[2])
+
+
+def check_kept(kept: int, count: int, label: str) -> None:
+    """Refuse what a table did with the rows that it was given.
+
+    Raises:
+        DataError: It took fewer.
+    """
+    if kept != count:
+        raise DataError(
+            f"{label}: the table took {kept} of {count} rows; a trigger or rule of it drops rows."
+            " This group was rolled back; remove it, or filter the rows in the pipeline",
+            reason="a trigger or rule of the table drops the row",
+        )
 
 
 async def _paced(chunks: Sequence[Chunk], watch: Watch) -> AsyncGenerator[bytes]:

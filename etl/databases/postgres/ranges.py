@@ -18,7 +18,7 @@ from etl.batch import Position
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.frames import unfit_column
 from etl.databases.postgres.guard import GROUP_S
-from etl.databases.postgres.selection import Selection, set_bounds
+from etl.databases.postgres.selection import Range, Selection, set_bounds
 from etl.databases.sql import quote
 
 RANGE_BYTES = 4 << 20
@@ -143,7 +143,8 @@ async def _is_plain_scan(connection: Connection, selection: Selection, table: Ta
     A window, a query within the steps, or what gives several rows for one would be done anew for
     each range; and where the conditions leave few rows, an index may find them.
     """
-    answer: str = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {selection.rows_sql()}")
+    rows_sql = selection.rows_sql({c.name: quote(c.name) for c in selection.columns})
+    answer: str = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {rows_sql}")
     plan: dict[str, Any] = loads(answer)[0]["Plan"]
     if plan["Node Type"].startswith("Gather"):
         plan = plan["Plans"][0]
@@ -161,8 +162,8 @@ async def ranges(
     after: Position | None,
     until: Position | None,
     nbytes: int,
-) -> AsyncGenerator[tuple[Position | None, Position]]:
-    """The ranges of a read, in order: from a key (exclusive) to a key (inclusive).
+) -> AsyncGenerator[Range]:
+    """The ranges of a read, in order.
 
     In the transaction that is open. Bounds come from the server's statistics where they are fine
     enough; else each is found by stepping over an index.
@@ -175,10 +176,10 @@ async def ranges(
     if end is None:
         return
     if table.nbytes <= nbytes:
-        yield after, end
+        yield Range(after, end)
         return
     for bound in await _marks(connection, keys, after, end, table.marks(nbytes)):
-        yield after, bound
+        yield Range(after, bound)
         after = bound
     # Statistics may be missing, or old: the rest is found by stepping.
     step = max(1, nbytes // table.width)
@@ -187,25 +188,22 @@ async def ranges(
             return
         rows = max(1, step // share)
         bound = await _key(connection, keys, after, end, "ASC", rows - 1) or end
-        yield after, bound
+        yield Range(after, bound)
         after = bound
 
 
 async def weighed(
-    connection: Connection,
-    selection: Selection,
-    after: Position | None,
-    until: Position,
-    nbytes: int,
-) -> AsyncGenerator[tuple[Position | None, Position]]:
+    connection: Connection, selection: Selection, whole: Range, nbytes: int
+) -> AsyncGenerator[Range]:
     """A range cut by the true sizes of its rows: a part is one row, or takes at most ``nbytes``."""
     name = "etl_size"
     while name in selection.order:
         name += "_"
-    await set_bounds(connection, after, until, None)
+    after = whole.after
+    await set_bounds(connection, after, whole.until, None)
     sizes = await connection.fetch(
         f"SELECT {_texts(selection)}, {quote(name)} AS etl_size"  # noqa: S608  quoted names
-        f" FROM ({selection.sizes_sql(after, until, name)}) AS etl_keys"
+        f" FROM ({selection.sizes_sql(after, whole.until, name)}) AS etl_keys"
         f" ORDER BY {_order(selection, 'ASC')}",
         timeout=GROUP_S,
     )
@@ -214,11 +212,11 @@ async def weighed(
     for row in sizes:
         *key, size = row
         if last is not None and gathered + size > nbytes:
-            yield after, last
+            yield Range(after, last)
             after, gathered = last, 0
         gathered += size
         last = tuple(key)
-    yield after, until
+    yield Range(after, whole.until)
 
 
 async def _key(

@@ -33,6 +33,7 @@ from etl.databases.postgres.ranges import (
 )
 from etl.databases.postgres.selection import (
     Builder,
+    Range,
     Selection,
     layout_of,
     row_builder,
@@ -269,38 +270,31 @@ class PostgresReader:
         table = await look(connection, selection)
         self._weighs = self._weighs or table.has_wide_rows
         async with aclosing(ranges(connection, selection, table, after, until, nbytes)) as found:
-            async for begin, end in found:
+            async for part in found:
                 if not self._weighs:
-                    await self._emit_frames(connection, begin, end, emit, 4 * nbytes)
+                    await self._emit_frames(connection, part, emit, 4 * nbytes)
                     continue
-                async with aclosing(weighed(connection, selection, begin, end, nbytes)) as parts:
-                    async for start, stop in parts:
-                        await self._emit_frames(connection, start, stop, emit, None)
+                async with aclosing(weighed(connection, selection, part, nbytes)) as parts:
+                    async for smaller in parts:
+                        await self._emit_frames(connection, smaller, emit, None)
 
     async def _emit_frames(
-        self,
-        connection: Connection,
-        after: Position | None,
-        until: Position,
-        emit: Emit[Any],
-        most: int | None,
+        self, connection: Connection, part: Range, emit: Emit[Any], most: int | None
     ) -> None:
-        rows = await self._frames(connection, after, until, most)
+        rows = await self._frames(connection, part, most)
         try:
-            await emit(Batch(rows, position=until, nbytes=rows.nbytes))
+            await emit(Batch(rows, position=part.until, nbytes=rows.nbytes))
         except Exception as error:
             raise _EmitFailedError(error) from error
 
-    async def _frames(
-        self, connection: Connection, after: Position | None, until: Position, most: int | None
-    ) -> Frames:
+    async def _frames(self, connection: Connection, part: Range, most: int | None) -> Frames:
         """The rows of a range, as the server sends them.
 
         Raises:
             TooWideError: They are more bytes than ``most``.
             UnfitError: A value does not fit the target's column.
         """
-        await set_bounds(connection, after, until, None)
+        await set_bounds(connection, part.after, part.until, None)
         pieces: list[bytearray] = []
         size = 0
         async with guarded(connection, PATIENT_S) as watch:
@@ -309,20 +303,20 @@ class PostgresReader:
                 nonlocal size
                 size += len(piece)
                 if most is not None and size > most:
-                    raise TooWideError(after)
+                    raise TooWideError(part.after)
                 pieces.append(piece)
                 watch.expect(STALL_S)
 
             try:
                 status = await connection.copy_from_query(
-                    self._selection.fitted_sql(self._frames_of, after, until),
+                    self._selection.rows_sql(self._frames_of, part),
                     output=take,  # type: ignore[arg-type]  # the stubs do not know that it is a bytearray
                     format="binary",
                     timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
                 )
             except asyncpg.InvalidTextRepresentationError as error:
                 if UNFIT in str(error):
-                    raise UnfitError(after) from None  # its message has the value
+                    raise UnfitError(part.after) from None  # its message has the value
                 raise
         count = int(status.rpartition(" ")[2])
         return Frames(self._frame_layout, rows_of(pieces), count)

@@ -25,6 +25,14 @@ _FIXED_BYTES = 16  # the largest of the others
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows from a key (exclusive; None: from the first one) to a key (inclusive)."""
+
+    after: Position | None
+    until: Position
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """A read, described.
@@ -115,21 +123,20 @@ class Selection:
             text += " ORDER BY " + quote_all(self.order)
         return text
 
-    def rows_sql(self, after: Position | None = None, until: Position | None = None) -> str:
-        """The SELECT for a range of rows in any order, without what only orders them."""
-        return self._from(quote_all([c.name for c in self.columns]), after, until, None)
+    def rows_sql(self, wanted: Mapping[str, str], part: Range | None = None) -> str:
+        """The SELECT for a range of rows in any order, without what only orders them.
 
-    def fitted_sql(
-        self, wanted: Mapping[str, str], after: Position | None, until: Position | None
-    ) -> str:
-        """The same with SQL to be read in the place of some columns, by their names."""
-        if all(sql == quote(name) for name, sql in wanted.items()):
-            return self.rows_sql(after, until)
-        listed = ", ".join(wanted.values())
-        if not self.has_steps:
-            return self._from(listed, after, until, None)
+        Args:
+            wanted: The SQL of each column, by its name; it may name the column itself.
+        """
+        if part is None:
+            return self._from(", ".join(wanted.values()), None, None, None)
+        ends = (part.after, part.until, None)
+        if not self.has_steps or all(sql == quote(name) for name, sql in wanted.items()):
+            return self._from(", ".join(wanted.values()), *ends)
         # OFFSET: else what makes a column would be done for each mention of it.
-        return f"SELECT {listed} FROM ({self.rows_sql(after, until)} OFFSET 0) AS etl_fitted"  # noqa: S608
+        rows = self._from(quote_all(list(wanted)), *ends)
+        return f"SELECT {', '.join(wanted.values())} FROM ({rows} OFFSET 0) AS etl_fitted"  # noqa: S608
 
     def keys_sql(self, after: Position | None, until: Position | None) -> str:
         """The SELECT for the keys of a range, in any order."""
@@ -137,8 +144,10 @@ class Selection:
 
     def between(self, after: Position | None, until: Position) -> str:
         """The condition for keys within a range, without its last one."""
-        before = f"{self._tuple()} < {self._bound('until')}"
-        return before if after is None else f"{self._tuple()} > {self._bound('after')} AND {before}"
+        where = [f"{self._tuple()} < {self._bound('until')}"]
+        if after is not None:
+            where.append(f"{self._tuple()} > {self._bound('after')}")
+        return " AND ".join(where)
 
     def sizes_sql(self, after: Position | None, until: Position | None, name: str) -> str:
         """The SELECT for the keys of a range and the size of each row on its way, as ``name``.
