@@ -112,29 +112,28 @@ WHERE c.oid = $1::bigint::oid
 """
 
 
-async def look(connection: Connection, selection: Selection) -> Table:
-    """What the server knows of a selection's table."""
-    assert selection.relation is not None
-    row = await connection.fetchrow(_LOOK, selection.relation.oid, selection.leading)
-    assert row is not None
-    return Table(row["nbytes"], row["rows"], row["correlation"], row["bounds"] or ())
+async def suits(connection: Connection, selection: Selection) -> Table | None:
+    """What is known of a table whose read can be cut into ranges; None where it cannot.
 
-
-async def suits(connection: Connection, selection: Selection) -> bool:
-    """Whether a read can be cut into ranges, and reading them is not slower than one query."""
+    Nor where reading them would be slower than one query.
+    """
     relation = selection.relation
     if relation is None or relation.kind != "r" or not selection.proven or not selection.order:
-        return False
+        return None
     if selection.is_limited or unfit_column(selection.columns) is not None:
-        return False
+        return None
     # Only an index of the same order finds a range without reading the whole table.
     order = selection.table_order
     if not any(one.ordered and one.columns[: len(order)] == order for one in relation.indexes):
-        return False
-    table = await look(connection, selection)
+        return None
+    row = await connection.fetchrow(_LOOK, relation.oid, order[0])
+    assert row is not None
+    table = Table(row["nbytes"], row["rows"], row["correlation"], row["bounds"] or ())
     if table.is_scattered:
-        return False
-    return not selection.has_steps or await _is_plain_scan(connection, selection, table)
+        return None
+    if selection.has_steps and not await _is_plain_scan(connection, selection, table):
+        return None
+    return table
 
 
 async def _is_plain_scan(connection: Connection, selection: Selection, table: Table) -> bool:

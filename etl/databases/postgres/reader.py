@@ -24,9 +24,9 @@ from etl.databases.postgres.ranges import (
     RANGE_BYTES,
     WIDE_BYTES,
     StoppedError,
+    Table,
     TooWideError,
     UnfitError,
-    look,
     ranges,
     suits,
     weighed,
@@ -97,6 +97,7 @@ class PostgresReader:
         self._build = _builder(spec, selection)
         self._frames_of: Mapping[str, str] = {}  # the SQL of each column, where rows go as frames
         self._frame_layout = self._layout
+        self._table: Table | None = None  # as it was when frames were offered
         self._weighs = False
 
     @property
@@ -123,7 +124,8 @@ class PostgresReader:
         if self._spec.row is not None or self._spec.cursor or connection is None:
             return None
         with translating("source", self._selection.label, UNCHANGED):
-            return FORM if await suits(connection, self._selection) else None
+            self._table = await suits(connection, self._selection)
+            return FORM if self._table is not None else None
 
     def use_frames(self, columns: Sequence[Column]) -> bool:
         """See :meth:`etl.connector.Framer.use_frames`."""
@@ -267,7 +269,8 @@ class PostgresReader:
     ) -> None:
         selection = self._selection
         nbytes = min(RANGE_BYTES, self._info.most_bytes // 4)
-        table = await look(connection, selection)
+        table = self._table
+        assert table is not None  # frames were offered
         self._weighs = self._weighs or table.has_wide_rows
         async with aclosing(ranges(connection, selection, table, after, until, nbytes)) as found:
             async for part in found:

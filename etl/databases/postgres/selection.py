@@ -69,11 +69,6 @@ class Selection:
     is_limited: bool
     notes: tuple[str, ...]
 
-    @property
-    def leading(self) -> str | None:
-        """The table's column that orders the read first; None where there is no order."""
-        return self.table_order[0] if self.table_order else None
-
     def of_table(self) -> Selection:
         """The same read without its declared steps."""
         assert self.relation is not None
