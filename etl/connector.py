@@ -276,8 +276,11 @@ class Framer(Protocol):
         """The name of the form that its bytes would have; None: not in this read."""
         ...
 
-    def use_frames(self) -> None:
-        """Read so from now on."""
+    def use_frames(self, columns: Sequence[Column]) -> bool:
+        """Read so from now on, for columns of the target; False: there is no exact way to them.
+
+        A value that turns out not to fit its column is read in another form, with what follows.
+        """
         ...
 
 
@@ -360,10 +363,10 @@ class Session(Protocol):
         """
         ...
 
-    def takes_frames(self, sink: int, form: str) -> bool:
-        """Whether a sink takes rows as bytes of a form (see :class:`Framer`), value for value.
+    def takes_frames(self, sink: int, form: str) -> Sequence[Column] | None:
+        """The columns for which a sink takes rows as bytes of a form; None: it does not.
 
-        Called after ``prepare``.
+        See :class:`Framer`. Called after ``prepare``.
         """
         ...
 

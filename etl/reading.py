@@ -129,8 +129,8 @@ class _Session:
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         return []
 
-    def takes_frames(self, sink: int, form: str) -> bool:
-        return False
+    def takes_frames(self, sink: int, form: str) -> None:
+        return None
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
         return {key: self._checkpoints[key] for key in keys if key in self._checkpoints}

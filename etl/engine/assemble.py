@@ -262,8 +262,9 @@ class Assembly:
         """Rows that nobody looks at may pass as bytes, where both sides speak of the same ones."""
         for reader in readers:
             form = await reader.offers_frames() if isinstance(reader, Framer) else None
-            if form is not None and session.takes_frames(0, form):
-                cast("Framer", reader).use_frames()
+            columns = session.takes_frames(0, form) if form is not None else None
+            if columns is not None:
+                cast("Framer", reader).use_frames(columns)
 
     def _note(self, flow: RunningFlow, notes: Sequence[str]) -> None:
         for note in notes:

@@ -209,8 +209,8 @@ class MemorySession:
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
         return False
 
-    def takes_frames(self, sink: int, form: str) -> bool:
-        return False
+    def takes_frames(self, sink: int, form: str) -> None:
+        return None
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         for sink in self._sinks:

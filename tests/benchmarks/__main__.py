@@ -105,8 +105,11 @@ def _print_table(
 ) -> None:
     reference = results.get(work.reference)
     rows = work.rows(place) if work.rows is not None else None
-    print("| contender | wall s | rows/s | times the rows/s of by hand | CPU s | peak MiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| contender | wall s | rows/s | times the rows/s of by hand | CPU s | server CPU s |"
+        " peak MiB |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for one in contenders:
         if (result := results.get(one.name)) is None:
             continue
@@ -114,8 +117,9 @@ def _print_table(
         times = f"{reference.wall_s / result.wall_s:.2f}" if reference is not None else "-"
         memory = f"{result.peak_mib:.0f}"
         wall, cpu = f"{result.wall_s:.2f}", f"{result.cpu_s:.2f}"
+        served = f"{result.server_s:.2f}"
         name = f"{one.name} (bends: {one.bends})" if one.bends else one.name
-        print("|", " | ".join((name, wall, speed, times, cpu, memory)), "|")
+        print("|", " | ".join((name, wall, speed, times, cpu, served, memory)), "|")
 
 
 def _print_goals(work: Work, results: dict[str, Measure]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from tests.benchmarks.server import server_cpu_s
 from tests.benchmarks.work import Contender, Place, Work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +34,15 @@ class Measure:
     Attributes:
         wall_s: From the first connection to the last; imports do not count.
         cpu_s: User and system time of the client, with the programs that it started.
+        server_s: The same of the PostgreSQL server, everything that went on in it included; 0 where
+            it is not on this machine.
         peak_mib: Peak resident memory of the client, Python and imports included. Where other
             programs do the work: the most that all of them had together, looked at often.
     """
 
     wall_s: float
     cpu_s: float
+    server_s: float
     peak_mib: float
 
 
@@ -63,13 +67,15 @@ def measure_apart(work: str, contender: Contender, place: Place) -> Measure:
 
 def measure_here(work: Work, contender: Contender, place: Place) -> Measure:
     """Run a contender in this process, which does nothing else."""
+    at_first = server_cpu_s(place.target)
     with _children_watched() as peaks:
         cpu, start = _cpu_s(), perf_counter()
         result = contender.run(place)
         wall, used = perf_counter() - start, _cpu_s() - cpu
+    served = server_cpu_s(place.target) - at_first
     peak = max(peaks, default=0.0) if contender.needs else _peak_mib()
     work.check(result)
-    return Measure(wall_s=wall, cpu_s=used, peak_mib=peak)
+    return Measure(wall_s=wall, cpu_s=used, server_s=served, peak_mib=peak)
 
 
 def middle(measures: list[Measure]) -> Measure:
@@ -81,6 +87,7 @@ def middle(measures: list[Measure]) -> Measure:
     return Measure(
         wall_s=each(lambda one: one.wall_s),
         cpu_s=each(lambda one: one.cpu_s),
+        server_s=each(lambda one: one.server_s),
         peak_mib=max(one.peak_mib for one in measures),
     )
 

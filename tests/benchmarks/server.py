@@ -115,6 +115,41 @@ def execute(url: str, *statements: str) -> None:
     asyncio.run(run())
 
 
+def server_cpu_s(url: str) -> float:
+    """CPU time that the server has taken so far, its sessions included; 0 where it is not here.
+
+    A session's time counts among that of the server's first process when the session has ended.
+    """
+
+    async def run() -> float:
+        connection = await asyncpg.connect(url)
+        try:
+            own = _stat(await connection.fetchval("SELECT pg_backend_pid()"))
+            first = int(own[1])
+            if not Path(f"/proc/{first}/comm").read_text().startswith("postgres"):
+                return 0.0  # a process of that number is here, and it is another one
+            # User and system time of each process, and of those that it has waited for.
+            times = [sum(map(int, _stat(first)[11:15]))]
+            times += [sum(map(int, _stat(one)[11:13])) for one in children(first)]
+            return sum(times) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError):
+            return 0.0
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def _stat(pid: int) -> Sequence[str]:
+    """What /proc says of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
+def children(pid: int) -> Sequence[int]:
+    """The processes that one has started and not waited for yet."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def fetch_value(url: str, query: str) -> object:
     """The first value of the first row."""
     value: object = fetch_rows(url, query)[0][0]

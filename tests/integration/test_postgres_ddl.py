@@ -97,7 +97,7 @@ async def test_a_target_that_is_changed_before_the_first_row_gets_no_bent_value(
     async with postgres.open_reader(parse_url(source), ReadSpec(table="f"), INFO) as reader:
         if frames:
             assert await reader.offers_frames()
-            reader.use_frames()
+            assert reader.use_frames(reader.shape.columns)
         await reader.pump(None, None, emit)
         shape = reader.shape
     async with lane(target, Database(target).append("f"), shape=shape) as one:

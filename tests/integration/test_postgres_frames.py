@@ -13,10 +13,12 @@ from etl.batch import Batch, Position
 from etl.connector import RunInfo
 from etl.databases import postgres
 from etl.databases.database import ReadSpec
+from etl.databases.declared import Cast, Declared, Rename, Select, Where
+from etl.databases.postgres.catalogue import get_relation
 from etl.databases.postgres.reader import PostgresReader
 from etl.databases.url import parse_url
 from etl.errors import PipelineFailedError
-from etl.rows import Frames
+from etl.rows import Column, Frames
 from tests.integration.postgres_kit import run_sql, sql, texts, value
 
 INFO = RunInfo(pipeline="p", run_id="r", batch_rows=100, batch_bytes=2000, most_bytes=1 << 16)
@@ -41,7 +43,7 @@ async def frames_of(
     info: RunInfo = INFO,
     *,
     after: Position | None = None,
-    key: tuple[str, ...] = (),
+    steps: tuple[Declared, ...] = (),
     between: Callable[[], Any] | None = None,
 ) -> list[Batch[Any]]:
     """The batches of a read in frames."""
@@ -52,10 +54,10 @@ async def frames_of(
         if between is not None:
             await between()
 
-    spec = ReadSpec(table=table, key=key)
+    spec = ReadSpec(table=table, steps=steps)
     async with postgres.open_reader(parse_url(url), spec, info) as reader:
         assert await reader.offers_frames() is not None
-        reader.use_frames()
+        assert reader.use_frames(reader.shape.columns)
         await reader.pump(after, None, emit)
     return batches
 
@@ -217,18 +219,180 @@ async def test_what_cannot_be_framed_is_not_offered(
     assert await offered(postgres_url, spec) is None
 
 
+async def test_bounds_are_found_without_reading_the_index_again_for_each(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int, more int, x text, PRIMARY KEY (id, more))")
+    fill = "INSERT INTO t SELECT g / 3, g, repeat('x', 50) FROM generate_series(1, 12000) AS g"
+    await run_sql(postgres_url, fill)
+    await run_sql(postgres_url, "VACUUM ANALYZE t")
+
+    assert len(await frames_of(postgres_url, "t")) > 30
+
+    read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 't_pkey'"
+    assert await value(postgres_url, read) < 3 * 12000
+
+
+async def test_the_first_ranges_are_small_so_that_writing_begins_soon(postgres_url: str) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY, x text)")
+    fill = "INSERT INTO t SELECT g, repeat('x', 50) FROM generate_series(1, 12000) AS g"
+    await run_sql(postgres_url, fill)
+
+    sizes = [len(batch.rows) for batch in await frames_of(postgres_url, "t")]
+
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[3]
+    assert len(set(sizes[3:-1])) == 1
+
+
+STEPS: tuple[Declared, ...] = (
+    Where("id NOT BETWEEN 500 AND 2500 AND id <> 4000"),
+    Select(("x",), (("price", "n * 1.1"), ("low", "lower(x)"))),
+    Rename((("name", "x"),)),
+    Cast((("low", "varchar(9)"),)),
+)
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+async def test_declared_steps_are_read_by_the_ranges_of_the_table(
+    postgres_database: Callable[[], str], analyzed: bool
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, x text, n numeric(9,2))")
+    fill = "INSERT INTO t SELECT g, 'X' || g, g / 4.0 FROM generate_series(1, 4000) AS g"
+    await run_sql(source, fill)
+    if analyzed:
+        await run_sql(source, "ANALYZE t")
+    await run_sql(target, "CREATE TABLE t (name varchar(7), price numeric(12,3), low varchar(9))")
+
+    batches = await frames_of(source, "t", steps=STEPS)
+
+    assert counted(batches) == 1998
+    assert any(not len(batch.rows) for batch in batches)  # nothing is left of it, and it counts
+    assert batches[-1].position == ("4000",)
+    middle = len(batches) // 2
+    rest = await frames_of(source, "t", after=batches[middle - 1].position, steps=STEPS)
+    assert counted(rest) == counted(batches[middle:])
+
+    lines = Database(source).table("t").where("id NOT BETWEEN 500 AND 2500 AND id <> 4000")
+    lines = lines.select("x", price="n * 1.1", low="lower(x)").rename(name="x")
+    flow = lines.cast(low="varchar(9)").into(Database(target).append("t"))
+    report = await Pipeline("declared", flow).run()
+
+    assert report.flows[0].rows_written == 1998
+    made = "SELECT x, (n * 1.1)::numeric(12,3), lower(x)::varchar(9) FROM t"
+    expected = await texts(source, f"{made} WHERE id NOT BETWEEN 500 AND 2500 AND id <> 4000")
+    assert sorted(await texts(target, "SELECT * FROM t")) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Select(("id",), (("n", "sum(id) OVER ()"),)),),
+        (Select(("id",), (("n", "(SELECT count(*) FROM t)"),)),),
+        (Select(("id",), (("n", "generate_series(1, 2)"),)),),
+        (Where("id > (SELECT avg(id) FROM t)"),),
+        (Where("id < 100"),),
+    ],
+)
+async def test_steps_that_are_not_done_row_by_row_for_most_rows_are_one_query(
+    postgres_url: str, steps: tuple[Declared, ...]
+) -> None:
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY, x text)")
+    await run_sql(postgres_url, "INSERT INTO t SELECT g, 'x' FROM generate_series(1, 2000) AS g")
+    await run_sql(postgres_url, "ANALYZE t")
+    assert await offered(postgres_url, ReadSpec(table="t", steps=steps)) is None
+    assert await offered(postgres_url, ReadSpec(table="t", limit=1000)) is None
+
+
+FITS = [
+    ("int2", "int8", ["-1", "32767", None]),
+    ("int4", "int8", ["-2147483648", "7"]),
+    ("numeric", "numeric(9,2)", ["1.5", "-3", "1.5000", "NaN", None, "0.10"]),
+    ("numeric", "numeric(9,-2)", ["100", "-1200", "0"]),
+    ("numeric(7,2)", "numeric", ["1.50", "-3"]),
+    ("text", "varchar(4)", ["äöüß", "", None, "a  ", "\\t"]),
+    ("varchar(9)", "varchar(3)", ["abc", ""]),
+    ("varchar(3)", "text", ["abc", ""]),
+    ("char(3)", "text", ["a", "abc"]),
+    ("timestamp(0)", "timestamp(3)", ["2020-01-01 12:00:01", "infinity"]),
+]
+
+
+@pytest.mark.parametrize(("from_", "into", "values"), FITS)
+async def test_columns_of_like_types_pass_as_bytes(
+    postgres_database: Callable[[], str], from_: str, into: str, values: list[str | None]
+) -> None:
+    source, target, as_text = postgres_database(), postgres_database(), postgres_database()
+    await run_sql(source, f"CREATE TABLE t (id int PRIMARY KEY, v {from_})")
+    async with sql(source) as connection:
+        fill = f"INSERT INTO t SELECT $1::int, $2::text::{from_}"
+        await connection.executemany(fill, list(enumerate(values)))
+    for url in (target, as_text):
+        await run_sql(url, f"CREATE TABLE t (id int PRIMARY KEY, v {into})")
+    table = Database(source).table("t")
+
+    async with postgres.open_reader(parse_url(source), ReadSpec(table="t"), INFO) as reader:
+        columns = await columns_of(target)
+        assert await reader.offers_frames()
+        assert reader.use_frames(columns)
+    await Pipeline("bytes", table.into(Database(target).append("t"))).run()
+    text = table.into(Database(as_text).append("t"))
+    await Pipeline("text", text, on_error=DeadLetter()).run()
+
+    query = "SELECT id, v, v::text AS t FROM t ORDER BY id"
+    assert len(await texts(target, query)) == len(values)
+    assert await texts(target, query) == await texts(as_text, query)
+
+
+async def columns_of(url: str) -> list[Column]:
+    async with sql(url) as connection:
+        found = await get_relation(connection, "t")
+    return [attribute.column for attribute in found.attributes]
+
+
+@pytest.mark.parametrize(
+    ("from_", "into", "bad"),
+    [
+        ("numeric", "numeric(9,2)", "'0.005'"),
+        ("text", "varchar(4)", "'12345'"),
+        ("text", "varchar(4)", "'1234 '"),
+    ],
+)
+async def test_a_value_that_its_column_would_bend_is_refused_by_name(
+    postgres_database: Callable[[], str], from_: str, into: str, bad: str
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, f"CREATE TABLE t (id int PRIMARY KEY, v {from_}, x text)")
+    fill = "INSERT INTO t SELECT g, '1', repeat('x', 90) FROM generate_series(1, 20000) AS g"
+    await run_sql(source, fill)
+    await run_sql(source, f"UPDATE t SET v = {bad} WHERE id = 19000")
+    await run_sql(target, f"CREATE TABLE t (id int PRIMARY KEY, v {into}, x text)")
+    flow = Database(source).table("t").into(Database(target).append("t"))
+    pipeline = Pipeline("bent", flow, limits=Limits(memory="2MiB"))
+
+    with pytest.raises(PipelineFailedError, match="column 'v'"):
+        await pipeline.run()
+    there = await value(target, "SELECT count(*) FROM t")
+    assert 10_000 < there < 19_000
+    await run_sql(source, "UPDATE t SET v = '2' WHERE id = 19000")
+    await pipeline.run()
+
+    query = f"SELECT id, v::{into} AS v, x FROM t ORDER BY id"
+    assert await texts(target, query) == await texts(source, query)
+
+
 async def test_another_type_in_the_target_takes_rows_as_text(
     postgres_database: Callable[[], str],
 ) -> None:
     source, target = postgres_database(), postgres_database()
-    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2))")
-    await run_sql(source, "INSERT INTO t SELECT g, g / 4.0 FROM generate_series(1, 100) AS g")
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, n int)")
+    await run_sql(source, "INSERT INTO t SELECT g, g FROM generate_series(1, 100) AS g")
     await run_sql(target, "CREATE TABLE t (id bigint PRIMARY KEY, n numeric(7,2))")
+    async with postgres.open_reader(parse_url(source), ReadSpec(table="t"), INFO) as reader:
+        assert await reader.offers_frames()
+        assert not reader.use_frames(await columns_of(target))
 
     await Pipeline("types", Database(source).table("t").into(Database(target).append("t"))).run()
 
-    query = "SELECT id, n FROM t ORDER BY id"
-    assert await texts(target, query) == await texts(source, query)
+    assert await value(target, "SELECT sum(n) FROM t") == 5050
 
 
 async def test_a_trigger_that_drops_rows_is_an_error(

@@ -80,7 +80,7 @@ SETTINGS: Mapping[str, str] = {
 _SET = """
 SELECT count(set_config(wanted.name, wanted.value, false))
 FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
-WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE lower(s.name) = lower(wanted.name))
+WHERE current_setting(wanted.name, true) IS NOT NULL
 """
 
 

@@ -1,16 +1,21 @@
-"""COPY IN: lines that are complete in memory go to one table."""
+"""COPY IN: rows that are complete in memory go to one table."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.frames import pieces_of
 from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
 from etl.databases.postgres.lines import WideText
 from etl.engine import failpoints
+from etl.errors import DataError
+from etl.rows import Frames
+
+Chunk: TypeAlias = "bytes | WideText | Frames"
 
 _PIECE = 1 << 20
 
@@ -20,7 +25,7 @@ async def copy_in(
     schema: str,
     table: str,
     columns: Sequence[str],
-    chunks: Sequence[bytes | WideText],
+    chunks: Sequence[Chunk],
     form: Literal["text", "binary"] = "text",
 ) -> int:
     """Copy rows into a table, in the transaction that is open; return how many rows it took.
@@ -43,19 +48,37 @@ async def copy_in(
     return int(status.rpartition(" ")[2])
 
 
-async def _paced(chunks: Sequence[bytes | WideText], watch: Watch) -> AsyncGenerator[bytes]:
+def check_kept(kept: int, count: int, label: str) -> None:
+    """Refuse what a table did with the rows that it was given.
+
+    Raises:
+        DataError: It took fewer.
+    """
+    if kept != count:
+        raise DataError(
+            f"{label}: the table took {kept} of {count} rows; a trigger or rule of it drops rows."
+            " This group was rolled back; remove it, or filter the rows in the pipeline",
+            reason="a trigger or rule of the table drops the row",
+        )
+
+
+async def _paced(chunks: Sequence[Chunk], watch: Watch) -> AsyncGenerator[bytes]:
+    middle = len(chunks) // 2
     for i, chunk in enumerate(chunks):
-        if i == len(chunks) // 2:
-            failpoints.hit("lane.mid_copy")
         # The driver copies what it is given, and waits until it is sent: so not much at a time.
-        for piece in chunk if isinstance(chunk, WideText) else _pieces(chunk):
+        for piece in _pieces(chunk):
             watch.expect(STALL_S)
             yield piece
+            if i >= middle:
+                failpoints.hit("lane.mid_copy")
+                middle = len(chunks)
     # What follows is the server's: indexes, triggers, constraints.
     watch.expect(GROUP_S)
 
 
-def _pieces(chunk: bytes) -> Iterable[bytes]:
-    if len(chunk) <= _PIECE:
-        return (chunk,)
+def _pieces(chunk: Chunk) -> Iterable[bytes]:
+    if isinstance(chunk, Frames):
+        return pieces_of(chunk)
+    if isinstance(chunk, WideText) or len(chunk) <= _PIECE:
+        return chunk if isinstance(chunk, WideText) else (chunk,)
     return (chunk[start : start + _PIECE] for start in range(0, len(chunk), _PIECE))

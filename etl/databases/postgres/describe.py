@@ -31,7 +31,7 @@ SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
     coalesce(c.reloptions, '{}')::text[] AS options
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.oid = ANY($1::bigint[]::oid[])
+WHERE c.oid = ANY($1::oid[])
 """
 
 # Of a view the columns alone.
@@ -51,7 +51,7 @@ SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS
 FROM pg_catalog.pg_attribute AS a
 JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = ANY($1::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """
 
@@ -69,7 +69,7 @@ FROM (
     FROM pg_catalog.pg_depend AS d
     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'i'
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-        AND d.refobjid = ANY($1::bigint[]::oid[])
+        AND d.refobjid = ANY($1::oid[])
     UNION ALL
     SELECT f.adrelid, f.adnum, d.refobjid, EXISTS (
         SELECT FROM pg_catalog.pg_depend AS o
@@ -79,7 +79,7 @@ FROM (
     JOIN pg_catalog.pg_depend AS d
         ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = f.oid
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-    WHERE f.adrelid = ANY($1::bigint[]::oid[])
+    WHERE f.adrelid = ANY($1::oid[])
 ) AS found
 JOIN pg_catalog.pg_class AS s ON s.oid = found.sequence AND s.relkind = 'S'
 JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
@@ -109,7 +109,7 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
 JOIN pg_catalog.pg_am AS am ON am.oid = c.relam
 LEFT JOIN pg_catalog.pg_constraint AS k
     ON k.conindid = c.oid AND k.conrelid = i.indrelid AND k.contype IN ('p', 'u', 'x')
-WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND (i.indisvalid OR c.relkind = 'I')
+WHERE i.indrelid = ANY($1::oid[]) AND (i.indisvalid OR c.relkind = 'I')
 ORDER BY NOT i.indisprimary, c.oid
 """
 
@@ -127,7 +127,7 @@ SELECT k.conrelid::bigint AS relation, k.conname::text AS name, k.contype::text 
 FROM pg_catalog.pg_constraint AS k
 LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = f.relnamespace
-WHERE k.conrelid = ANY($1::bigint[]::oid[]) AND k.contype IN ('c', 'f')
+WHERE k.conrelid = ANY($1::oid[]) AND k.contype IN ('c', 'f')
     AND (k.contype = 'c' OR k.conparentid = 0 OR NOT EXISTS (
         SELECT FROM pg_catalog.pg_constraint AS p
         WHERE p.oid = k.conparentid AND p.conrelid = k.conrelid))
@@ -138,16 +138,16 @@ _LEFT_OUT = """
 SELECT relation::bigint AS relation, what FROM (
     SELECT tgrelid AS relation, 1 AS place, format('trigger %I', tgname) AS what
     FROM pg_catalog.pg_trigger
-    WHERE tgrelid = ANY($1::bigint[]::oid[]) AND NOT tgisinternal AND tgparentid = 0
+    WHERE tgrelid = ANY($1::oid[]) AND NOT tgisinternal AND tgparentid = 0
     UNION ALL
     SELECT ev_class, 2, format('rule %I', rulename) FROM pg_catalog.pg_rewrite
-    WHERE ev_class = ANY($1::bigint[]::oid[]) AND rulename <> '_RETURN'
+    WHERE ev_class = ANY($1::oid[]) AND rulename <> '_RETURN'
     UNION ALL
     SELECT polrelid, 3, format('policy %I', polname) FROM pg_catalog.pg_policy
-    WHERE polrelid = ANY($1::bigint[]::oid[])
+    WHERE polrelid = ANY($1::oid[])
     UNION ALL
     SELECT stxrelid, 4, format('statistics %I', stxname) FROM pg_catalog.pg_statistic_ext
-    WHERE stxrelid = ANY($1::bigint[]::oid[])
+    WHERE stxrelid = ANY($1::oid[])
     UNION ALL
     SELECT c.oid, w.place, w.what
     FROM pg_catalog.pg_class AS c, LATERAL (VALUES
@@ -166,7 +166,7 @@ SELECT relation::bigint AS relation, what FROM (
         (13, c.relkind = 'f', 'that it is a foreign table (the copy is a table)'),
         (14, c.relreplident NOT IN ('d', 'n') AND c.relkind IN ('r', 'p'), 'its replica identity')
     ) AS w(place, there, what)
-    WHERE c.oid = ANY($1::bigint[]::oid[]) AND w.there
+    WHERE c.oid = ANY($1::oid[]) AND w.there
 ) AS found
 ORDER BY relation, place, what
 """

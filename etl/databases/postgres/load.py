@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from itertools import groupby
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import asyncpg
 
@@ -18,19 +18,19 @@ from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
-from etl.databases.postgres.copying import copy_in
+from etl.databases.postgres.copying import Chunk, check_kept, copy_in
 from etl.databases.postgres.describe import describe
-from etl.databases.postgres.frames import HEADER, TRAILER, pieces_of, unfit_column
+from etl.databases.postgres.frames import HEADER, TRAILER, unfit_column
 from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import (
     Encoder,
     WideFields,
-    WideText,
     columns_of,
     names_of,
     payload,
 )
 from etl.databases.postgres.made import Made, State
+from etl.databases.postgres.merging import Merger
 from etl.databases.postgres.order import check_rewrite
 from etl.databases.postgres.tables import (
     check_columns,
@@ -39,13 +39,9 @@ from etl.databases.postgres.tables import (
     definition_of,
     missing_table,
 )
-from etl.databases.sql import qualify, quote, quote_all, split_name
+from etl.databases.sql import qualify, quote_all, split_name
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Kind, Shape, TextRows, shape_of
-
-_ADDABLE: frozenset[Kind] = frozenset(
-    {"int16", "int32", "int64", "float32", "float64", "numeric", "interval"}
-)
+from etl.rows import Column, Frames, Shape, TextRows, shape_of
 
 
 class Load:
@@ -87,9 +83,8 @@ class Load:
         self._encoder: Encoder | None = None
         self._names: tuple[str, ...] = ()
         self._is_checked = False
-        self._temporary: str | None = None
         self._may_drop_rows = False
-        self._used_temporary = False
+        self._merger = Merger(self.label, sink.key, sink.add) if sink.mode == "upsert" else None
         self._marked: tuple[Any, ...] = ()
         self._kept = kept
 
@@ -172,15 +167,20 @@ class Load:
         return tuple(name for name in names if name in have)
 
     @property
-    def takes_frames(self) -> bool:
-        """Whether rows of the shape that reaches it may come as bytes: each type is the same."""
-        if self._shape is None or unfit_column(self._shape.columns) is not None:
-            return False
-        if self._checked is None and self._source is not None:
-            # What the source computes is computed anew: those columns are left out of the rows.
-            return not any(column.generated for column in self._source.columns)
-        # A table that is still missing is made with the columns' own types.
-        return self._checked is None or _has_same_types(self._checked, self._shape.columns)
+    def frame_columns(self) -> Sequence[Column] | None:
+        """The columns into which rows may come as bytes; None where they may not."""
+        shape, checked = self._shape, self._checked
+        if shape is None or unfit_column(shape.columns) is not None:
+            return None
+        if checked is None:
+            # A missing table is made with the columns' own types. What the source computes is
+            # computed anew: those columns are left out of the rows.
+            made = self._source.columns if self._source is not None else ()
+            return None if any(column.generated for column in made) else shape.columns
+        have = checked.by_name
+        if any(name not in have or have[name].generated for name in shape.names):
+            return None
+        return [have[name].column for name in shape.names]
 
     @property
     def needs_build(self) -> bool:
@@ -213,36 +213,8 @@ class Load:
         if self._shape is not None:
             check_columns(final, self._taken(final, self._shape.names), self.label)
             check_types(final, self._shape.columns, self.label)
-        if self.sink.mode == "upsert":
-            self._check_upsert(final)
-
-    def _check_upsert(self, final: Relation) -> None:
-        key, add = self.sink.key, self.sink.add
-        have = final.by_name
-        for name in (*key, *add):
-            if name not in have:
-                raise SchemaMismatchError(
-                    f"{self.label}: the table {final.label!r} has no column {name!r}, which"
-                    f" upsert(key=, add=) names; it has {', '.join(have)}. Nothing was written"
-                )
-            if self._shape is not None and name not in self._shape.names:
-                raise SchemaMismatchError(
-                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
-                    " names. Nothing was written"
-                )
-        if not final.is_unique(key):
-            raise SchemaMismatchError(
-                f"{self.label}: no unique index is on exactly the key ({', '.join(key)}) of"
-                f" {final.label!r}; one with WHERE, over expressions or deferrable does not count."
-                " Nothing was written; for example: CREATE UNIQUE INDEX ON"
-                f" {final.qualified} ({quote_all(key)})"
-            )
-        for name in add:
-            if have[name].column.type.kind not in _ADDABLE:
-                raise SchemaMismatchError(
-                    f"{self.label}: column {name!r} is {have[name].column.type.name}, which cannot"
-                    " be added up. Nothing was written"
-                )
+        if self._merger is not None:
+            self._merger.check(final, self._shape.names if self._shape is not None else None)
 
     def _notes(self, final: Relation) -> list[str]:
         notes = told_added(self._added, self.label)
@@ -482,7 +454,8 @@ class Load:
     def begin(self) -> None:
         """A transaction begins: the table is to be looked at again."""
         self._is_checked = False
-        self._used_temporary = False
+        if self._merger is not None:
+            self._merger.begin()
 
     def committed(self) -> None:
         """The transaction is in."""
@@ -494,7 +467,8 @@ class Load:
         self._into = None
         self._fingerprint = None
         self._encoder = None
-        self._temporary = None
+        if self._merger is not None:
+            self._merger.forget()
 
     def mark(self) -> None:
         """A savepoint was set: note what is known of the database at this point."""
@@ -503,11 +477,11 @@ class Load:
             self._fingerprint,
             self._encoder,
             self._names,
-            self._temporary,
-            self._used_temporary,
             self._is_checked,
             self._may_drop_rows,
         )
+        if self._merger is not None:
+            self._merger.mark()
 
     def recall(self) -> None:
         """What was made and locked since the savepoint is gone."""
@@ -516,11 +490,11 @@ class Load:
             self._fingerprint,
             self._encoder,
             self._names,
-            self._temporary,
-            self._used_temporary,
             self._is_checked,
             self._may_drop_rows,
         ) = self._marked
+        if self._merger is not None:
+            self._merger.recall()
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """The rows as lines for the table, once it is known; see ``Session.pack``."""
@@ -584,22 +558,31 @@ class Load:
                 " the run. This group was rolled back; run again"
             )
         count = sum(map(len, groups))
-        chunks = [HEADER, *pieces_of(groups), TRAILER]
-        if self.sink.mode == "upsert":
-            # Untouched rows of one instant: what identifies them in the source still does.
-            key = self._shape.key if self._shape is not None else ()
-            are_unique = bool(key) and set(key) <= set(self.sink.key)
-            await self._merge(connection, into, chunks, count, "binary", are_unique=are_unique)
+        chunks: list[Chunk] = [HEADER, *groups, TRAILER]
+        if self._merger is not None:
+            shape = self._shape
+            assert shape is not None  # else no frames were taken
+            await self._merger.merge(
+                connection, into, names, chunks, count, "binary",
+                # Untouched rows of one instant: what identifies them in the source still does.
+                are_unique=bool(shape.key) and set(shape.key) <= set(self.sink.key),
+                # They come in ranges of the source's key.
+                are_in_order=shape.key == self.sink.key,
+                has_no_nulls=all(
+                    not column.nullable for column in shape.columns if column.name in self.sink.key
+                ),
+                may_drop_rows=self._may_drop_rows,
+            )  # fmt: skip
         else:
             kept = await copy_in(connection, into.schema, into.name, names, chunks, "binary")
-            self._check_kept(kept, count)
+            check_kept(kept, count, self.label)
         return count
 
     async def _write_rows(self, connection: Connection, groups: Sequence[Sequence[Any]]) -> int:
         names = names_of(groups[0], self.label)
         into = await self._table_for(connection, groups[0], names)
         encoder = self._encoder_for(into, names)
-        chunks: list[bytes | WideText] = []
+        chunks: list[Chunk] = []
         count = 0
         for rows in groups:
             if names_of(rows, self.label) != names:
@@ -611,11 +594,13 @@ class Load:
                 raise
             count += len(rows)
             await asyncio.sleep(0)  # let the other tasks of the program run
-        if self.sink.mode == "upsert":
-            await self._merge(connection, into, chunks, count)
+        if self._merger is not None:
+            await self._merger.merge(
+                connection, into, self._names, chunks, count, may_drop_rows=self._may_drop_rows
+            )
         else:
             kept = await copy_in(connection, into.schema, into.name, self._names, chunks)
-            self._check_kept(kept, count)
+            check_kept(kept, count, self.label)
         return count
 
     async def _table_for(
@@ -703,13 +688,8 @@ class Load:
             names = self._taken(into, names)
             check_columns(into, names, self.label)
             columns = [have[name].column for name in names if not have[name].generated]
-            if self.sink.mode == "upsert":
-                for name in (*self.sink.key, *self.sink.add):
-                    if name not in names:
-                        raise SchemaMismatchError(
-                            f"{self.label}: the rows have no column {name!r}, which"
-                            " upsert(key=, add=) names. Nothing of this group was written"
-                        )
+            if self._merger is not None:
+                self._merger.check_names(names, "Nothing of this group was written")
             self._names = tuple(column.name for column in columns)
             self._encoder = Encoder(self.label, columns)
         else:
@@ -730,125 +710,6 @@ class Load:
                 f" {', '.join(map(repr, sorted(odd)))} are in some and not in others. This group"
                 " was rolled back; give all rows of a flow the same columns"
             )
-
-    def _check_kept(self, kept: int, count: int) -> None:
-        if kept != count:
-            raise DataError(
-                f"{self.label}: the table took {kept} of {count} rows; a trigger or rule of it"
-                " drops rows. This group was rolled back; remove it, or filter the rows in the"
-                " pipeline",
-                reason="a trigger or rule of the table drops the row",
-            )
-
-    # --- upsert ---
-
-    async def _merge(
-        self,
-        connection: Connection,
-        into: Relation,
-        chunks: Sequence[bytes | WideText],
-        count: int,
-        form: Literal["text", "binary"] = "text",
-        *,
-        are_unique: bool = False,
-    ) -> None:
-        temporary = await self._temporary_table(connection, into)
-        if self._used_temporary:
-            await connection.execute(f"TRUNCATE {qualify('pg_temp', temporary)}")
-        self._used_temporary = True
-        kept = await copy_in(connection, "pg_temp", temporary, self._names, chunks, form)
-        self._check_kept(kept, count)
-        key = self.sink.key
-        nulls = " OR ".join(f"{quote(name)} IS NULL" for name in key)
-        if await connection.fetchval(
-            f"SELECT EXISTS (SELECT FROM {qualify('pg_temp', temporary)} WHERE {nulls})",  # noqa: S608
-            timeout=GROUP_S,
-        ):
-            raise DataError(
-                f"{self.label}: a row has NULL in its key ({', '.join(key)}), so it could never be"
-                " found again. This group was rolled back; filter such rows out",
-                reason=f"NULL in the key ({', '.join(key)})",
-            )
-        status = await connection.execute(
-            self._merge_sql(into, temporary, are_unique=are_unique), timeout=GROUP_S
-        )
-        if self._may_drop_rows:
-            distinct: int = await connection.fetchval(
-                f"SELECT count(*) FROM (SELECT DISTINCT {quote_all(key)}"  # noqa: S608
-                f" FROM {qualify('pg_temp', temporary)}) AS k",
-                timeout=GROUP_S,
-            )
-            if set(self._names) != set(key):
-                self._check_kept(int(status.rpartition(" ")[2]), distinct)
-
-    async def _temporary_table(self, connection: Connection, into: Relation) -> str:
-        """The session's table for incoming rows, with their order in a column of its own."""
-        if self._temporary is None:
-            self._temporary = f"etl_in_{into.oid}"
-            await connection.execute(f"DROP TABLE IF EXISTS {qualify('pg_temp', self._temporary)}")
-            await connection.execute(
-                f"CREATE TEMPORARY TABLE {quote(self._temporary)} ON COMMIT DELETE ROWS AS"  # noqa: S608
-                f" SELECT {quote_all(self._names)} FROM {into.qualified} WITH NO DATA"
-            )
-            await connection.execute(
-                f"ALTER TABLE {qualify('pg_temp', self._temporary)}"
-                f" ADD COLUMN {quote(self._ordinal)} bigint GENERATED ALWAYS AS IDENTITY"
-            )
-        return self._temporary
-
-    @property
-    def _ordinal(self) -> str:
-        name = "etl_ordinal"
-        while name in self._names:
-            name += "_"
-        return name
-
-    def _merge_sql(self, into: Relation, temporary: str, *, are_unique: bool) -> str:
-        """Insert the last row of each key, in key order; where the key is there, update it.
-
-        Key order is how the target's index is read and written best.
-
-        Added columns are summed over the rows of a key, then added to what is there. NULL adds
-        nothing: NULL and a number make the number, NULL and NULL stay NULL.
-        """
-        key, add = self.sink.key, self.sink.add
-        names, have = self._names, into.by_name
-        keys, order = quote_all(key), quote(self._ordinal)
-        rows = qualify("pg_temp", temporary)
-        if are_unique:
-            select = f"SELECT {quote_all(names)} FROM {rows} ORDER BY {keys}"  # noqa: S608
-        elif add:
-            wanted = ", ".join(
-                f"(sum({quote(n)}) OVER (PARTITION BY {keys}))::{have[n].cast} AS {quote(n)}"
-                if n in add
-                else quote(n)
-                for n in names
-            )
-            select = (
-                f"SELECT {quote_all(names)} FROM (SELECT {wanted}, row_number() OVER"  # noqa: S608
-                f" (PARTITION BY {keys} ORDER BY {order} DESC) AS etl_nth FROM {rows}) AS etl_rows"
-                f" WHERE etl_nth = 1 ORDER BY {keys}"
-            )
-        else:
-            select = (
-                f"SELECT {quote_all(names)} FROM (SELECT DISTINCT ON ({keys})"  # noqa: S608
-                f" {quote_all(names)} FROM {rows} ORDER BY {keys}, {order} DESC) AS etl_rows"
-                f" ORDER BY {keys}"
-            )
-        sets: list[str] = []
-        for n in names:
-            q = quote(n)
-            if n in add:
-                sets.append(f"{q} = coalesce(etl_t.{q} + excluded.{q}, etl_t.{q}, excluded.{q})")
-            elif n not in key:
-                sets.append(f"{q} = excluded.{q}")
-        action = f"UPDATE SET {', '.join(sets)}" if sets else "NOTHING"
-        always = any(have[n].identity == "always" for n in names)
-        over = " OVERRIDING SYSTEM VALUE" if always else ""
-        return (
-            f"INSERT INTO {into.qualified} AS etl_t ({quote_all(names)}){over} {select}"
-            f" ON CONFLICT ({keys}) DO {action}"
-        )
 
 
 def _has_same_types(table: Relation, columns: Sequence[Column]) -> bool:

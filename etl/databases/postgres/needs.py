@@ -68,7 +68,7 @@ LEFT JOIN pg_catalog.pg_range AS g
 LEFT JOIN pg_catalog.pg_type AS s ON s.oid = g.rngsubtype
 LEFT JOIN pg_catalog.pg_opclass AS o ON o.oid = g.rngsubopc
 LEFT JOIN pg_catalog.pg_namespace AS oo ON oo.oid = o.opcnamespace
-WHERE t.oid = ANY($1::bigint[]::oid[])
+WHERE t.oid = ANY($1::oid[])
 """
 
 _COLLATIONS = """
@@ -80,7 +80,7 @@ SELECT c.oid::bigint AS oid, n.nspname::text AS schema,
         CASE WHEN c.collisdeterministic THEN 'true' ELSE 'false' END) AS options
 FROM pg_catalog.pg_collation AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.collnamespace
-WHERE c.oid = ANY($1::bigint[]::oid[]) AND n.nspname <> 'pg_catalog'
+WHERE c.oid = ANY($1::oid[]) AND n.nspname <> 'pg_catalog'
 """
 
 

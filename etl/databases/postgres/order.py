@@ -32,7 +32,7 @@ SELECT k.conname::text AS name, k.conrelid::bigint AS child, k.confrelid::bigint
     k.conrelid::regclass::text AS child_name, k.confrelid::regclass::text AS parent_name,
     k.condeferrable AS deferrable, k.confdeltype NOT IN ('a', 'r') AS changes
 FROM pg_catalog.pg_constraint AS k
-WHERE k.contype = 'f' AND k.confrelid = ANY($1::bigint[]::oid[]) AND k.conrelid <> k.confrelid
+WHERE k.contype = 'f' AND k.confrelid = ANY($1::oid[]) AND k.conrelid <> k.confrelid
 ORDER BY k.conrelid, k.conname
 """
 

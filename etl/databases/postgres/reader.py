@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
+import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.batch import Batch, Position, Reject
@@ -16,21 +17,23 @@ from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
 from etl.databases.postgres.chunks import find_chunks
 from etl.databases.postgres.connect import Connection, application_name, close, connect
-from etl.databases.postgres.frames import (
-    FORM,
+from etl.databases.postgres.frames import FORM, UNFIT, fitted, rows_of
+from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
+from etl.databases.postgres.horizon import check_rights, find_horizon
+from etl.databases.postgres.ranges import (
     RANGE_BYTES,
     WIDE_BYTES,
+    StoppedError,
+    Table,
     TooWideError,
-    has_wide_rows,
+    UnfitError,
     ranges,
-    rows_of,
     suits,
     weighed,
 )
-from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
-from etl.databases.postgres.horizon import check_rights, find_horizon
 from etl.databases.postgres.selection import (
     Builder,
+    Range,
     Selection,
     layout_of,
     row_builder,
@@ -42,7 +45,7 @@ from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import DataError, SchemaMismatchError, is_about_a_row
-from etl.rows import Frames, Layout, Shape, TextRows, WideLine
+from etl.rows import Column, Frames, Layout, Shape, TextRows, WideLine
 from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 UNCHANGED = "the source was not changed"
@@ -92,7 +95,9 @@ class PostgresReader:
         self._notes = list(selection.notes)
         self._layout = layout_of(selection)
         self._build = _builder(spec, selection)
-        self._in_frames = False
+        self._frames_of: Mapping[str, str] = {}  # the SQL of each column, where rows go as frames
+        self._frame_layout = self._layout
+        self._table: Table | None = None  # as it was when frames were offered
         self._weighs = False
 
     @property
@@ -119,11 +124,20 @@ class PostgresReader:
         if self._spec.row is not None or self._spec.cursor or connection is None:
             return None
         with translating("source", self._selection.label, UNCHANGED):
-            return FORM if await suits(connection, self._selection) else None
+            self._table = await suits(connection, self._selection)
+            return FORM if self._table is not None else None
 
-    def use_frames(self) -> None:
+    def use_frames(self, columns: Sequence[Column]) -> bool:
         """See :meth:`etl.connector.Framer.use_frames`."""
-        self._in_frames = True
+        types = {column.name: column.type for column in columns}
+        own = self._selection.columns
+        found = {one.name: sql for one in own if (sql := fitted(one, types[one.name])) is not None}
+        if len(found) < len(own):
+            return False
+        self._frames_of = found
+        as_sent = tuple(replace(one, type=types[one.name]) for one in own)
+        self._frame_layout = layout_of(replace(self._selection, columns=as_sent))
+        return True
 
     def expect(self, names: Collection[str]) -> None:
         """See :meth:`etl.connector.Expecting.expect`."""
@@ -146,26 +160,32 @@ class PostgresReader:
         selection.check(until)
         if not selection.order:
             after = until = None  # no order, so no place to continue: the whole table again
-        while (wide := await self._pump(after, until, emit)) is not None:
-            after, self._weighs = wide.after, True
+        while (stopped := await self._pump(after, until, emit)) is not None:
+            after = stopped.after
+            if isinstance(stopped, TooWideError):
+                self._weighs = True
+            else:
+                # As text each value is looked at where it is written, and one that does not fit
+                # is told with its column.
+                self._frames_of = {}
 
     async def _pump(
         self, after: Position | None, until: Position | None, emit: Emit[Any]
-    ) -> TooWideError | None:
-        """Read a range; where frames stop at a part that is too wide for them, say which."""
+    ) -> StoppedError | None:
+        """Read to the end; where frames stop at a range that cannot be read so, say which."""
         connection = await self._connected()
         self._connection = None
         clean = False
         failed: Exception | None = None
-        wide: TooWideError | None = None
+        stopped: StoppedError | None = None
         try:
             with translating("source", self._selection.label, UNCHANGED):
                 await self._read(connection, after, until, emit)
             clean = True
         except _EmitFailedError as error:
             failed = error.reason
-        except TooWideError as error:
-            wide = error
+        except StoppedError as error:
+            stopped = error
         finally:
             # A connection whose COPY was cut short may get a late cancel: it is not used again.
             if clean:
@@ -174,7 +194,7 @@ class PostgresReader:
                 await finish(close(connection))
         if failed is not None:
             raise failed
-        return wide
+        return stopped
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         """See :meth:`etl.connector.Reader.order`."""
@@ -222,7 +242,7 @@ class PostgresReader:
             if horizon.upper is None:
                 return
             upper, below = horizon.upper, horizon.below
-        if self._in_frames:  # all ranges at one instant, which begins after the lock
+        if self._frames_of:  # all ranges at one instant, which begins after the lock
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         else:
             await set_bounds(connection, after, until, upper)
@@ -233,7 +253,7 @@ class PostgresReader:
                 f"{selection.label} was changed (ALTER, or dropped and made again) after the run"
                 " had begun to read it; the rows so far are in. Run again"
             )
-        if self._in_frames:
+        if self._frames_of:
             await self._read_frames(connection, after, until, emit)
             await connection.execute("COMMIT")
             return
@@ -257,39 +277,35 @@ class PostgresReader:
     ) -> None:
         selection = self._selection
         nbytes = min(RANGE_BYTES, self._info.most_bytes // 4)
-        self._weighs = self._weighs or await has_wide_rows(connection, selection)
-        async with aclosing(ranges(connection, selection, after, until, nbytes)) as found:
-            async for begin, end in found:
+        table = self._table
+        assert table is not None  # frames were offered
+        self._weighs = self._weighs or table.has_wide_rows
+        async with aclosing(ranges(connection, selection, table, after, until, nbytes)) as found:
+            async for part in found:
                 if not self._weighs:
-                    await self._emit_frames(connection, begin, end, emit, 4 * nbytes)
+                    await self._emit_frames(connection, part, emit, 4 * nbytes)
                     continue
-                async with aclosing(weighed(connection, selection, begin, end, nbytes)) as parts:
-                    async for start, stop in parts:
-                        await self._emit_frames(connection, start, stop, emit, None)
+                async with aclosing(weighed(connection, selection, part, nbytes)) as parts:
+                    async for smaller in parts:
+                        await self._emit_frames(connection, smaller, emit, None)
 
     async def _emit_frames(
-        self,
-        connection: Connection,
-        after: Position | None,
-        until: Position,
-        emit: Emit[Any],
-        most: int | None,
+        self, connection: Connection, part: Range, emit: Emit[Any], most: int | None
     ) -> None:
-        rows = await self._frames(connection, after, until, most)
+        rows = await self._frames(connection, part, most)
         try:
-            await emit(Batch(rows, position=until, nbytes=rows.nbytes))
+            await emit(Batch(rows, position=part.until, nbytes=rows.nbytes))
         except Exception as error:
             raise _EmitFailedError(error) from error
 
-    async def _frames(
-        self, connection: Connection, after: Position | None, until: Position, most: int | None
-    ) -> Frames:
+    async def _frames(self, connection: Connection, part: Range, most: int | None) -> Frames:
         """The rows of a range, as the server sends them.
 
         Raises:
             TooWideError: They are more bytes than ``most``.
+            UnfitError: A value does not fit the target's column.
         """
-        await set_bounds(connection, after, until, None)
+        await set_bounds(connection, part.after, part.until, None)
         pieces: list[bytearray] = []
         size = 0
         async with guarded(connection, PATIENT_S) as watch:
@@ -298,18 +314,23 @@ class PostgresReader:
                 nonlocal size
                 size += len(piece)
                 if most is not None and size > most:
-                    raise TooWideError(after)
+                    raise TooWideError(part.after)
                 pieces.append(piece)
                 watch.expect(STALL_S)
 
-            status = await connection.copy_from_query(
-                self._selection.rows_sql(after, until),
-                output=take,  # type: ignore[arg-type]  # the stubs do not know that it is a bytearray
-                format="binary",
-                timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
-            )
+            try:
+                status = await connection.copy_from_query(
+                    self._selection.rows_sql(self._frames_of, part),
+                    output=take,  # type: ignore[arg-type]  # the stubs do not know that it is a bytearray
+                    format="binary",
+                    timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
+                )
+            except asyncpg.InvalidTextRepresentationError as error:
+                if UNFIT in str(error):
+                    raise UnfitError(part.after) from None  # its message has the value
+                raise
         count = int(status.rpartition(" ")[2])
-        return Frames(self._layout, rows_of(pieces), count)
+        return Frames(self._frame_layout, rows_of(pieces), count)
 
     async def _lock(self, connection: Connection) -> None:
         """Keep DDL away from the table until the read has ended."""

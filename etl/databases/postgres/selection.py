@@ -25,6 +25,14 @@ _FIXED_BYTES = 16  # the largest of the others
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows from a key (exclusive; None: from the first one) to a key (inclusive)."""
+
+    after: Position | None
+    until: Position
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """A read, described.
@@ -37,10 +45,12 @@ class Selection:
         order: The columns whose values are the position; empty where rows have no order.
         casts: The type of each order column, for a cast from text.
         leads: The type of the first order column.
-        leading: The table's column that it is; None where there is no order.
+        table_order: The table's columns that they are, under their own names.
         hidden: Order columns that the rows lack; they are read behind the others.
         proven: The catalogue says that ``order`` is unique and not null. Where False, the rows
             are watched for that while they stream by.
+        has_steps: The rows are what declared steps make of those of the table or query.
+        is_limited: Only some of the rows are read, however many there are.
         notes: For a person.
         ahead: Columns that are read before the others, because functions probably look at them.
     """
@@ -52,12 +62,19 @@ class Selection:
     order: tuple[str, ...]
     casts: tuple[str, ...]
     leads: Type | None
-    leading: str | None
+    table_order: tuple[str, ...]
     hidden: tuple[str, ...]
     proven: bool
     key: tuple[str, ...]
+    has_steps: bool
+    is_limited: bool
     notes: tuple[str, ...]
     ahead: tuple[str, ...] = ()
+
+    def of_table(self) -> Selection:
+        """The same read without its declared steps."""
+        assert self.relation is not None
+        return replace(self, origin=self.relation.qualified, order=self.table_order)
 
     @property
     def shape(self) -> Shape:
@@ -108,15 +125,31 @@ class Selection:
             text += " ORDER BY " + quote_all(self.order)
         return text
 
-    def rows_sql(self, after: Position | None, until: Position | None) -> str:
-        """The SELECT for a range of rows in any order, without what only orders them."""
-        return self._from(quote_all([c.name for c in self.columns]), after, until, None)
+    def rows_sql(self, wanted: Mapping[str, str], part: Range | None = None) -> str:
+        """The SELECT for a range of rows in any order, without what only orders them.
 
-    def keys_sql(
-        self, after: Position | None, until: Position | None, below: str | None = None
-    ) -> str:
+        Args:
+            wanted: The SQL of each column, by its name; it may name the column itself.
+        """
+        if part is None:
+            return self._from(", ".join(wanted.values()), None, None, None)
+        ends = (part.after, part.until, None)
+        if not self.has_steps or all(sql == quote(name) for name, sql in wanted.items()):
+            return self._from(", ".join(wanted.values()), *ends)
+        # OFFSET: else what makes a column would be done for each mention of it.
+        rows = self._from(quote_all(list(wanted)), *ends)
+        return f"SELECT {', '.join(wanted.values())} FROM ({rows} OFFSET 0) AS etl_fitted"  # noqa: S608
+
+    def keys_sql(self, after: Position | None, until: Position | None) -> str:
         """The SELECT for the keys of a range, in any order."""
-        return self._from(quote_all(self.order), after, until, below)
+        return self._from(quote_all(self.order), after, until, None)
+
+    def between(self, after: Position | None, until: Position) -> str:
+        """The condition for keys within a range, without its last one."""
+        where = [f"{self._tuple()} < {self._bound('until')}"]
+        if after is not None:
+            where.append(f"{self._tuple()} > {self._bound('after')}")
+        return " AND ".join(where)
 
     def sizes_sql(self, after: Position | None, until: Position | None, name: str) -> str:
         """The SELECT for the keys of a range and the size of each row on its way, as ``name``.
@@ -255,7 +288,7 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
             )
     order, key, proven = _order(spec, relation, columns, label)
     notes = _notes(spec, relation, order, label)
-    leading = order[0] if order else None
+    table_order = order
     if spec.steps:
         done = project(spec.steps, [column.name for column in columns], order, label)
         origin = f"({done.sql(origin)}) AS etl_rows"
@@ -284,13 +317,15 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
         columns=tuple(columns),
         order=order,
         casts=tuple(casts[name] for name in order),
-        leading=leading,
+        table_order=table_order,
         leads=next((column.type for column, _ in found if order and column.name == order[0]), None),
         hidden=tuple(name for name in order if name not in visible_names),
         proven=proven,
         # An incremental read brings a row again when it was changed: what identifies a row of
         # the stream is then the cursor with the key.
         key=order if spec.cursor and set(order) != set(key) else key,
+        has_steps=bool(spec.steps),
+        is_limited=spec.limit is not None,
         notes=tuple(notes),
     )
 

@@ -94,9 +94,9 @@ class PostgresSession:
             raise
         return notes
 
-    def takes_frames(self, sink: int, form: str) -> bool:
+    def takes_frames(self, sink: int, form: str) -> Sequence[Column] | None:
         """See :meth:`etl.connector.Session.takes_frames`."""
-        return form == FORM and self.loads[sink].takes_frames
+        return self.loads[sink].frame_columns if form == FORM else None
 
     async def line_columns(self, names: Sequence[str]) -> Sequence[Column] | None:
         """See :class:`etl.connector.LineTaker`."""

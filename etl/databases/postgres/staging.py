@@ -66,7 +66,7 @@ SELECT what FROM (
     UNION ALL
     SELECT 'the foreign key ' || conname || ' of ' || conrelid::pg_catalog.regclass::text
     FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = $1 AND conrelid <> $1
-        AND conrelid <> ALL ($3::bigint[]::oid[])
+        AND conrelid <> ALL ($3::oid[])
     UNION ALL
     SELECT 'its trigger ' || tgname FROM pg_catalog.pg_trigger
     WHERE tgrelid = $1 AND NOT tgisinternal
@@ -102,7 +102,7 @@ SELECT what FROM (
     JOIN pg_catalog.pg_depend AS o ON o.classid = 'pg_catalog.pg_class'::regclass
         AND o.objid = s.oid AND o.deptype = 'a' AND o.refobjid = $1
     WHERE f.adrelid <> $1 AND a.attrelid <> coalesce(pg_catalog.to_regclass($2)::oid, 0)
-        AND a.attrelid <> ALL ($3::bigint[]::oid[])
+        AND a.attrelid <> ALL ($3::oid[])
 ) AS found
 LIMIT 5
 """

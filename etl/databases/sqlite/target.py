@@ -243,9 +243,8 @@ class SqliteSession:
             found = await find_table(connection, table_name(load.sink.table))
         return found is None or load.lacks_columns(found, shape)
 
-    def takes_frames(self, sink: int, form: str) -> bool:
+    def takes_frames(self, sink: int, form: str) -> None:
         """Never: it has no binary form."""
-        return False
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See the protocol."""
