@@ -348,6 +348,10 @@ class Session(Protocol):
         """
         ...
 
+    async def has_table(self, sink: int) -> bool:
+        """Whether the table of a sink is there; may be asked before ``prepare``."""
+        ...
+
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """Check each sink's table against the shape that reaches it; make a missing table.
 

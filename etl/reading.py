@@ -126,6 +126,9 @@ class _Session:
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
         return False
 
+    async def has_table(self, sink: int) -> bool:
+        return True
+
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         return []
 

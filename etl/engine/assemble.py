@@ -222,10 +222,8 @@ class Assembly:
                 for lane in flow.plan.lanes
             ]
             opened.append((flow, readers, lanes))
-        for flow, readers, lanes in opened:  # what is refused may depend on the other sinks
-            await self._prepare(flow, readers, lanes)
-        for flow, readers, lanes in opened:
-            claimant = Claimant(
+        claimants = [
+            Claimant(
                 flow.plan,
                 self._plan.pipeline,
                 readers,
@@ -233,6 +231,13 @@ class Assembly:
                 accept_change=self._accept_change,
                 batch_rows=self._info.batch_rows,
             )
+            for flow, readers, _ in opened
+        ]
+        for claimant, (_, _, lanes) in zip(claimants, opened, strict=True):
+            await claimant.check_tables(lanes)
+        for flow, readers, lanes in opened:  # what is refused may depend on the other sinks
+            await self._prepare(flow, readers, lanes)
+        for claimant, (flow, readers, lanes) in zip(claimants, opened, strict=True):
             start = await claimant.claim(lanes)
             flow.claims = start.claims
             flow.is_done = not start.claims

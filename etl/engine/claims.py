@@ -191,6 +191,34 @@ class Claimant:
             for branch, reader in zip(plan.branches, readers, strict=True)
         }
 
+    async def check_tables(self, sessions: Sequence[Session]) -> None:
+        """Before tables are made: those that a position says have rows must be there.
+
+        Raises:
+            ConfigError: One is gone; a new one would get only the rows after the position.
+        """
+        if self._full or not self._resumable:
+            return
+        for lane, session in zip(self._plan.lanes, sessions, strict=True):
+            found = await session.load(list(self._keys(lane)))
+            for key, one in list(found.items()):
+                layout = _layout_in(one.fingerprint)
+                if layout is not None:
+                    found = {**found, **await session.load(layout.keys(key))}
+            for place, sink in enumerate(lane.sinks.values()):
+                own = [one for key, one in found.items() if key.sink == sink.table]
+                rows = sum(one.rows for one in own)
+                begins_anew = not self._plan.incremental and all(one.complete for one in own)
+                if rows == 0 or sink.mode == "replace" or (begins_anew and not _adds(sink)):
+                    continue
+                if not await session.has_table(place):
+                    raise ConfigError(
+                        f"flow {self._plan.name!r}: its position says that {rows} rows were written"
+                        f" to {sink.table!r}, but that table is gone, and a new one would lack"
+                        " them. Nothing was made or moved; bring the table back, or load all rows"
+                        " again with --full, or after etl state reset"
+                    )
+
     async def claim(self, sessions: Sequence[Session]) -> Start:
         """Check everything, take the checkpoints over, and find where to read.
 
@@ -459,12 +487,7 @@ class Claimant:
     def _is_done(self, lane: LanePlan, key: CheckpointKey, found: Checkpoint) -> bool:
         """A full read that was added completely would only add the same rows again."""
         sink = _sink_of(lane, key)
-        return (
-            not self._full
-            and not self._plan.incremental
-            and (sink.mode == "append" or bool(sink.add))
-            and found.complete
-        )
+        return not self._full and not self._plan.incremental and _adds(sink) and found.complete
 
     def _starts_over(self, lane: LanePlan, key: CheckpointKey, found: Checkpoint) -> bool:
         """A ``replace`` that is complete is loaded anew, so its position is not used again."""
@@ -488,6 +511,11 @@ class Claimant:
             f" what is there{what}. Give the source a cursor= to add new rows, {again}"
         )
         return [text]
+
+
+def _adds(sink: Sink[Any]) -> bool:
+    """Whether to write a row twice is to have it twice."""
+    return sink.mode == "append" or bool(sink.add)
 
 
 def _sink_of(lane: LanePlan, key: CheckpointKey) -> Sink[Any]:

@@ -212,6 +212,9 @@ class MemorySession:
     def takes_frames(self, sink: int, form: str) -> None:
         return None
 
+    async def has_table(self, sink: int) -> bool:
+        return self._sinks[sink].table in self.target.tables
+
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         for sink in self._sinks:
             self.target.tables.setdefault(sink.table, [])

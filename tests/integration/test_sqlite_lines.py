@@ -83,7 +83,7 @@ times = st.builds(
 fractions = st.sampled_from(["", "", ".5", ".500", ".123456", ".1234567"])
 zones = st.sampled_from(["", "", "Z", "+02", "-0330", "+05:30", "+5"])
 texts = st.one_of(
-    st.text(st.sampled_from("aA0 \\N\t\n\r\0'\"%ä€😀-.:"), max_size=6),
+    st.text(st.sampled_from("aA0 \\N\t\n\r\0\x1d\x1e\x1f'\"%ä€😀-.:"), max_size=6),
     st.sampled_from(
         ["", "\\N", "\\", "\\x41", "N", "now", "infinity", "t", "%s", "{}", '{"a": 1.50}']
     ),
@@ -136,7 +136,7 @@ def by_sqlite(
         held = connection.execute("SELECT * FROM t").fetchall()
         pieces = connection.execute(f"SELECT {', '.join(lines.select)} FROM t").fetchall()
     try:
-        return held, lines.write(pieces)[0]
+        return held, list(lines.write(pieces)[0])
     except Doubt:
         return held, None
 
@@ -273,7 +273,10 @@ def test_usual_values_are_no_doubt(
     assert [meant(one, targets) for one in lines] == [meant(one, targets) for one in expected]
 
 
-@pytest.mark.parametrize("odd", ["a\tb", "a\nb", "a\rb", "a\\b", "\\N"])
+SPECIAL = ["a\tb", "a\nb", "a\rb", "a\\b", "\\N", "\\", "\\\t", "\\n"]
+
+
+@pytest.mark.parametrize("odd", SPECIAL)
 def test_texts_with_special_characters_are_escaped_when_they_are_seen(odd: str) -> None:
     targets = [column("a", TARGETS["text"]), column("b", TARGETS["text"])]
     rows = [("x", None), (odd, odd)]
@@ -283,6 +286,21 @@ def test_texts_with_special_characters_are_escaped_when_they_are_seen(odd: str) 
 
     assert plain is None
     assert strict == by_python(held, targets)
+
+
+@pytest.mark.parametrize("odd", ["\x1d", "a\x1d", "\x1e", "\x1f", "a\0", "\0", "\\N\0"])
+@pytest.mark.parametrize("nullable", [True, False])
+def test_a_text_is_never_taken_for_a_null_or_for_the_end_of_a_field(
+    odd: str, nullable: bool
+) -> None:
+    targets = [column(n, TARGETS["text"], nullable=nullable) for n in "ab"]
+
+    for is_strict in (False, True):
+        held, lines = by_sqlite(
+            [(odd, "x"), ("x", odd)], ["TEXT", "TEXT"], targets, is_strict=is_strict
+        )
+        assert lines is None or lines == by_python(held, targets)
+        assert lines is None or not is_strict
 
 
 async def batches_of(url: str, targets: Sequence[Column]) -> list[Any]:

@@ -75,6 +75,12 @@ class PostgresSession:
             found = await find_relation(await self._get(), load.sink.table)
         return found is None or load.lacks_columns(found, shape)
 
+    async def has_table(self, sink: int) -> bool:
+        """See :meth:`etl.connector.Session.has_table`."""
+        load = self.loads[sink]
+        with self._working(load.label, "nothing was written"):
+            return await find_relation(await self._get(), load.sink.table) is not None
+
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See :meth:`etl.connector.Session.prepare`. Tables are made in one transaction."""
         notes: list[str] = []

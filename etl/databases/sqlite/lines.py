@@ -9,13 +9,16 @@ refused as ever. So nothing is bent here that is not bent there.
 Some columns have no such SQL (floating-point numbers need the shortest text that means them, which
 SQLite cannot write): they come as values between pieces of text, and Python writes them.
 
-Texts are not escaped at first, because few need it and ``replace`` costs as much as all the rest:
-whether one does, a few searches over a whole page tell. Then the page is read again with escapes.
+A line is one call of ``printf``: a chain of ``||`` copies all that it has with each link.
+
+Texts are not escaped at first, because few need it: whether one does, a few searches over a whole
+page tell. From then on the fields are kept apart by control characters instead of tabs, and Python
+escapes whole pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +35,10 @@ _EXACT_DIGITS = 15
 """A decimal of so few digits is the shortest text of the number that it means, and no other is."""
 _ROUND = "6755399441055744.0"
 """1.5 * 2**52: adding it to a small number rounds that to a whole one."""
-_NULL = r"'\N'"
+_NULL = r"\N"
+# What keeps fields and lines apart, and what means NULL, where texts are to be escaped.
+_FIELD_END, _LINE_END, _NO_VALUE = "\x1f", "\x1e", "\x1d"
+_ESCAPES = (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r"))
 _TEXT_KINDS: frozenset[Kind] = frozenset({"text", "other", "json"})
 
 
@@ -54,72 +60,81 @@ class Field:
 
     Attributes:
         proof: A condition that is true where the text is right and the value is not NULL.
-        sql: A text of any characters, or what ``form`` takes.
-        form: How ``printf`` writes ``sql``: a whole number, or a text without NUL.
-        as_text: The text itself, where there is a ``form``.
+        sql: What ``form`` takes.
+        form: How ``printf`` writes it: a whole number, or a text without NUL.
+        as_text: The text itself.
+        holds: The class of SQLite's values, where their text is the field's.
         length: Characters that the column takes, where PostgreSQL would drop spaces behind them.
     """
 
     proof: str
     sql: str
-    form: str | None = None
-    as_text: str = ""
+    form: str
+    as_text: str
+    holds: type[int] | type[str] | None = None
     length: int | None = None
 
 
 def _whole(proof: str, name: str) -> Field:
-    return Field(proof=proof, sql=name, form="%lld", as_text=name)
+    return Field(proof=proof, sql=name, form="%lld", as_text=name, holds=int)
 
 
-def _moment(function: str, name: str) -> Field:
-    return Field(proof=_is_canonical(function, name), sql=name, form="%s", as_text=name)
+def _text(proof: str, name: str, length: int | None = None) -> Field:
+    return Field(proof=proof, sql=name, form="%s", as_text=name, holds=str, length=length)
 
 
-def field(source: Column, target: Column) -> Field | None:
-    """How SQLite writes a column for another one; None: only Python can."""
+def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | None:
+    """How SQLite writes a column for another one; None: only Python can.
+
+    Args:
+        is_exact: SQLite vouches for the class of the source: a STRICT table, or the row number.
+    """
     name = quote(source.name)
     affinity = affinity_of(source.type.name)
     kind = target.type.kind
     is_text = f"typeof({name})='text'"
+    # printf would end it at a NUL.
+    is_free_text = f"{is_text} AND NOT instr({name},char(0))"
+    is_whole = "1" if is_exact and affinity == "integer" else f"typeof({name})='integer'"
     match kind:
         case "int16" | "int32" | "int64":
-            return _whole(f"typeof({name})='integer'", name)
+            return _whole(is_whole, name)
         case "bool":
             return _whole(f"typeof({name})='integer' AND {name} BETWEEN 0 AND 1", name)
         case "numeric":
             if affinity == "integer":
                 if (target.type.scale or 0) < 0:
                     return None
-                return _whole(f"typeof({name})='integer'", name)
+                return _whole(is_whole, name)
             if affinity == "text":
                 return _numeral(name, target.type.scale)
             return _decimal(name, target.type.precision, target.type.scale)
         case "text":
             is_padded = target.type.name.startswith("character(")
-            return Field(proof=is_text, sql=name, length=None if is_padded else target.type.length)
+            return _text(is_free_text, name, None if is_padded else target.type.length)
         case "json" | "other":
-            return Field(proof=is_text, sql=name)
+            return _text(is_free_text, name)
         case "bytes":
             # hex(NULL) is an empty text.
-            text = rf"CASE WHEN {name} IS NOT NULL THEN '\\x'||hex({name}) END"
-            return Field(proof=f"typeof({name})='blob'", sql=text)
+            text = rf"CASE WHEN {name} IS NOT NULL THEN '\x'||hex({name}) END"
+            return Field(proof=f"typeof({name})='blob'", sql=text, form="%s", as_text=text)
         case "date":
-            return _moment("date", name)
+            return _text(_is_canonical("date", name), name)
         case "time":
-            return _moment("time", name)
+            return _text(_is_canonical("time", name), name)
         case "timestamp":
             forms = [_DAY, *[_STAMP + end for end in _fractions(target.type.scale)]]
-            return Field(
-                proof=f"({_is_canonical('datetime', name)} OR {is_text} AND {_like(name, forms)})",
-                sql=name,
+            is_one = (
+                f"({_is_canonical('datetime', name)} OR {is_free_text} AND {_like(name, forms)})"
             )
+            return _text(is_one, name)
         case "timestamptz":
             forms = [
                 _STAMP + end + zone for zone in _ZONES for end in _fractions(target.type.scale)
             ]
-            return Field(proof=f"{is_text} AND {_like(name, forms)}", sql=name)
+            return _text(f"{is_free_text} AND {_like(name, forms)}", name)
         case "uuid":
-            return Field(proof=f"{is_text} AND {_like(name, [_UUID])}", sql=name)
+            return _text(f"{is_free_text} AND {_like(name, [_UUID])}", name)
         case _:
             return None
 
@@ -145,20 +160,22 @@ def _like(name: str, forms: Sequence[str]) -> str:
 def _is_canonical(function: str, name: str) -> str:
     """Whether a text is what SQLite's own function makes of it.
 
-    Compared as a whole, so that nothing hides behind a NUL. Years before 0 begin with a minus.
+    Compared as a whole, so that nothing hides behind a NUL. Years before 0 begin with a minus: for
+    PostgreSQL a time zone and no date, which it refuses, as it does the year 0.
     """
     # With a plus, no text is tried as a number, as columns declared DATE would have it.
-    return f"{function}({name})=+{name} COLLATE BINARY AND +{name}>'0' COLLATE BINARY"
+    return f"{function}({name})=+{name} COLLATE BINARY"
 
 
 def _numeral(name: str, scale: int | None) -> Field | None:
     """Texts that are digits, a point, a minus. PostgreSQL refuses what is no number of these."""
     if scale is not None and scale < 0:
         return None
-    proof = f"typeof({name})='text' AND {name} NOT GLOB '*[^-0-9.]*'"
+    proof = f"typeof({name})='text' AND NOT instr({name},char(0))"
+    proof += f" AND {name} NOT GLOB '*[^-0-9.]*'"
     if scale is not None:
         proof += f" AND {name} NOT GLOB '*.{'?' * (scale + 1)}*'"
-    return Field(proof=proof, sql=name)
+    return _text(proof, name)
 
 
 def _decimal(name: str, precision: int | None, scale: int | None) -> Field | None:
@@ -190,22 +207,40 @@ class Lines:
     """
 
     def __init__(
-        self, sources: Sequence[Column], targets: Sequence[Column], *, is_strict: bool
+        self,
+        sources: Sequence[Column],
+        targets: Sequence[Column],
+        *,
+        is_strict: bool,
+        exact: Collection[str] = (),
     ) -> None:
         """Plan the lines.
 
         Args:
-            is_strict: Escape texts, and prove their length.
+            is_strict: Escape texts.
+            exact: Sources for whose class SQLite vouches.
         """
         self._width = len(sources)
         self._index = {column.name: i for i, column in enumerate(sources)}
-        self._fields = [field(*pair) for pair in zip(sources, targets, strict=True)]
+        self._fields = [
+            field(source, target, is_exact=source.name in exact)
+            for source, target in zip(sources, targets, strict=True)
+        ]
         self._targets = tuple(targets)
         has_bytes = any(one.type.kind == "bytes" for one in targets)
         # The backslashes of bytes cannot be told from those of texts that are not escaped.
-        self.is_strict = is_strict or has_bytes
-        self._has_lengths = any(one is not None and one.length is not None for one in self._fields)
+        self._is_strict = is_strict or has_bytes
+        self._end, self._null = (_FIELD_END, _NO_VALUE) if self._is_strict else ("\t", _NULL)
+        self._lengths = [
+            (i, one.length)
+            for i, one in enumerate(self._fields)
+            if one is not None and one.length is not None
+        ]
         self._raw = [i for i, one in enumerate(self._fields) if one is None]
+        self._has_nulls = any(
+            one is None or (source.nullable and target.nullable)
+            for source, target, one in zip(sources, targets, self._fields, strict=True)
+        )
         self.select = self._pieces(sources)
 
     @property
@@ -222,41 +257,25 @@ class Lines:
             zip(sources, self._targets, self._fields, strict=True)
         ):
             if i:
-                writer.literal("\t")
+                writer.literal(self._end)
             name = quote(source.name)
             if one is None:
                 pieces += [writer.sql(), name]
                 writer = _Writer()
                 continue
-            may_be_null = source.nullable and target.nullable
-            proof, sql = self._checked(one, name, may_be_null=may_be_null)
-            proofs.append(f"({proof} OR {name} IS NULL)" if may_be_null else proof)
-            if one.form is None:
-                writer.text(f"ifnull({sql},{_NULL})" if may_be_null else sql)
-            elif may_be_null:
-                writer.number("%s", f"ifnull({one.as_text},{_NULL})")
+            if self._has_nulls and target.type.kind in _TEXT_KINDS:
+                # No text may look like a NULL.
+                proofs.append(f"{name} IS NOT '{self._null}' COLLATE BINARY")
+            if source.nullable and target.nullable:
+                proofs.append(f"({one.proof} OR {name} IS NULL)")
+                writer.field("%s", f"ifnull({one.as_text},'{self._null}')")
             else:
-                writer.number(one.form, sql)
+                proofs.append(one.proof)
+                writer.field(one.form, one.sql)
         pieces.append(writer.sql())
-        proven = " AND ".join(proofs) or "1"
         # One proof for the whole row: in its first piece.
-        pieces[0] = f"CASE WHEN {proven} THEN {pieces[0]} END"
+        pieces[0] = f"CASE WHEN {' AND '.join(proofs) or '1'} THEN {pieces[0]} END"
         return pieces
-
-    def _checked(self, one: Field, name: str, *, may_be_null: bool) -> tuple[str, str]:
-        """A field's proof and text, with what being strict asks of texts."""
-        proof, sql = one.proof, one.sql
-        if one.form is not None or sql != name:
-            return proof, sql
-        if self.is_strict:
-            for plain, escape in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
-                sql = f"replace({sql},'{plain}','{escape}')"
-            if one.length is not None:
-                proof += f" AND length({name})<={one.length}"
-        elif may_be_null:
-            # Without escapes, a text that looks like NULL.
-            proof += f" AND {name}<>{_NULL} COLLATE BINARY"
-        return proof, sql
 
     def can_read(self, names: Sequence[str]) -> bool:
         """Whether the values of these columns can be read from a line."""
@@ -278,13 +297,9 @@ class Lines:
         """The class of a column's values, where it has one and its text is the value's."""
         found = self._index.get(name)
         one = self._fields[found] if found is not None else None
-        if one is None:
-            return None
-        if one.form == "%lld" and one.as_text == quote(name):
-            return int
-        return str if one.sql == quote(name) else None
+        return one.holds if one is not None else None
 
-    def write(self, rows: Sequence[tuple[Any, ...]]) -> tuple[list[str], int]:
+    def write(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Sequence[str], int]:
         """The lines of a page, and how many characters they have.
 
         Raises:
@@ -299,48 +314,64 @@ class Lines:
             if None in columns[0]:
                 raise Doubt("a value has no proof")
             lines = list(map("".join, zip(*columns[: 2 * len(self._raw) + 1], strict=True)))
+        end = _LINE_END if self._is_strict else "\n"
         try:
-            text = "\n".join(lines)
+            text = end.join(lines)
         except TypeError:
             raise Doubt("a value has no proof") from None
-        self._check(text, len(lines))
+        if text.count(end) != len(lines) - 1 or text.count(self._end) != len(lines) * (
+            self._width - 1
+        ):
+            raise Doubt("a text with what ends fields or lines", escaping_helps=not self._is_strict)
+        ends = f" {self._end}"
+        if self._lengths and (ends in text or f" {end}" in text or text[-1:] == " "):
+            self._check_lengths(line for line in lines if ends in line or line[-1:] == " ")
+        if self._is_strict:
+            text = self._escaped(text)
+            return text.split("\n"), len(text)
+        if "\r" in text or ("\\" in text and not self._are_fields(_NULL, text, "\t", "\n", "\\")):
+            raise Doubt("a text to escape", escaping_helps=True)
         return lines, len(text)
 
     def _encoded(self, values: Sequence[Any], target: Column) -> Any:
         adapt: Callable[[Sequence[Any]], Sequence[Any]] | None = from_sqlite(target.type)
         try:
-            return encode_column(adapt(values) if adapt is not None else values, target)
+            texts = encode_column(adapt(values) if adapt is not None else values, target)
         except DataError:
             # It names the row of this page; the page is read again and then names its batch's.
             raise Doubt("a value is refused") from None
+        if not self._is_strict:
+            return texts
+        # They are escaped with the others.
+        return [_NO_VALUE if text == _NULL else unescape(text) for text in texts]
 
-    def _check(self, text: str, count: int) -> None:
-        """Whether texts need escapes that they have not got, or hold what no text may."""
-        if "\0" in text:
-            raise Doubt("a NUL")
-        if self.is_strict:
-            return
-        if (
-            text.count("\t") != count * (self._width - 1)
-            or text.count("\n") != count - 1
-            or "\r" in text
-            or ("\\" in text and not _only_nulls(text))
-        ):
-            raise Doubt("a text to escape", escaping_helps=True)
-        if self._has_lengths and (" \t" in text or " \n" in text or text.endswith(" ")):
-            raise Doubt("spaces at the end of a text", escaping_helps=True)
+    def _check_lengths(self, lines: Iterable[str]) -> None:
+        """Whether PostgreSQL would drop spaces at the end of a text that is too long."""
+        for line in lines:
+            fields = line.split(self._end)
+            if any(len(fields[i]) > most and fields[i][-1] == " " for i, most in self._lengths):
+                raise Doubt("spaces at the end of a text")
 
+    def _escaped(self, text: str) -> str:
+        """A strict page as COPY text."""
+        for plain, escape in _ESCAPES:
+            text = text.replace(plain, escape)
+        if _NO_VALUE in text:
+            if not self._are_fields(_NO_VALUE, text, _FIELD_END, _LINE_END, _NO_VALUE):
+                raise Doubt("a text with what means NULL")
+            text = text.replace(_NO_VALUE, _NULL)
+        return text.replace(_FIELD_END, "\t").replace(_LINE_END, "\n")
 
-def _only_nulls(text: str) -> bool:
-    r"""Whether each backslash begins a field that is ``\N`` and nothing else."""
-    many = text.count("\\")
-    begins = text.count("\t\\N") + text.count("\n\\N") + text.startswith("\\N")
-    ends = text.count("\\N\t") + text.count("\\N\n") + text.endswith("\\N")
-    return begins == many == ends
+    def _are_fields(self, null: str, text: str, field: str, line: str, sign: str) -> bool:
+        """Whether each sign of a NULL belongs to a field that is one, and may be one."""
+        many = text.count(sign)
+        begins = text.count(field + null) + text.count(line + null) + text.startswith(null)
+        ends = text.count(null + field) + text.count(null + line) + text.endswith(null)
+        return self._has_nulls and begins == many == ends
 
 
 class _Writer:
-    """Joins fields to one SQL expression: numbers and what stands between them by ``printf``."""
+    """Joins fields, and what stands between them, to one SQL expression by ``printf``."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -351,17 +382,12 @@ class _Writer:
         """A text without special characters of ``printf``."""
         self._form += text
 
-    def number(self, form: str, sql: str) -> None:
+    def field(self, form: str, sql: str) -> None:
         """A number, or a text without NUL."""
         if len(self._arguments) == _MOST_ARGUMENTS:
             self._flush()
         self._form += form
         self._arguments.append(sql)
-
-    def text(self, sql: str) -> None:
-        """A text of any characters: ``printf`` would end it at a NUL, ``||`` does not."""
-        self._flush()
-        self._parts.append(sql)
 
     def _flush(self) -> None:
         if self._arguments:

@@ -147,6 +147,7 @@ class SqliteReader:
         self._hidden = 0  # columns at the end that order the read and are not handed on
         self._layout = Layout((), (), is_text=False)
         self._targets: tuple[Column, ...] = ()  # columns for which SQLite writes the rows
+        self._exact: frozenset[str] = frozenset()  # columns for whose class SQLite vouches
 
     @property
     def ordered_by(self) -> Sequence[str]:
@@ -167,6 +168,8 @@ class SqliteReader:
         self._planned = table.columns
         self._order = _order_of(table, self._spec, self._where)
         self.resumable = bool(self._order.columns)
+        if table.type == "table" and not self._spec.steps:
+            self._exact = frozenset(one.name for one in table.columns if one.is_exact)
         await self._refuse_nulls(connection, table)
         key = self._spec.key or table.key
         if self._spec.steps:
@@ -399,7 +402,7 @@ class SqliteReader:
         """How SQLite writes the rows, where that was asked for and is worth it."""
         if not self._targets:
             return None
-        lines = Lines(self._layout.columns, self._targets, is_strict=is_strict)
+        lines = Lines(self._layout.columns, self._targets, is_strict=is_strict, exact=self._exact)
         return lines if lines.is_worth_it else None
 
     def _columns(self, lines: Lines | None) -> list[str]:

@@ -243,6 +243,12 @@ class SqliteSession:
             found = await find_table(connection, table_name(load.sink.table))
         return found is None or load.lacks_columns(found, shape)
 
+    async def has_table(self, sink: int) -> bool:
+        """See the protocol."""
+        name = table_name(self.loads[sink].sink.table)
+        async with self._transaction() as connection:
+            return await find_table(connection, name) is not None
+
     def takes_frames(self, sink: int, form: str) -> None:
         """Never: it has no binary form."""
 
