@@ -16,6 +16,7 @@ from etl.databases.definition import IndexDefinition, TableDefinition
 from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
+from etl.databases.postgres.asking import ask
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import copy_in
@@ -40,8 +41,10 @@ from etl.databases.postgres.tables import (
     missing_table,
 )
 from etl.databases.sql import qualify, quote, quote_all, split_name
+from etl.databases.types import LooseColumn
+from etl.databases.ways import fit
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Kind, Shape, TextRows, shape_of
+from etl.rows import Column, Frames, Kind, Shape, TextRows, Type, shape_of
 
 _ADDABLE: frozenset[Kind] = frozenset(
     {"int16", "int32", "int64", "float32", "float64", "numeric", "interval"}
@@ -85,6 +88,7 @@ class Load:
         self._into: Relation | None = None
         self._fingerprint: str | None = None
         self._encoder: Encoder | None = None
+        self._asked: dict[int, Column] = {}
         self._names: tuple[str, ...] = ()
         self._is_checked = False
         self._temporary: str | None = None
@@ -108,35 +112,71 @@ class Load:
         Args:
             together: Tables that the run replaces by renaming, all in one transaction.
         """
-        sink = self.sink
-        self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        self._shape = shape
         # Taken before the table is looked at: what is changed after this look is seen then.
-        looked_at = await fingerprint(connection, self._qualified(sink.table))
-        final = await self._final(connection)
+        looked_at = await fingerprint(connection, self._qualified(self.sink.table))
+        final = await self._find(connection, shape, resumable=resumable)
         if final is not None and (added := await self._add_columns(connection, final)):
             final = added
             looked_at = await fingerprint(connection, final.qualified)
         if final is None:
-            if not sink.create:
-                raise SchemaMismatchError(
-                    f"{self.label}: the table does not exist, and create=False forbids to make it."
-                    " Nothing was written"
-                )
-            if sink.mode == "replace" or self._shape is None:
+            if self.sink.mode == "replace" or self._shape is None:
                 return []
             final = await self._create_final(connection, self._shape)
             looked_at = await fingerprint(connection, final.qualified)
         self._check(final)
+        await self._check_replacing(connection, final, together)
+        if not self.staged:
+            self._into, self._fingerprint = final, looked_at
+        return self.told(final)
+
+    async def look(
+        self,
+        connection: Connection,
+        shape: Shape | None,
+        *,
+        resumable: bool,
+        together: Sequence[int] = (),
+    ) -> Relation | None:
+        """Check the table as it stands, and change nothing; None where it is to be made.
+
+        Raises:
+            SchemaMismatchError: It does not fit, or must not be made.
+        """
+        final = await self._find(connection, shape, resumable=resumable)
+        if final is not None:
+            names = shape.names if shape is not None else ()
+            if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
+                names = tuple(name for name in names if name in final.by_name)
+            self._check(final, names)
+            await self._check_replacing(connection, final, together)
+        return final
+
+    async def _find(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Relation | None:
+        """The table; None where it is missing, and may be made."""
+        sink = self.sink
+        self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        self._shape = shape
+        final = await self._final(connection)
+        if final is None and not sink.create:
+            raise SchemaMismatchError(
+                f"{self.label}: the table does not exist, and create=False forbids to make it."
+                " Nothing was written"
+            )
+        return final
+
+    async def _check_replacing(
+        self, connection: Connection, final: Relation, together: Sequence[int]
+    ) -> None:
+        """Refuse to replace what must stay."""
+        sink = self.sink
         if sink.mode == "replace":
             await self._check_own(connection, final)
         if sink.mode == "replace" and sink.swap == "rename":
             await staging.check_rename(connection, final, self._staging, self.label, together)
         elif sink.mode == "replace":
             await check_rewrite(connection, final, self.label, together)
-        if not self.staged:
-            self._into, self._fingerprint = final, looked_at
-        return self._notes(final)
 
     async def _add_columns(self, connection: Connection, final: Relation) -> Relation | None:
         """Give the table what the rows have and it lacks, where the sink asks for that."""
@@ -172,15 +212,22 @@ class Load:
         return tuple(name for name in names if name in have)
 
     @property
-    def takes_frames(self) -> bool:
-        """Whether rows of the shape that reaches it may come as bytes: each type is the same."""
-        if self._shape is None or unfit_column(self._shape.columns) is not None:
-            return False
+    def unfit_for_frames(self) -> str | None:
+        """Why rows of the shape that reaches it may not come as bytes; None: they may."""
+        if self._shape is None:
+            return "only the rows tell their columns"
+        unfit = unfit_column(self._shape.columns)
+        if unfit is not None:
+            return f"the bytes of column {unfit.name!r} ({unfit.type.name}) may differ by server"
         if self._checked is None and self._source is not None:
-            # What the source computes is computed anew: those columns are left out of the rows.
-            return not any(column.generated for column in self._source.columns)
+            if any(column.generated for column in self._source.columns):
+                return "its generated columns are computed anew"
+            return None
         # A table that is still missing is made with the columns' own types.
-        return self._checked is None or _has_same_types(self._checked, self._shape.columns)
+        odd = _other_type(self._checked, self._shape.columns) if self._checked else None
+        if odd is None:
+            return None
+        return f"column {odd.name!r} ({odd.type.name}) has not that type in the table"
 
     @property
     def needs_build(self) -> bool:
@@ -207,12 +254,18 @@ class Load:
                 " --target-schema write elsewhere, --mode append or upsert keep its rows"
             )
 
-    def _check(self, final: Relation) -> None:
+    def _check(self, final: Relation, names: Sequence[str] | None = None) -> None:
+        """Refuse a table that does not fit.
+
+        Args:
+            names: Columns that will be written; None: all that the sink takes.
+        """
         self._checked = final
         check_target(final, self.label)
         if self._shape is not None:
-            check_columns(final, self._taken(final, self._shape.names), self.label)
-            check_types(final, self._shape.columns, self.label)
+            taken = self._taken(final, self._shape.names) if names is None else names
+            check_columns(final, taken, self.label)
+            check_types(final, self._shape.columns, self.label, self.sink.allows)
         if self.sink.mode == "upsert":
             self._check_upsert(final)
 
@@ -244,7 +297,8 @@ class Load:
                     " be added up. Nothing was written"
                 )
 
-    def _notes(self, final: Relation) -> list[str]:
+    def told(self, final: Relation) -> list[str]:
+        """What a person should know before the first row."""
         notes = told_added(self._added, self.label)
         if self._source is not None and self._shape is not None:
             lost = [a.name for a in final.attributes if a.name not in self._shape.names]
@@ -545,7 +599,7 @@ class Load:
         have = into.by_name
         if any(name not in have or have[name].generated for name in names):
             return None
-        return [have[name].column for name in names]
+        return [self._written(have[name].column) for name in names]
 
     async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
         """Write a group of batches; return how many rows they had.
@@ -578,7 +632,7 @@ class Load:
         names = first.layout.names
         into = await self._table_for(connection, first, names)
         self._encoder_for(into, names)
-        if not _has_same_types(into, first.layout.columns):
+        if _other_type(into, first.layout.columns) is not None:
             raise SchemaMismatchError(
                 f"{self.label}: the columns of {into.label!r} have other types than at the start of"
                 " the run. This group was rolled back; run again"
@@ -605,7 +659,10 @@ class Load:
             if names_of(rows, self.label) != names:
                 self._check_same(names_of(rows, self.label), names)
             try:
-                chunks.append(payload(encoder.lines(rows), self.label))
+                lines = encoder.lines(rows)
+                if self._asked:
+                    await ask(connection, lines, self._asked, self.label)
+                chunks.append(payload(lines, self.label))
             except DataError as error:
                 error.row = None if error.row is None else count + error.row
                 raise
@@ -702,7 +759,9 @@ class Load:
             have = into.by_name
             names = self._taken(into, names)
             check_columns(into, names, self.label)
-            columns = [have[name].column for name in names if not have[name].generated]
+            columns = [
+                self._written(have[name].column) for name in names if not have[name].generated
+            ]
             if self.sink.mode == "upsert":
                 for name in (*self.sink.key, *self.sink.add):
                     if name not in names:
@@ -712,9 +771,27 @@ class Load:
                         )
             self._names = tuple(column.name for column in columns)
             self._encoder = Encoder(self.label, columns)
+            self._asked = self._to_ask(columns)
         else:
             self._check_same(names, self._names, into)
         return self._encoder
+
+    def _written(self, column: Column) -> Column:
+        """A column, marked where its values may be bent."""
+        if not self.sink.allows(column.name):
+            return column
+        return LooseColumn(name=column.name, type=column.type, nullable=column.nullable)
+
+    def _to_ask(self, columns: Sequence[Column]) -> dict[int, Column]:
+        """The columns, by place, of which only the server can tell whether it keeps a text."""
+        sources = {c.name: c.type for c in self._shape.columns} if self._shape is not None else {}
+        unknown = Type(kind="text", name="", dialect="python")
+        return {
+            place: column
+            for place, column in enumerate(columns)
+            if not isinstance(column, LooseColumn)
+            and fit(sources.get(column.name, unknown), column.type).way == "asked"
+        }
 
     def _check_same(
         self, names: Sequence[str], expected: Sequence[str], into: Relation | None = None
@@ -851,14 +928,14 @@ class Load:
         )
 
 
-def _has_same_types(table: Relation, columns: Sequence[Column]) -> bool:
+def _other_type(table: Relation, columns: Sequence[Column]) -> Column | None:
+    """The first column that the table has with another type, or not to be written."""
     have = table.by_name
-    return all(
-        column.name in have
-        and not have[column.name].generated
-        and have[column.name].column.type == column.type
-        for column in columns
-    )
+    for column in columns:
+        own = have.get(column.name)
+        if own is None or own.generated or own.column.type != column.type:
+            return column
+    return None
 
 
 async def _may_drop_rows(connection: Connection, table: Relation) -> bool:

@@ -96,7 +96,7 @@ class PostgresSession:
 
     def takes_frames(self, sink: int, form: str) -> bool:
         """See :meth:`etl.connector.Session.takes_frames`."""
-        return form == FORM and self.loads[sink].takes_frames
+        return form == FORM and self.loads[sink].unfit_for_frames is None
 
     async def line_columns(self, names: Sequence[str]) -> Sequence[Column] | None:
         """See :class:`etl.connector.LineTaker`."""
