@@ -18,6 +18,7 @@ HOUSE = (
     "batch",
     "policy",
     "rows",
+    "verdict",
     "connector",
     "events",
     "flow",
