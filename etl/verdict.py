@@ -43,6 +43,11 @@ class Fit:
         """Whether a run must not begin with it."""
         return self.grade in {"lossy", "refused"}
 
+    @property
+    def may_bend(self) -> bool:
+        """Whether some values would be bent, were that allowed."""
+        return self.grade in {"checked", "lossy"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

@@ -85,9 +85,7 @@ def _show_columns(screen: Screen, sink: SinkSurvey) -> None:
 
 
 def _cells(one: Verdict) -> tuple[str, str, str, str, str]:
-    grade = f"{one.fit.grade}, allowed" if one.allowed and one.fit.stops else one.fit.grade
-    if one.allowed and not one.fit.stops:
-        grade = "lossy, allowed"
+    grade = "lossy, allowed" if one.allowed else one.fit.grade
     return (
         shorten(printable(one.column), _NAME),
         shorten(_short(one.source), _TYPE),

@@ -186,7 +186,7 @@ class Bench:
     def _ids_in(rows: dict[int, list[Any]], columns: Sequence[str]) -> set[int]:
         return {one for one in rows if f"c{one // 1000}" in columns}
 
-    def _same(self, source: str, target: str, before: Any, after: Any) -> bool:
+    def _same(self, source: str, target: str, before: Any, after: Any) -> Any:
         if self.into_sqlite:
             return verdict_kit.same_in_sqlite(source, before, after)
         if self.from_sqlite:

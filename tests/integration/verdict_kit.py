@@ -142,7 +142,7 @@ class Outcome:
     after: Any
 
 
-def same(source: str, target: str, before: Any, after: Any) -> bool:
+def same(source: str, target: str, before: Any, after: Any) -> Any:
     """Whether a PostgreSQL value, as the server's text of it, arrived."""
     if before == after:
         return True
@@ -208,7 +208,7 @@ def _single(number: Decimal) -> float:
     return found
 
 
-def same_in_sqlite(source: str, before: Any, after: Any) -> bool:
+def same_in_sqlite(source: str, before: Any, after: Any) -> Any:
     """Whether a value, as PostgreSQL's text or SQLite's own, arrived in SQLite."""
     if isinstance(after, bytes) or isinstance(before, bytes):
         return after == before or (
@@ -227,7 +227,7 @@ def same_in_sqlite(source: str, before: Any, after: Any) -> bool:
     return same_number(before, after)
 
 
-def same_from_sqlite(target: str, before: Any, after: Any) -> bool:
+def same_from_sqlite(target: str, before: Any, after: Any) -> Any:
     """Whether a value of SQLite arrived, seen as PostgreSQL's text of it."""
     if isinstance(before, bytes):
         return bool(after == "\\x" + before.hex())

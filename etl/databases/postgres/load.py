@@ -780,17 +780,24 @@ class Load:
         """A column, marked where its values may be bent."""
         if not self.sink.allows(column.name):
             return column
+        source = self._source_type(column)
+        if source is not None and not fit(source, column.type).may_bend:
+            return column
         return LooseColumn(name=column.name, type=column.type, nullable=column.nullable)
+
+    def _source_type(self, column: Column) -> Type | None:
+        """The type of the rows' column of the same name, where it is known before them."""
+        columns = self._shape.columns if self._shape is not None else ()
+        return next((one.type for one in columns if one.name == column.name), None)
 
     def _to_ask(self, columns: Sequence[Column]) -> dict[int, Column]:
         """The columns, by place, of which only the server can tell whether it keeps a text."""
-        sources = {c.name: c.type for c in self._shape.columns} if self._shape is not None else {}
         unknown = Type(kind="text", name="", dialect="python")
         return {
             place: column
             for place, column in enumerate(columns)
             if not isinstance(column, LooseColumn)
-            and fit(sources.get(column.name, unknown), column.type).way == "asked"
+            and fit(self._source_type(column) or unknown, column.type).way == "asked"
         }
 
     def _check_same(

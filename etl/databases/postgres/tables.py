@@ -78,7 +78,7 @@ def verdicts_of(
                 source=spelled(column.type),
                 target=target.name,
                 fit=verdict,
-                allowed=allows(column.name) and verdict.grade != "refused",
+                allowed=verdict.may_bend and allows(column.name),
             )
         )
     return found

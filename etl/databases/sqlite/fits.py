@@ -92,7 +92,7 @@ def verdicts_of(
                 source=spelled(column.type),
                 target=target.declared or "a column without a type",
                 fit=verdict,
-                allowed=allows(column.name) and verdict.grade != "refused",
+                allowed=verdict.may_bend and allows(column.name),
             )
         )
     return found
