@@ -150,6 +150,8 @@ def same(source: str, target: str, before: Any, after: Any) -> Any:
         return False
     if source == "char(4)":
         return str(before).rstrip(" ") == str(after).rstrip(" ")
+    if target == "char(4)":
+        return before == str(after).rstrip(" ")
     if target == "jsonb":
         return _pairs(before) == _pairs(after)
     if source == "date":
@@ -189,7 +191,7 @@ def same_number(before: Any, after: Any, *, single: bool = False) -> bool:
         return True
     # And a real with those that mean it: the other number is these digits, or the real itself.
     return single and any(
-        Decimal(kept) in {one, other} and _fewest(kept) in {one, other}
+        kept in {float(one), float(other)} and _fewest(kept) in {one, other}
         for kept in (_single(one), _single(other))
     )
 

@@ -394,5 +394,5 @@ def test_a_column_survives_encoding_and_decoding(name: str, data: st.DataObject)
 
 @given(st.lists(_json_values | st.decimals(allow_nan=False, allow_infinity=False)))
 def test_json_with_decimals_is_json(values: list[Any]) -> None:
-    (field,) = encode("jsonb", [values])
+    (field,) = encode("json", [values])  # a jsonb would not keep the sign of a zero
     json.loads(unescape(field))
