@@ -721,7 +721,9 @@ def _write_json(values: Sequence[Any], column: Column) -> list[str]:
     for i, value in enumerate(values):
         try:
             text = _json(value)
-            if column.type.name == "jsonb" and (value.__class__ is JsonText or "-0" in text):
+            if column.type.name == "jsonb" and (
+                value.__class__ is JsonText or _SIGNED_ZERO.search(text)
+            ):
                 json.loads(text, **_AS_JSONB)
             texts.append(text)
         except _BentError as error:
@@ -745,6 +747,7 @@ def _no_signed_zero(text: str) -> None:
         raise _BentError("the sign of a zero")
 
 
+_SIGNED_ZERO = re.compile(r"-0(?:\.0+)?(?:[eE][+-]?\d+)?(?![\d.])", re.ASCII)
 _AS_JSONB: dict[str, Any] = {
     "object_pairs_hook": _no_double_keys,
     "parse_int": _no_signed_zero,

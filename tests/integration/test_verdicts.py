@@ -375,7 +375,7 @@ def test_verdicts_hold_for_drawn_values(urls: Callable[[str, str], Bench], route
     kinds = st.sampled_from([*(DRAWN if source == "pg" else SQLITE)])
 
     @settings(
-        max_examples=300 if LONG else 8,
+        max_examples=300 if LONG else 5,
         deadline=None,
         suppress_health_check=[*HealthCheck],
         derandomize=not LONG,
