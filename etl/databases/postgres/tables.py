@@ -9,7 +9,7 @@ from uuid import UUID
 
 from etl.databases.definition import ColumnDefinition, IndexDefinition, TableDefinition
 from etl.databases.drift import REMEDY
-from etl.databases.postgres.catalogue import NAME_BYTES, Relation
+from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.databases.types import EnumType, declare_postgres, declared_type
@@ -64,7 +64,7 @@ def verdicts_of(
     Args:
         allows: Whether the values of a column may be bent.
     """
-    have = relation.by_name if relation is not None else {}
+    have: Mapping[str, Attribute] = relation.by_name if relation is not None else {}
     found: list[Verdict] = []
     for column in columns:
         attribute = have.get(column.name)

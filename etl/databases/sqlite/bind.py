@@ -228,9 +228,9 @@ def _loosely(value: Any) -> Any:
         return float(value)
     if isinstance(value, int) and not -(1 << _BITS) <= value < 1 << _BITS:
         return float(value)
-    convert = _converter(type(value))
+    convert = _converter(kind_of(value))
     if convert is None:
-        raise _Misfit(f"SQLite stores no {type(value).__name__}; convert it in a function")
+        raise _Misfit(f"SQLite stores no {kind_of(value).__name__}; convert it in a function")
     return convert(value, "blob")
 
 
