@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types soak crash-matrix cancel-points bench bench-peers constraints clean help
+.PHONY: demo test lint types verdicts soak crash-matrix cancel-points bench bench-peers constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ lint: $(VENV)/.installed-dev ## ruff: rules and format
 types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 	@$(RUN) mypy
 	@$(RUN) pyright
+
+verdicts: $(VENV)/.installed-dev ## copy values of every type into columns of every other one (half an hour)
+	@$(RUN) ETL_VERDICTS=long python -m pytest tests/integration/test_verdicts.py $(ARGS)
 
 soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, check every target; 10,000 schedules in virtual time
 	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)

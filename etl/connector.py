@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import (
     Any,
     Generic,
@@ -23,6 +24,7 @@ from typing import (
 from etl.batch import Batch, Position, Reject
 from etl.errors import ConfigError
 from etl.rows import Column, Shape
+from etl.verdict import Survey
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -493,6 +495,8 @@ class Sink(Generic[T_contra]):
         schema_change: What becomes of columns that the rows have and an existing table lacks:
             ``freeze`` refuses the run, ``evolve`` adds them to the table, ``ignore`` leaves them
             out of what is written.
+        lossy: Columns whose values may be bent to what the table holds: names, and patterns with
+            ``*`` and ``?``.
     """
 
     target: Target
@@ -505,6 +509,7 @@ class Sink(Generic[T_contra]):
     definition: object | None = None
     own_only: bool = False
     schema_change: SchemaChange = "freeze"
+    lossy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"{self.mode}({self.table!r})"
@@ -519,6 +524,14 @@ class Sink(Generic[T_contra]):
             raise ConfigError(f"{where}: key= and add= are options of upsert")
         if set(self.add) & set(self.key):
             raise ConfigError(f"{where}: a column cannot be both in key= and in add=")
+
+    def allows(self, column: str) -> bool:
+        """Whether the values of a column may be bent."""
+        return any(
+            one == column
+            or (not {"*", "?"}.isdisjoint(one) and fnmatchcase(column, one.replace("[", "[[]")))
+            for one in self.lossy
+        )
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -557,6 +570,37 @@ class OpenTarget(Protocol):
         of the table; those of the rows that a ``replace`` throws away go with them. Safe to repeat
         after a doubtful commit.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A sink that a target is asked about.
+
+    Attributes:
+        shape: Of the rows that reach it; None where a function hides what it returns.
+        resumable: See :class:`Reader`.
+    """
+
+    flow: str
+    sink: Sink[Any]
+    shape: Shape | None
+    resumable: bool
+
+
+@runtime_checkable
+class Surveyor(Protocol):
+    """A target that can say what it would do with rows, and changes nothing for it."""
+
+    async def survey(self, asked: Sequence[Asked], info: RunInfo) -> Sequence[Survey]:
+        """What becomes of the rows of each of some sinks, in the same order.
+
+        It takes no lock that outlives it, and makes nothing: no table, no file, no checkpoint.
+        """
+        ...
+
+    async def wants_profile(self, sink: Sink[Any], shape: Shape) -> bool:
+        """As :meth:`Session.wants_profile`."""
         ...
 
 

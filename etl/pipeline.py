@@ -13,11 +13,13 @@ from etl.engine.plan import Plan, make_plan
 from etl.engine.redo import Redone, redo
 from etl.engine.run import Run, start
 from etl.engine.supervise import finish
+from etl.engine.survey import survey
 from etl.errors import ConfigError
 from etl.events import Observer, Report
 from etl.flow import Flow
 from etl.policy import Limits, OnError, Retry, check_on_error
 from etl.secrets import holds_url_with_password
+from etl.verdict import FlowSurvey
 
 
 class Pipeline:
@@ -170,6 +172,27 @@ class Pipeline:
                 on_error=on_error,
             )
         )
+
+    async def survey(
+        self, *, limits: Limits | None = None, on_error: OnError | None = None
+    ) -> list[FlowSurvey]:
+        """What a run would do with each column, and how its rows would travel.
+
+        Connects and looks; it makes no table, file or checkpoint, and leaves no lock.
+
+        Raises:
+            ConfigError: A source or the set-up is wrong. What a target would refuse is told by
+                ``FlowSurvey.refusal`` instead.
+            TransientError: A database cannot be reached.
+        """
+        limits = limits or self.limits
+        info = RunInfo(
+            pipeline=self.name,
+            run_id="survey",
+            batch_rows=limits.batch_rows,
+            batch_bytes=limits.batch_nbytes,
+        )
+        return await survey(self.plan(limits, on_error), info)
 
     async def retry_rejects(
         self, *, module: str = "__main__", take_over: bool = False

@@ -72,6 +72,13 @@ AllowRejects = Annotated[
     typer.Option(metavar="N", min=0, help="Exit with 0 where at most so many rows were bad."),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Read everything again from the beginning.")]
+AllowLossy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TABLE.COLUMN",
+        help="Let values of this column be rounded, cut, or lose their zone; repeat it.",
+    ),
+]
 PipelineFile = Annotated[
     str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which pipeline in it.")
 ]
@@ -206,19 +213,31 @@ def plan(
     *,
     memory: Memory = None,
     jobs: Jobs = None,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect", help="Look at the databases too: the path of each flow, each column's way."
+        ),
+    ] = False,
 ) -> int:
-    """Show what a run would do. Connects to nothing.
+    """Show what a run would do.
 
-    Its flows and channels, the memory that they share, and how an interrupted run resumes.
+    Its flows and channels, the memory that they share, and how an interrupted run resumes. Connects
+    to nothing without --connect, and writes nothing with it.
     """
     from etl.cli.discover import find_pipeline
     from etl.cli.render import show_plan
     from etl.cli.running import RunOptions
 
     pipeline = find_pipeline(target)
-    limits = RunOptions(memory=memory, jobs=jobs).limits(pipeline.limits)
+    options = RunOptions(memory=memory, jobs=jobs)
+    limits = options.limits(pipeline.limits)
     show_plan(screen, pipeline.name, pipeline.plan(limits).explain())
-    return EXIT_DONE
+    if not connect:
+        return EXIT_DONE
+    from etl.cli.foretell import foretell
+
+    return foretell(screen, pipeline, options)
 
 
 @app.command()
@@ -301,6 +320,11 @@ def copy(
     take_over: TakeOver = False,
     on_error: OnErrorOption = None,
     allow_rejects: AllowRejects = 0,
+    allow_lossy: AllowLossy = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would become of each column; write nothing."),
+    ] = False,
     verify_after: Annotated[
         bool, typer.Option("--verify", help="Compare source and target when the copy is done.")
     ] = False,
@@ -313,6 +337,7 @@ def copy(
     """
     from etl.cli.copy import CopyOptions, plan_copy
     from etl.cli.copyfile import FileOptions, plan_file_copy
+    from etl.cli.foretell import foretell
     from etl.cli.running import RunOptions, run_pipeline
     from etl.databases.database import Database
     from etl.files.file import is_file
@@ -335,6 +360,7 @@ def copy(
         swap=swap,
         schema_change=schema_change,
         name=name,
+        lossy=tuple(allow_lossy or ()),
     )
     options = RunOptions(
         full=full,
@@ -349,11 +375,15 @@ def copy(
     form = FileOptions(delimiter=delimiter, encoding=encoding, null=null)
     if is_file(source_url):
         pipeline = plan_file_copy(source_url, Database(target_url), what, form)
+        if dry_run:
+            return foretell(screen, pipeline, options)
         return run_pipeline(pipeline, options, screen)
     form.refuse()
     copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     for line in copy.said:
         screen.say(line)
+    if dry_run:
+        return foretell(screen, copy.pipeline, options)
     code = run_pipeline(copy.pipeline, options, screen)
     if not verify_after or code != EXIT_DONE:
         return code

@@ -99,11 +99,16 @@ def is_pattern(name: str) -> bool:
 
 def _matches(table: TableInfo, pattern: str) -> bool:
     """Against the bare name, or ``schema.name`` where the pattern has a dot."""
-    regex = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
     names = [table.name]
     if table.schema is not None:
         names.append(f"{table.schema}.{table.name}")
-    return any(re.fullmatch(regex, name, re.DOTALL) for name in names)
+    return any(matches(pattern, name) for name in names)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a name is meant by another one, or by a pattern."""
+    regex = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
+    return pattern == name or re.fullmatch(regex, name, re.DOTALL) is not None
 
 
 def _left_out(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from etl.cli.choose import Choice, choose, is_pattern, quoted
+from etl.cli.choose import Choice, choose, is_pattern, matches, quoted
 from etl.connector import Mode, SchemaChange, Sink
 from etl.databases.database import Database, DatabaseSource, ReadSpec, TableInfo, driver_of
 from etl.databases.declared import Where
@@ -37,6 +37,7 @@ class CopyOptions:
         where: SQL of a condition on the rows of one table.
         limit: Most rows of each table.
         force: Replace tables that etl did not make.
+        lossy: Columns whose values may be bent, as ``table.column``, with patterns.
     """
 
     tables: tuple[str, ...] = ()
@@ -54,6 +55,7 @@ class CopyOptions:
     force: bool = False
     schema_change: SchemaChange = "freeze"
     name: str | None = None
+    lossy: tuple[str, ...] = ()
 
     @property
     def choice(self) -> Choice:
@@ -111,6 +113,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
             )
         into[place] = _shown(table)
         sinks[table.schema, table.name] = sink
+    _check_lossy(options.lossy, chosen)
     definitions = await driver.describe(source.url, chosen)
     flows = [
         _flow(
@@ -249,8 +252,33 @@ def _flow(
         definition=definition,
         own_only=options.mode == "replace" and not options.force,
         schema_change=options.schema_change,
+        lossy=lossy_columns(options.lossy, _flow_name(table)),
     )
     return stream.into(sink)
+
+
+def lossy_columns(asked: Sequence[str], table: str) -> tuple[str, ...]:
+    """The columns of one table that are named as ``table.column``."""
+    return tuple(
+        column
+        for before, _, column in (one.rpartition(".") for one in asked)
+        if matches(before, table)
+    )
+
+
+def _check_lossy(asked: Sequence[str], tables: Sequence[TableInfo]) -> None:
+    """Refuse a name that means no column: it may be a slip, and another column would be bent."""
+    for one in asked:
+        before, _, column = one.rpartition(".")
+        if not before or not any(
+            matches(before, _flow_name(table))
+            and any(matches(column, n) for n in table.shape.names)
+            for table in tables
+        ):
+            raise ConfigError(
+                f"--allow-lossy {one}: no column of the tables that are copied is called so; name"
+                " it as table.column"
+            )
 
 
 def _check_columns(table: TableInfo, columns: Sequence[str], option: str) -> None:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.cli.choose import quoted
-from etl.cli.copy import CopyOptions, check_options, place_of_url, short_name
+from etl.cli.copy import (
+    CopyOptions,
+    check_options,
+    lossy_columns,
+    place_of_url,
+    short_name,
+)
 from etl.connector import Sink
 from etl.databases.database import Database
 from etl.errors import ConfigError
@@ -76,6 +82,7 @@ def plan_file_copy(
         swap=options.swap,
         own_only=options.mode == "replace" and not options.force,
         schema_change=options.schema_change,
+        lossy=lossy_columns(options.lossy, file.stem),
     )
     name = options.name or _pipeline_name(file, target, into)
     return Pipeline(name, file.rows().into(sink))

@@ -16,7 +16,8 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, cast
 
-from etl.databases.types import way
+from etl.databases.types import is_padded
+from etl.databases.ways import way
 from etl.rows import Column, Kind, Type
 
 Form: TypeAlias = Literal[
@@ -91,11 +92,6 @@ _MOMENTS: dict[Kind, Form] = {
 }
 
 
-def is_padded(type: Type) -> bool:
-    """Whether spaces at the end mean nothing in a PostgreSQL type."""
-    return type.kind == "text" and type.name.startswith(("character(", "bpchar"))
-
-
 def form_of(source: Described, target: Described, names: tuple[str, str]) -> Form | None:
     """The form for a pair of columns; None where no copy gets one into the other exactly."""
     one = next(c.type for c in source.columns if c.name == names[0])
@@ -121,10 +117,14 @@ def _between_postgres(one: Type, other: Type) -> Form:
     if kinds <= {"numeric", *_INTS}:
         return "number"
     if kinds & _FLOATS:
+        if other.kind == "float32" and one.kind == "float64":
+            return "single"
+        if kinds == {"float32", "numeric"}:
+            return "single"  # the number that the shortest digits of a real mean
         return "wide" if len(kinds) > 1 else "plain"
     if kinds == {"date", "timestamp"}:
         return "timestamp"
-    if kinds == {"json"} and other.name == "jsonb":
+    if other.name == "jsonb":
         return "jsonb"
     if kinds == {"text"} and (is_padded(one) or is_padded(other)):
         return "padded"

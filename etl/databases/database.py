@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, ov
 
 from etl.batch import Batch, Position
 from etl.connector import (
+    Asked,
     Checkpoint,
     CheckpointKey,
     OpenTarget,
@@ -29,6 +30,7 @@ from etl.errors import ConfigError
 from etl.flow import Source
 from etl.rows import Row, Shape, shape_of
 from etl.secrets import holds_url_with_password
+from etl.verdict import Survey
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -153,6 +155,12 @@ class Driver(Protocol):
     def open_target(
         self, url: Url, info: RunInfo, *, sessions: int
     ) -> AbstractAsyncContextManager[OpenTarget]: ...
+
+    async def foresee(self, url: Url, asked: Sequence[Asked], info: RunInfo) -> Sequence[Survey]:
+        """See :class:`etl.connector.Surveyor`."""
+        ...
+
+    async def wants_profile(self, url: Url, sink: Sink[Any], shape: Shape) -> bool: ...
 
     def open_state(self, url: Url) -> AbstractAsyncContextManager[StateStore]: ...
 
@@ -325,7 +333,12 @@ class Database:
         ))  # fmt: skip
 
     def append(
-        self, table: str, *, create: bool = True, schema_change: SchemaChange = "freeze"
+        self,
+        table: str,
+        *,
+        create: bool = True,
+        schema_change: SchemaChange = "freeze",
+        lossy: Sequence[str] = (),
     ) -> Sink[Any]:
         """Add the rows to a table.
 
@@ -334,6 +347,8 @@ class Database:
             schema_change: What becomes of columns that the rows have and the table lacks:
                 ``freeze`` refuses the run, ``evolve`` adds them to the table (NULL in the rows
                 that are there), ``ignore`` leaves them out.
+            lossy: Columns whose values may be bent to what the table holds (rounded, cut, without
+                their zone), by name or pattern. All others arrive exactly, or are refused.
         """
         return Sink(
             target=self,
@@ -341,6 +356,7 @@ class Database:
             mode="append",
             create=create,
             schema_change=schema_change,
+            lossy=_names(lossy),
         )
 
     def upsert(
@@ -351,6 +367,7 @@ class Database:
         add: Sequence[str] = (),
         create: bool = True,
         schema_change: SchemaChange = "freeze",
+        lossy: Sequence[str] = (),
     ) -> Sink[Any]:
         """Insert rows, or update those whose key is there. The last row of a key wins.
 
@@ -358,6 +375,7 @@ class Database:
             key: Columns with a unique index in the table, without NULL.
             add: Columns that are added up instead of replaced: counts and sums.
             schema_change: See :meth:`append`.
+            lossy: As for :meth:`append`.
         """
         return Sink(
             target=self,
@@ -367,6 +385,7 @@ class Database:
             add=_names(add),
             create=create,
             schema_change=schema_change,
+            lossy=_names(lossy),
         )
 
     def replace(
@@ -376,6 +395,7 @@ class Database:
         swap: Literal["rename", "rewrite"] = "rename",
         create: bool = True,
         schema_change: SchemaChange = "freeze",
+        lossy: Sequence[str] = (),
     ) -> Sink[Any]:
         """Load a new table beside the old one, and put it in place when the whole run ended well.
 
@@ -383,6 +403,7 @@ class Database:
             swap: ``rename`` the new table into place, or ``rewrite`` the rows of the old one,
                 which keeps views, grants and keys that refer to it (SQLite always does).
             schema_change: See :meth:`append`.
+            lossy: As for :meth:`append`.
         """
         return Sink(
             target=self,
@@ -391,12 +412,23 @@ class Database:
             swap=swap,
             create=create,
             schema_change=schema_change,
+            lossy=_names(lossy),
         )
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
         """Open it as a target; see :class:`etl.connector.Target`."""
         url = self.url
         return driver_of(url).open_target(url, info, sessions=sessions)
+
+    async def survey(self, asked: Sequence[Asked], info: RunInfo) -> Sequence[Survey]:
+        """What it would do with rows; see :class:`etl.connector.Surveyor`."""
+        url = self.url
+        return await driver_of(url).foresee(url, asked, info)
+
+    async def wants_profile(self, sink: Sink[Any], shape: Shape) -> bool:
+        """See :class:`etl.connector.Surveyor`."""
+        url = self.url
+        return await driver_of(url).wants_profile(url, sink, shape)
 
     def _source(self, name: str, spec: ReadSpec) -> DatabaseSource[Any]:
         if spec.settle is not None and spec.settle < timedelta(0):

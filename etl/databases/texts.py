@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from etl.databases.types import JsonText, Verbatim, from_sqlite
+from etl.databases.types import JsonText, Verbatim, numerals
 from etl.rows import Kind, Type
 
 _WORDS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -15,12 +15,13 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _SPECIAL = {"NaN": "NaN", "Infinity": "inf", "-Infinity": "-inf"}
 _BYTES = re.compile(r"\\x(?:[0-9a-fA-F]{2})*")
-_CLOCK = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?"
+# The server would take second 60 and hour 24 of a day for the next minute and day.
+_CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,6})?)?"
 _DAY = r"[0-9]{4,7}-[0-9]{2}-[0-9]{2}"
 _SERVERS: dict[Kind, re.Pattern[str]] = {
     # What the server itself writes and means one thing only, whatever its settings are.
     "date": re.compile(rf"-?infinity|{_DAY}(?: BC)?"),
-    "time": re.compile(_CLOCK),
+    "time": re.compile(rf"{_CLOCK}|24:00:00"),
     "timestamp": re.compile(rf"-?infinity|{_DAY}(?:[ T]{_CLOCK})?(?: BC)?"),
     "timestamptz": re.compile(
         rf"-?infinity|{_DAY}[ T]{_CLOCK}(?:Z|[+-][0-9]{{2}}(?::?[0-9]{{2}}){{0,2}})(?: BC)?"
@@ -45,7 +46,7 @@ def from_text(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
         case "float32" | "float64":
             return _each(_float)
         case "numeric":
-            return from_sqlite(target)
+            return numerals
         case "bytes":
             return _each(lambda text: bytes.fromhex(text[2:]) if _BYTES.fullmatch(text) else text)
         case "json":

@@ -1,22 +1,23 @@
-"""Column types: which kind they are, what may go into what, and PostgreSQL's COPY text.
+"""Column types: which kind they are, and PostgreSQL's COPY text.
 
 Nothing is bent in silence. A value goes into a column exactly, or it is refused with the
-column's name. ``way`` decides that for whole columns before the first row is read;
-``encode_column`` checks what only the values can tell.
+column's name. :mod:`etl.databases.ways` decides that for whole columns before the first row is
+read; ``encode_column`` checks what only the values can tell.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 from uuid import UUID
 
 from etl.errors import DataError
@@ -26,7 +27,6 @@ NULL = "\\N"
 """How COPY text spells NULL."""
 
 Decoder: TypeAlias = Callable[[str], Any]
-Way: TypeAlias = Literal["pass", "convert", "refuse"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,11 @@ class EnumType(Type):
     """A PostgreSQL enum with its labels in order, so that another database can be given it."""
 
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LooseColumn(Column):
+    """A column whose values may be bent, because somebody asked for it by name."""
 
 
 _KINDS: dict[str, Kind] = {
@@ -80,9 +85,7 @@ _DECLARED: dict[Kind, str] = {
 }
 
 _INTS: dict[Kind, int] = {"int16": 15, "int32": 31, "int64": 63}
-_EXACT_INT_BITS: dict[Kind, int] = {"float32": 24, "float64": 53}
 _TIMES: frozenset[Kind] = frozenset({"time", "timestamp", "timestamptz"})
-_NUMBERS: frozenset[Kind] = frozenset({"int16", "int32", "int64", "float32", "float64", "numeric"})
 
 
 def postgres_type(
@@ -135,114 +138,17 @@ def declare_postgres(type: Type) -> str:
     return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
 
 
-def way(source: Type, target: Type) -> Way:
-    """How values of one column get into a PostgreSQL column of another type.
-
-    ``pass``: PostgreSQL's text of the value goes as it is. ``convert``: through Python, each
-    value checked. ``refuse``: there is no exact way; a function must say what is meant.
-    """
-    if source.dialect != "postgresql":
-        return "convert" if _accepts(source, target) else "refuse"
-    if source.kind == target.kind:
-        return _same_kind(source, target)
-    if source.kind in _NUMBERS and target.kind in _NUMBERS:
-        return _between_numbers(source, target)
-    match source.kind, target.kind:
-        case "date", "timestamp":
-            return "pass"
-        case "text", "other":
-            return "pass" if isinstance(target, EnumType) or _is_citext(target) else "refuse"
-        case (("other" | "uuid" | "json"), "text"):
-            # Their text form is the value; a bounded text may be too short for it.
-            return "pass" if target.length is None else "refuse"
-        case _:
-            return "refuse"
+def declared_type(type: Type) -> Type:
+    """The type of a PostgreSQL column that is made for one of another database."""
+    if type.dialect == "postgresql":
+        return type
+    kind: Kind = "text" if type.kind in {"dynamic", "other"} else type.kind
+    return Type(kind=kind, name=declare_postgres(type), dialect="postgresql")
 
 
-def _is_citext(type: Type) -> bool:
-    return type.name.rpartition(".")[2] == "citext"
-
-
-def _same_kind(source: Type, target: Type) -> Way:
-    fits: Way = "pass"
-    match target.kind:
-        case "numeric":
-            if target.scale is not None and (source.scale is None or source.scale > target.scale):
-                fits = "convert"
-        case "text":
-            if target.length is not None and (
-                source.length is None or source.length > target.length
-            ):
-                fits = "convert"
-        case "time" | "timestamp" | "timestamptz":
-            if _digits(source) > _digits(target):
-                fits = "convert"
-        case "interval":
-            if target.name not in {source.name, "interval"}:
-                fits = "refuse"
-        case "other":
-            both_enums = isinstance(source, EnumType) and isinstance(target, EnumType)
-            if source.name != target.name and not both_enums:
-                fits = "refuse"
-        case _:
-            pass
-    return fits
-
-
-def _digits(type: Type) -> int:
-    """Digits of a second that a time keeps."""
-    return 6 if type.scale is None else type.scale
-
-
-def _between_numbers(source: Type, target: Type) -> Way:
-    if target.kind in _INTS:
-        if source.kind in _INTS:
-            return "pass"  # the server refuses what is out of range
-        whole = source.kind == "numeric" and source.scale in {None, 0}
-        return "pass" if whole else "refuse"  # the server refuses a fraction
-    if target.kind == "numeric":
-        if source.kind in _INTS:
-            return "pass" if (target.scale or 0) >= 0 else "convert"
-        return "pass" if target.scale is None else "convert"
-    if source.kind in _INTS:
-        return "pass" if _INTS[source.kind] <= _EXACT_INT_BITS[target.kind] else "convert"
-    return "convert" if target.kind == "float64" else "refuse"
-
-
-_ACCEPTED: dict[Kind, frozenset[Kind]] = {
-    "bool": frozenset({"bool"}),
-    "int16": frozenset({"int16", "int32", "int64"}),
-    "int32": frozenset({"int16", "int32", "int64"}),
-    "int64": frozenset({"int16", "int32", "int64"}),
-    "float32": _NUMBERS,
-    "float64": _NUMBERS,
-    "numeric": _NUMBERS,
-    "text": frozenset({"text", "other", "uuid"}),
-    "bytes": frozenset({"bytes"}),
-    "date": frozenset({"date"}),
-    "time": frozenset({"time"}),
-    "timestamp": frozenset({"timestamp", "date"}),
-    "timestamptz": frozenset({"timestamptz"}),
-    "interval": frozenset({"interval"}),
-    "uuid": frozenset({"uuid"}),
-    "json": frozenset({"json"}),
-    "other": frozenset({"text", "other"}),
-}
-_TEXT_CARRIES: frozenset[Kind] = frozenset({"date", "time", "timestamp", "timestamptz", "uuid"})
-
-
-def _accepts(source: Type, target: Type) -> bool:
-    """Whether Python values of a kind can be right for a column; each is still checked."""
-    if source.kind == "dynamic" or source.kind in _ACCEPTED.get(target.kind, ()):
-        return True
-    if source.dialect == "csv":
-        return True  # a text, whatever all of them look like
-    if source.dialect == "python":
-        # ``datetime`` says nothing of its zone, and ``str`` may be any JSON value's.
-        return (source.kind, target.kind) in {("timestamptz", "timestamp"), ("text", "json")} or (
-            source.kind == "numeric" and target.kind in _INTS
-        )
-    return source.kind == "text" and target.kind in _TEXT_CARRIES
+def is_padded(type: Type) -> bool:
+    """Whether spaces at the end mean nothing in a PostgreSQL type."""
+    return type.kind == "text" and type.name.startswith(("character(", "bpchar"))
 
 
 # --- COPY text to Python -------------------------------------------------------------------
@@ -437,6 +343,8 @@ def encode_column(values: Sequence[Any], column: Column) -> list[str]:
         DataError: A value has the wrong type, or does not fit without being changed. It names
             the column and the row's number in ``values``, never the value.
     """
+    if isinstance(column, LooseColumn):
+        return [NULL if value is None else _loosely(value, column) for value in values]
     if isinstance(values, Numerals):
         return _numeral_fields(values, column)
     if isinstance(values, Verbatim) and (column.nullable or None not in values):
@@ -465,6 +373,31 @@ def encode_column(values: Sequence[Any], column: Column) -> list[str]:
         places = [i for i, value in enumerate(values) if value is not None]
         raise _refusal(column, str(error.__cause__), places[error.row]) from error.__cause__
     return [NULL if value is None else next(fields) for value in values]
+
+
+def _loosely(value: Any, column: Column) -> str:
+    """A value as it is, for the server to make of it what it will; numbers rounded, texts cut."""
+    type = column.type
+    if type.kind in _INTS and isinstance(value, float | Decimal | str):
+        number = Decimal(value) if _is_numeral(value) else None
+        text = str(value) if number is None else f"{number:.0f}"
+    elif isinstance(value, datetime) and type.kind != "timestamptz":
+        text = str(value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None))
+    elif type.kind == "text":
+        text = _as_text(value, 0, column)[: type.length]
+    elif isinstance(value, str | int | float | Decimal | date | time) and not isinstance(
+        value, bool | Enum
+    ):
+        text = str(value)
+    else:
+        return _WRITERS[type.kind]([value], column)[0]
+    return _escape_all([text], column)[0]
+
+
+def _is_numeral(value: float | Decimal | str) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(_NUMERAL, value) is not None and value[-1] not in "Ny"
+    return math.isfinite(value)
 
 
 def _refusal(column: Column, why: str, row: int) -> DataError:
@@ -539,9 +472,24 @@ def _write_float(values: Sequence[Any], column: Column) -> list[str]:
                 kept = _real.unpack(_real.pack(value))[0]
             except OverflowError:
                 _refuse(column, "it is out of range", i)
-            if kept == 0 and value != 0:
-                _refuse(column, "it would become 0", i)
+            if kept != value and value == value and _single_text(kept) != value:
+                _refuse(column, "a real has not so many digits; round it in a function", i)
     return list(map(float.__repr__, values))
+
+
+def _single_text(kept: float) -> float:
+    """What the shortest digits of a ``real`` mean as a double: 0.1, where it is 0.10000000149...
+
+    The server writes a real so. A double that means these digits is given back by them.
+    """
+    for digits in range(1, 10):
+        text = f"{kept:.{digits}g}"
+        try:
+            if _real.unpack(_real.pack(float(text)))[0] == kept:
+                return float(text)
+        except OverflowError:
+            pass  # fewer digits round the greatest number up
+    return kept
 
 
 def _as_float(value: Any, row: int, column: Column) -> float:
@@ -568,6 +516,9 @@ def _write_numeric(values: Sequence[Any], column: Column) -> list[str]:
         texts = list(map(str, values))
     else:
         texts = [repr(value) if isinstance(value, float) else str(value) for value in values]
+        for i, text in enumerate(texts) if "-0.0" in texts else ():
+            if text == "-0.0" and isinstance(values[i], float):
+                _refuse(column, "it is -0.0, and a numeric has no sign of zero; add 0.0 to it", i)
     joined = "\n".join(texts)
     if "s" in joined or "N" in joined:
         # sNaN and NaN with a sign or a payload are all the server's one NaN.
@@ -623,11 +574,12 @@ def _write_text(values: Sequence[Any], column: Column) -> list[str]:
         texts = [_as_text(value, i, column) for i, value in enumerate(values)]
     length = column.type.length
     if length is not None and max(map(len, texts)) > length:
-        padded = column.type.name.startswith("character(")
+        row = _first(texts, lambda text: len(text) > length)
+        _refuse(column, f"it is longer than {length} characters", row)
+    if is_padded(column.type):
         for i, text in enumerate(texts):
-            # Spaces at the end mean nothing in character(n), and something everywhere else.
-            if len(text.rstrip(" ") if padded else text) > length:
-                _refuse(column, f"it is longer than {length} characters", i)
+            if text.endswith(" "):
+                _refuse(column, "the column does not keep the spaces at its end", i)
     return _escape_all(texts, column)
 
 
@@ -656,10 +608,11 @@ def _write_bytes(values: Sequence[Any], column: Column) -> list[str]:
 
 
 _ISO_DATE = r"\d{4}-\d\d-\d\d"
-_ISO_TIME = r"\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?"
+# The server would take 23:59:60 and hour 24 of a day for the next minute and day.
+_ISO_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?"
 _ISO_FORMS: dict[Kind, str] = {
     "date": _ISO_DATE,
-    "time": _ISO_TIME,
+    "time": rf"{_ISO_TIME}|24:00:00",
     "timestamp": rf"{_ISO_DATE}(?:[ T]{_ISO_TIME})?",
     "timestamptz": rf"{_ISO_DATE}[ T]{_ISO_TIME}(?:Z|[+-]\d\d(?::?\d\d)?)",
 }
@@ -688,7 +641,7 @@ def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
     if found == {str}:
         if not _ALL_ISO[kind](texts):
             _refuse_text(values, kind, column)
-    elif str in found or len(found) > 1:
+    elif any(issubclass(one, str) and one is not ServerText for one in found):
         _refuse_text(values, kind, column)
     if kind != "date" and found != {str}:
         # The length of their text tells whether all have a zone; only a doubt needs a closer look.
@@ -701,14 +654,27 @@ def _write_moment(values: Sequence[Any], column: Column) -> list[str]:
     return texts
 
 
+def _digits(type: Type) -> int:
+    """Digits of a second that a time keeps."""
+    return 6 if type.scale is None else type.scale
+
+
 _NAIVE = frozenset({8, 15, 19, 26})
 """How long Python's text of a time or timestamp without a zone is; one with a zone never is."""
+
+
+class ServerText(str):
+    """PostgreSQL's own text of a date or time, whatever years and hours it has."""
+
+    __slots__ = ()
 
 
 def _refuse_text(values: Sequence[Any], kind: Kind, column: Column) -> None:
     """Refuse a text that is no ISO date or time, where there is one."""
     for i, value in enumerate(values):
-        if isinstance(value, str) and _ISO[kind].fullmatch(value) is None:
+        if type(value) is ServerText or not isinstance(value, str):
+            continue
+        if _ISO[kind].fullmatch(value) is None:
             _refuse(column, f"it is a text that is not {_ISO_WANTED[kind]}", i)
 
 
@@ -754,13 +720,43 @@ def _write_json(values: Sequence[Any], column: Column) -> list[str]:
     texts: list[str] = []
     for i, value in enumerate(values):
         try:
-            texts.append(_json(value))
+            text = _json(value)
+            if column.type.name == "jsonb" and (
+                value.__class__ is JsonText or _SIGNED_ZERO.search(text)
+            ):
+                json.loads(text, **_AS_JSONB)
+            texts.append(text)
+        except _BentError as error:
+            _refuse(column, f"jsonb would not keep {error}; a column of type json does", i)
         except (TypeError, ValueError, RecursionError) as error:
             _refuse(column, f"it is not JSON ({type(error).__name__})", i)
     return _escape_all(texts, column)
 
 
+class _BentError(Exception):
+    """JSON that a jsonb would change; its text says what is lost."""
+
+
+def _no_double_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise _BentError("a key that an object has twice")
+
+
+def _no_signed_zero(text: str) -> None:
+    if text[0] == "-" and not text.partition("e")[0].partition("E")[0].strip("-0."):
+        raise _BentError("the sign of a zero")
+
+
+_SIGNED_ZERO = re.compile(r"-0(?:\.0+)?(?:[eE][+-]?\d+)?(?![\d.])", re.ASCII)
+_AS_JSONB: dict[str, Any] = {
+    "object_pairs_hook": _no_double_keys,
+    "parse_int": _no_signed_zero,
+    "parse_float": _no_signed_zero,
+}
+
 _NUMERAL = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity"
+# A text that begins with a zero too many is rather a code, and a numeric has no sign of zero.
+_STORED_NUMERAL = rf"(?!-?0\d|-[0.]+(?:[eE][+-]?\d+)?(?:\n|\Z))(?:{_NUMERAL})"
 
 
 def from_sqlite(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
@@ -787,10 +783,19 @@ def _flags(values: Sequence[Any]) -> Sequence[Any]:
     return [bool(one) if one.__class__ is int and one in {0, 1} else one for one in values]
 
 
-def _numerals(values: Sequence[Any]) -> Sequence[Any]:
-    if set(map(type, values)) <= _TEXTS and _ALL_NUMERALS(_present(values)):
+def numerals(values: Sequence[Any]) -> Sequence[Any]:
+    """Texts of a file that are numbers, as these."""
+    return _numerals(values, _NUMERAL)
+
+
+def _stored_numerals(values: Sequence[Any]) -> Sequence[Any]:
+    return _numerals(values, _STORED_NUMERAL)
+
+
+def _numerals(values: Sequence[Any], pattern: str) -> Sequence[Any]:
+    if set(map(type, values)) <= _TEXTS and _all_match(pattern)(_present(values)):
         return Numerals(values)
-    one = re.compile(_NUMERAL, re.ASCII).fullmatch
+    one = re.compile(pattern, re.ASCII).fullmatch
     return [Decimal(v) if v.__class__ is str and one(v) else v for v in values]
 
 
@@ -802,6 +807,7 @@ def _present(values: Sequence[Any]) -> Sequence[Any]:
     return [value for value in values if value is not None] if None in values else values
 
 
+@cache
 def _all_match(pattern: str) -> Callable[[Sequence[str]], bool]:
     """Whether every text matches, by one search over all of them."""
     found = re.compile(rf"(?:(?:{pattern})\n)*(?:{pattern})", re.ASCII).fullmatch
@@ -813,12 +819,11 @@ def _all_match(pattern: str) -> Callable[[Sequence[str]], bool]:
     return check
 
 
-_ALL_NUMERALS = _all_match(_NUMERAL)
 _ALL_ISO = {kind: _all_match(form) for kind, form in _ISO_FORMS.items()}
 _TEXTS = frozenset({str, _NONE})
 _FROM_SQLITE: dict[Kind, Callable[[Sequence[Any]], Sequence[Any]]] = {
     "bool": _flags,
-    "numeric": _numerals,
+    "numeric": _stored_numerals,
     "json": _json_texts,
 }
 

@@ -59,9 +59,11 @@ POSTGRES: tuple[Case, ...] = (
     _of("t_int2", "int2", "-32768", "32767", "0"),
     _of("t_int4", "int4", "-2147483648", "2147483647"),
     _of("t_int8", "int8", "-9223372036854775808", "9223372036854775807"),
-    _of("t_float4", "float4", "'1e-45'", "3.4028235e38", "'-0'", "0.1", "16777217"),
+    _of("t_float4", "float4", "'1e-45'", "3.4028235e38", "0.1", "16777217"),
     _of("t_float4_inf", "float4", "'Infinity'", "'-Infinity'"),
-    _of("t_float8", "float8", "'5e-324'", "1.7976931348623157e308", "'-0'", "0.1", "1e15", "1e16"),
+    _of("t_float8", "float8", "'5e-324'", "1.7976931348623157e308", "0.1", "1e15", "1e16"),
+    _of("t_float4_zero", "float4", "'-0'", refused={"pg-lite": ("'v'", "-0.0")}),
+    _of("t_float8_zero", "float8", "'-0'", refused={"pg-lite": ("'v'", "-0.0")}),
     _of("t_float8_inf", "float8", "'Infinity'", "'-Infinity'"),
     _of("t_float_nan", "float8", "'NaN'", refused={"pg-lite": ("'v'", "NaN")}),
     _of(

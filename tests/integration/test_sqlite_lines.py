@@ -244,7 +244,7 @@ USUAL: Sequence[tuple[str, str, Sequence[Any]]] = [
     ("DECIMAL", "numeric", [0.1 + 0.2, 5, 1e22]),
     ("TEXT", "text", ["ä€😀 ", "", None, "%s"]),
     ("VARCHAR(3)", "character varying(3)", ["abc", "", None]),
-    ("CHAR(3)", "character(3)", ["ab ", "a", None]),
+    ("CHAR(3)", "character(3)", ["ab", "a", None]),
     ("BLOB", "bytea", [b"", b"\x00\xff\\\n", None]),
     ("DATE", "date", ["2024-02-29", "0001-01-01", "9999-12-31", None]),
     ("TIME", "time without time zone", ["23:59:59", None]),

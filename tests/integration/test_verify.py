@@ -164,6 +164,9 @@ def test_a_changed_cell_is_named(route: str, make: Callable[[str], str]) -> None
     if route.startswith("pg"):
         asyncio.run(run_sql(ends.source, postgres_table()))
         names = NAMES
+        if route == "pg-lite":  # which keeps no -0.0
+            zero = quote(NAMES[[*TYPES].index("float8")])
+            asyncio.run(run_sql(ends.source, f"UPDATE t SET {zero} = 0 WHERE {zero} = 0"))
     else:
         lite_table(ends.source)
         names = NAMES[: len(LITE_TYPES)]

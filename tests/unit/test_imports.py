@@ -20,6 +20,7 @@ HOUSE = (
     "batch",
     "policy",
     "rows",
+    "verdict",
     "connector",
     "events",
     "flow",

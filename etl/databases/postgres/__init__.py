@@ -7,6 +7,7 @@ rows into COPY text (``lines``), and makes tables (``tables``, ``staging``) wher
 
 from etl.databases.postgres.digest import open_snapshot
 from etl.databases.postgres.inspection import check, describe, list_tables
+from etl.databases.postgres.outlook import foresee, wants_profile
 from etl.databases.postgres.reader import open_reader
 from etl.databases.postgres.selection import build_row
 from etl.databases.postgres.state import open_state
@@ -21,4 +22,6 @@ __all__ = [
     "open_snapshot",
     "open_state",
     "open_target",
+    "foresee",
+    "wants_profile",
 ]

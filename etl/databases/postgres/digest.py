@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from etl.databases.canonical import ESCAPED, Described, Form, is_padded
+from etl.databases.canonical import ESCAPED, Described, Form
 from etl.databases.digest import Agreement, Digest, Key, Order, Range
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import LONG_S, READING, Connection, connected
 from etl.databases.postgres.translate import Side, translating
 from etl.databases.sql import literal, quote
+from etl.databases.types import is_padded
 from etl.databases.url import Url
 from etl.rows import Kind
 

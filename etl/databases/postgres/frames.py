@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from etl.databases.sql import quote
-from etl.databases.types import way
+from etl.databases.ways import fit, way
 from etl.rows import Column, Frames, Kind, Type
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -57,8 +57,8 @@ def fitted(source: Column, target: Type) -> str | None:
     if own.kind == "json":
         return None  # json and jsonb differ
     how = way(own, target)
-    if how == "pass":
-        return name
+    if fit(own, target).way == "as it is" or (own.kind == "numeric" and how == "pass"):
+        return name  # of a numeric, the server refuses what is too large
     if how == "convert" and own.kind == "numeric" and target.scale is not None:
         exact = f"scale({name}) > {target.scale} AND {name} <> round({name}, {target.scale})"
         return f"CASE WHEN {exact} THEN ('{UNFIT} ' || {name})::numeric ELSE {name} END"

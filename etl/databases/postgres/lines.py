@@ -15,14 +15,17 @@ from typing import Any, TypeAlias, cast, overload
 
 from etl.databases.texts import from_text
 from etl.databases.types import (
+    NULL,
     Decoder,
+    LooseColumn,
     encode_column,
     from_sqlite,
     plain_reader,
     same,
     text_decoder,
-    way,
+    unescape,
 )
+from etl.databases.ways import reader_for, way
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import (
     Column,
@@ -392,9 +395,9 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     # A column that a function may have replaced in every row is not refused here: what it
     # leaves untouched is checked by its values.
     converts = {
-        place: layout.decoders[place]
+        place: _reader(layout, place, column)
         for place, column in zip(places, columns, strict=True)
-        if layout.is_text and way(layout.columns[place].type, column.type) != "pass"
+        if layout.is_text and not _passes(layout.columns[place], column)
     }
     reads: dict[int, Callable[[Sequence[Any]], Sequence[Any]]] = {}
     for place, column in zip(places, columns, strict=True):
@@ -415,6 +418,21 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         reads=reads,
         columns=columns,
     )
+
+
+def _passes(source: Column, target: Column) -> bool:
+    """Whether a field goes out as the text that came in."""
+    if isinstance(target, LooseColumn):
+        return source is target or source.type == target.type
+    return way(source.type, target.type) == "pass"
+
+
+def _reader(layout: Layout, place: int, column: Column) -> Decoder:
+    """From a field to the value that is encoded for a column."""
+    source = layout.columns[place].type
+    if isinstance(column, LooseColumn):
+        return lambda field: None if field == NULL else unescape(field)
+    return reader_for(source, column.type) or layout.decoders[place]
 
 
 def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:

@@ -16,11 +16,12 @@ from etl.databases.definition import IndexDefinition, TableDefinition
 from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
+from etl.databases.postgres.asking import ask
 from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import Chunk, check_kept, copy_in
 from etl.databases.postgres.describe import describe
-from etl.databases.postgres.frames import HEADER, TRAILER, unfit_column
+from etl.databases.postgres.frames import HEADER, TRAILER, fitted, unfit_column
 from etl.databases.postgres.guard import GROUP_S
 from etl.databases.postgres.lines import (
     Encoder,
@@ -40,8 +41,10 @@ from etl.databases.postgres.tables import (
     missing_table,
 )
 from etl.databases.sql import qualify, quote_all, split_name
+from etl.databases.types import LooseColumn
+from etl.databases.ways import fit
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Shape, TextRows, shape_of
+from etl.rows import Column, Frames, Shape, TextRows, Type, shape_of
 
 
 class Load:
@@ -81,6 +84,7 @@ class Load:
         self._into: Relation | None = None
         self._fingerprint: str | None = None
         self._encoder: Encoder | None = None
+        self._asked: dict[int, Column] = {}
         self._names: tuple[str, ...] = ()
         self._is_checked = False
         self._may_drop_rows = False
@@ -103,35 +107,71 @@ class Load:
         Args:
             together: Tables that the run replaces by renaming, all in one transaction.
         """
-        sink = self.sink
-        self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        self._shape = shape
         # Taken before the table is looked at: what is changed after this look is seen then.
-        looked_at = await fingerprint(connection, self._qualified(sink.table))
-        final = await self._final(connection)
+        looked_at = await fingerprint(connection, self._qualified(self.sink.table))
+        final = await self._find(connection, shape, resumable=resumable)
         if final is not None and (added := await self._add_columns(connection, final)):
             final = added
             looked_at = await fingerprint(connection, final.qualified)
         if final is None:
-            if not sink.create:
-                raise SchemaMismatchError(
-                    f"{self.label}: the table does not exist, and create=False forbids to make it."
-                    " Nothing was written"
-                )
-            if sink.mode == "replace" or self._shape is None:
+            if self.sink.mode == "replace" or self._shape is None:
                 return []
             final = await self._create_final(connection, self._shape)
             looked_at = await fingerprint(connection, final.qualified)
         self._check(final)
+        await self._check_replacing(connection, final, together)
+        if not self.staged:
+            self._into, self._fingerprint = final, looked_at
+        return self.told(final)
+
+    async def look(
+        self,
+        connection: Connection,
+        shape: Shape | None,
+        *,
+        resumable: bool,
+        together: Sequence[int] = (),
+    ) -> Relation | None:
+        """Check the table as it stands, and change nothing; None where it is to be made.
+
+        Raises:
+            SchemaMismatchError: It does not fit, or must not be made.
+        """
+        final = await self._find(connection, shape, resumable=resumable)
+        if final is not None:
+            names = shape.names if shape is not None else ()
+            if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
+                names = tuple(name for name in names if name in final.by_name)
+            self._check(final, names)
+            await self._check_replacing(connection, final, together)
+        return final
+
+    async def _find(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Relation | None:
+        """The table; None where it is missing, and may be made."""
+        sink = self.sink
+        self.staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        self._shape = shape
+        final = await self._final(connection)
+        if final is None and not sink.create:
+            raise SchemaMismatchError(
+                f"{self.label}: the table does not exist, and create=False forbids to make it."
+                " Nothing was written"
+            )
+        return final
+
+    async def _check_replacing(
+        self, connection: Connection, final: Relation, together: Sequence[int]
+    ) -> None:
+        """Refuse to replace what must stay."""
+        sink = self.sink
         if sink.mode == "replace":
             await self._check_own(connection, final)
         if sink.mode == "replace" and sink.swap == "rename":
             await staging.check_rename(connection, final, self._staging, self.label, together)
         elif sink.mode == "replace":
             await check_rewrite(connection, final, self.label, together)
-        if not self.staged:
-            self._into, self._fingerprint = final, looked_at
-        return self._notes(final)
 
     async def _add_columns(self, connection: Connection, final: Relation) -> Relation | None:
         """Give the table what the rows have and it lacks, where the sink asks for that."""
@@ -170,17 +210,37 @@ class Load:
     def frame_columns(self) -> Sequence[Column] | None:
         """The columns into which rows may come as bytes; None where they may not."""
         shape, checked = self._shape, self._checked
-        if shape is None or unfit_column(shape.columns) is not None:
+        if shape is None or self.unfit_for_frames is not None:
             return None
         if checked is None:
-            # A missing table is made with the columns' own types. What the source computes is
-            # computed anew: those columns are left out of the rows.
-            made = self._source.columns if self._source is not None else ()
-            return None if any(column.generated for column in made) else shape.columns
+            return shape.columns  # a missing table is made with their own types
         have = checked.by_name
-        if any(name not in have or have[name].generated for name in shape.names):
+        return [have[column.name].column for column in shape.columns]
+
+    @property
+    def unfit_for_frames(self) -> str | None:
+        """Why rows of the shape that reaches it may not come as bytes; None: they may."""
+        if self._shape is None:
+            return "only the rows tell their columns"
+        unfit = unfit_column(self._shape.columns)
+        if unfit is not None:
+            return f"the bytes of column {unfit.name!r} ({unfit.type.name}) may differ by server"
+        if self._checked is None:
+            made = self._source.columns if self._source is not None else ()
+            if any(column.generated for column in made):
+                return "its generated columns are computed anew"
             return None
-        return [have[name].column for name in shape.names]
+        have = self._checked.by_name
+        for column in self._shape.columns:
+            own = have.get(column.name)
+            if own is None or own.generated:
+                return f"column {column.name!r} is not written"
+            if fitted(column, own.column.type) is None:
+                return (
+                    f"column {column.name!r} ({column.type.name}) has another form than that of the"
+                    f" table ({own.column.type.name})"
+                )
+        return None
 
     @property
     def needs_build(self) -> bool:
@@ -207,16 +267,23 @@ class Load:
                 " --target-schema write elsewhere, --mode append or upsert keep its rows"
             )
 
-    def _check(self, final: Relation) -> None:
+    def _check(self, final: Relation, names: Sequence[str] | None = None) -> None:
+        """Refuse a table that does not fit.
+
+        Args:
+            names: Columns that will be written; None: all that the sink takes.
+        """
         self._checked = final
         check_target(final, self.label)
         if self._shape is not None:
-            check_columns(final, self._taken(final, self._shape.names), self.label)
-            check_types(final, self._shape.columns, self.label)
+            taken = self._taken(final, self._shape.names) if names is None else names
+            check_columns(final, taken, self.label)
+            check_types(final, self._shape.columns, self.label, self.sink.allows)
         if self._merger is not None:
             self._merger.check(final, self._shape.names if self._shape is not None else None)
 
-    def _notes(self, final: Relation) -> list[str]:
+    def told(self, final: Relation) -> list[str]:
+        """What a person should know before the first row."""
         notes = told_added(self._added, self.label)
         if self._source is not None and self._shape is not None:
             lost = [a.name for a in final.attributes if a.name not in self._shape.names]
@@ -519,7 +586,7 @@ class Load:
         have = into.by_name
         if any(name not in have or have[name].generated for name in names):
             return None
-        return [have[name].column for name in names]
+        return [self._written(have[name].column) for name in names]
 
     async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
         """Write a group of batches; return how many rows they had.
@@ -552,7 +619,7 @@ class Load:
         names = first.layout.names
         into = await self._table_for(connection, first, names)
         self._encoder_for(into, names)
-        if not _has_same_types(into, first.layout.columns):
+        if _other_type(into, first.layout.columns) is not None:
             raise SchemaMismatchError(
                 f"{self.label}: the columns of {into.label!r} have other types than at the start of"
                 " the run. This group was rolled back; run again"
@@ -588,7 +655,10 @@ class Load:
             if names_of(rows, self.label) != names:
                 self._check_same(names_of(rows, self.label), names)
             try:
-                chunks.append(payload(encoder.lines(rows), self.label))
+                lines = encoder.lines(rows)
+                if self._asked:
+                    await ask(connection, lines, self._asked, self.label)
+                chunks.append(payload(lines, self.label))
             except DataError as error:
                 error.row = None if error.row is None else count + error.row
                 raise
@@ -687,14 +757,41 @@ class Load:
             have = into.by_name
             names = self._taken(into, names)
             check_columns(into, names, self.label)
-            columns = [have[name].column for name in names if not have[name].generated]
+            columns = [
+                self._written(have[name].column) for name in names if not have[name].generated
+            ]
             if self._merger is not None:
                 self._merger.check_names(names, "Nothing of this group was written")
             self._names = tuple(column.name for column in columns)
             self._encoder = Encoder(self.label, columns)
+            self._asked = self._to_ask(columns)
         else:
             self._check_same(names, self._names, into)
         return self._encoder
+
+    def _written(self, column: Column) -> Column:
+        """A column, marked where its values may be bent."""
+        if not self.sink.allows(column.name):
+            return column
+        source = self._source_type(column)
+        if source is not None and not fit(source, column.type).may_bend:
+            return column
+        return LooseColumn(name=column.name, type=column.type, nullable=column.nullable)
+
+    def _source_type(self, column: Column) -> Type | None:
+        """The type of the rows' column of the same name, where it is known before them."""
+        columns = self._shape.columns if self._shape is not None else ()
+        return next((one.type for one in columns if one.name == column.name), None)
+
+    def _to_ask(self, columns: Sequence[Column]) -> dict[int, Column]:
+        """The columns, by place, of which only the server can tell whether it keeps a text."""
+        unknown = Type(kind="text", name="", dialect="python")
+        return {
+            place: column
+            for place, column in enumerate(columns)
+            if not isinstance(column, LooseColumn)
+            and fit(self._source_type(column) or unknown, column.type).way == "asked"
+        }
 
     def _check_same(
         self, names: Sequence[str], expected: Sequence[str], into: Relation | None = None
@@ -712,14 +809,14 @@ class Load:
             )
 
 
-def _has_same_types(table: Relation, columns: Sequence[Column]) -> bool:
+def _other_type(table: Relation, columns: Sequence[Column]) -> Column | None:
+    """The first column that the table has with another type, or not to be written."""
     have = table.by_name
-    return all(
-        column.name in have
-        and not have[column.name].generated
-        and have[column.name].column.type == column.type
-        for column in columns
-    )
+    for column in columns:
+        own = have.get(column.name)
+        if own is None or own.generated or own.column.type != column.type:
+            return column
+    return None
 
 
 async def _may_drop_rows(connection: Connection, table: Relation) -> bool:

@@ -20,6 +20,8 @@ class Made:
 
     async def state(self, connection: Connection, schema: str, name: str) -> State | None:
         """``building`` where constraints are still to be added; None: etl did not make it."""
+        if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", self._table):
+            return None  # a survey comes before the first run
         found: State | None = await connection.fetchval(
             f"SELECT state FROM {self._table} WHERE name = $1",  # noqa: S608
             qualify(schema, name),

@@ -89,6 +89,7 @@ async def make_needs(
     Raises:
         SchemaMismatchError: One is missing and cannot be made, or differs from the source's.
     """
+    definition = await check_needs(connection, definition, label)
     for need in definition.needs:
         if need.kind == "collation":
             if await connection.fetchval(
@@ -96,8 +97,27 @@ async def make_needs(
             ):
                 await make_schema(connection, need.schema, label)
                 await connection.execute(need.sql or "")
+        elif need.sql is not None and need.extension is None and not await _oid(connection, need):
+            await make_schema(connection, need.schema, label)
+            await connection.execute(need.sql)
+    return definition
+
+
+async def check_needs(
+    connection: Connection, definition: TableDefinition, label: str
+) -> TableDefinition:
+    """Check that the types which a table's columns need are there, or can be made.
+
+    Returns:
+        The definition with the names that the types have here.
+
+    Raises:
+        SchemaMismatchError: One is missing and cannot be made, or differs from the source's.
+    """
+    for need in definition.needs:
+        if need.kind == "collation":
             continue
-        oid = await connection.fetchval("SELECT pg_catalog.to_regtype($1)::oid::bigint", need.name)
+        oid = await _oid(connection, need)
         if oid is not None:
             await _check_same(connection, need, oid, label)
         elif need.extension is not None:
@@ -107,10 +127,14 @@ async def make_needs(
             definition = _renamed(definition, need.name, here)
         elif need.sql is None:
             raise _missing(need, label, "make it by hand")
-        else:
-            await make_schema(connection, need.schema, label)
-            await connection.execute(need.sql)
     return definition
+
+
+async def _oid(connection: Connection, need: Needed) -> int | None:
+    found: int | None = await connection.fetchval(
+        "SELECT pg_catalog.to_regtype($1)::oid::bigint", need.name
+    )
+    return found
 
 
 def _missing(need: Needed, label: str, remedy: str) -> SchemaMismatchError:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from uuid import UUID
 
 from etl.databases.definition import ColumnDefinition, IndexDefinition, TableDefinition
 from etl.databases.drift import REMEDY
-from etl.databases.postgres.catalogue import NAME_BYTES, Relation
+from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, quote, quote_all, split_name
-from etl.databases.types import EnumType, declare_postgres, way
+from etl.databases.types import EnumType, declare_postgres, declared_type
+from etl.databases.ways import fit
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
+from etl.verdict import Verdict, refusal_of, spelled
 
 
 def check_target(relation: Relation, label: str) -> None:
@@ -54,24 +56,46 @@ def check_columns(relation: Relation, names: Sequence[str], label: str) -> None:
         )
 
 
-def check_types(relation: Relation, columns: Sequence[Column], label: str) -> None:
-    """Refuse columns whose type can never go into the table's exactly.
+def verdicts_of(
+    columns: Sequence[Column], relation: Relation | None, allows: Callable[[str], bool]
+) -> list[Verdict]:
+    """What becomes of each column in a table; None: in one that is made for them.
+
+    Args:
+        allows: Whether the values of a column may be bent.
+    """
+    have: Mapping[str, Attribute] = relation.by_name if relation is not None else {}
+    found: list[Verdict] = []
+    for column in columns:
+        attribute = have.get(column.name)
+        if relation is not None and (attribute is None or attribute.generated):
+            continue
+        target = attribute.column.type if attribute is not None else declared_type(column.type)
+        verdict = fit(column.type, target)
+        found.append(
+            Verdict(
+                column=column.name,
+                source=spelled(column.type),
+                target=target.name,
+                fit=verdict,
+                allowed=verdict.may_bend and allows(column.name),
+            )
+        )
+    return found
+
+
+def check_types(
+    relation: Relation, columns: Sequence[Column], label: str, allows: Callable[[str], bool]
+) -> None:
+    """Refuse columns whose values would be bent, or can never go into the table's.
 
     Raises:
         SchemaMismatchError: Names the column and both types.
     """
-    have = relation.by_name
-    for column in columns:
-        attribute = have.get(column.name)
-        if attribute is None or attribute.generated:
-            continue
-        if way(column.type, attribute.column.type) == "refuse":
-            raise SchemaMismatchError(
-                f"{label}: column {column.name!r} is {column.type.name} in the rows and"
-                f" {attribute.column.type.name} in the table {relation.label!r}, and there is no"
-                " exact way from the one to the other. Nothing was written; convert it in a"
-                " function, or change the table"
-            )
+    verdicts = verdicts_of(columns, relation, allows)
+    refusal = refusal_of(verdicts, where=label, table=relation.label, asks=relation.name)
+    if refusal is not None:
+        raise SchemaMismatchError(refusal)
 
 
 async def definition_of(

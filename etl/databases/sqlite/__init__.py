@@ -2,6 +2,7 @@
 
 from etl.databases.sqlite.build import build_row
 from etl.databases.sqlite.digest import open_snapshot
+from etl.databases.sqlite.outlook import foresee, wants_profile
 from etl.databases.sqlite.reader import open_reader
 from etl.databases.sqlite.state import open_state
 from etl.databases.sqlite.survey import check, describe, list_tables
@@ -16,4 +17,6 @@ __all__ = [
     "open_snapshot",
     "open_state",
     "open_target",
+    "foresee",
+    "wants_profile",
 ]

@@ -18,6 +18,7 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from itertools import groupby
+from math import copysign
 from operator import attrgetter, itemgetter, ne
 from typing import Any, TypeAlias, cast
 from uuid import UUID
@@ -96,6 +97,11 @@ def _int(value: int, affinity: Affinity) -> int:
 def _float(value: float, affinity: Affinity) -> Any:
     if value != value:
         raise _Misfit("it is NaN, which SQLite would store as NULL")
+    if value == 0 and affinity not in {"text", "blob"} and copysign(1, value) < 0:
+        raise _Misfit(
+            "it is -0.0, and a column of this affinity keeps no sign of a zero; add 0.0 to it, or"
+            " declare the column TEXT or without a type"
+        )
     # SQLite itself would keep 15 digits of it in a TEXT column.
     return float.__repr__(value) if affinity == "text" else float(value)
 
@@ -193,18 +199,39 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     """
     affinity = column.affinity
     kinds = set(map(type, values))
+    if column.is_loose:
+        return [_loosely(value) for value in values]
+    _refuse_null(values, column)
     as_is = _AS_IS[affinity]
     if kinds <= as_is:
         return values
     # NaN alone differs from itself.
     if affinity != "text" and kinds <= as_is | {float} and not any(map(ne, values, values)):
-        return values
+        if affinity == "blob" or 0.0 not in values:
+            return values
     converters = {kind: _converter(kind) for kind in kinds}
     for kind, convert in converters.items():
         if convert is None:
             raise _Misfit(f"SQLite stores no {kind.__name__}; convert it in a function")
     known = cast("Mapping[type[Any], Callable[[Any, Affinity], Any]]", converters)
     return [known[type(value)](value, affinity) for value in values]
+
+
+def _refuse_null(values: _Values, column: TableColumn) -> None:
+    if column.is_number and None in values:
+        raise _Misfit("it is NULL, for which SQLite would make up a number")
+
+
+def _loosely(value: Any) -> Any:
+    """A value as it is: SQLite's affinity may make of it what it will."""
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int) and not -(1 << _BITS) <= value < 1 << _BITS:
+        return float(value)
+    convert = _converter(kind_of(value))
+    if convert is None:
+        raise _Misfit(f"SQLite stores no {kind_of(value).__name__}; convert it in a function")
+    return convert(value, "blob")
 
 
 _WORDS = {"true": 1, "t": 1, "1": 1, "false": 0, "f": 0, "0": 0}
@@ -241,6 +268,8 @@ def text_binder(source: Type, column: TableColumn) -> _Convert:
     ``timestamptz`` gets its offset in full (``+00:00``), as SQLite's functions want it.
     """
     affinity = column.affinity
+    if column.is_loose:
+        return _loose_binder(source)
     match source.kind:
         case "bytes":
             return unhex
@@ -258,6 +287,20 @@ def text_binder(source: Type, column: TableColumn) -> _Convert:
             return lambda field: _text(unescape(field), affinity)
 
 
+def _loose_binder(source: Type) -> _Convert:
+    match source.kind:
+        case "bytes":
+            return unhex
+        case "int16" | "int32" | "int64":
+            return int
+        case "float32" | "float64":
+            return float
+        case "bool":
+            return lambda field: 1 if field == "t" else 0
+        case _:
+            return unescape
+
+
 _UNESCAPED: frozenset[Kind] = frozenset(
     {"bool", "int16", "int32", "int64", "float32", "float64", "numeric", "date", "time", "uuid"}
 )
@@ -265,6 +308,8 @@ _UNESCAPED: frozenset[Kind] = frozenset(
 
 def bind_fields(fields: _Values, source: Type, column: TableColumn) -> _Values:
     """Fields of COPY text for a column; see :func:`text_binder`."""
+    if column.is_number and NULL in fields:
+        _refuse_null([None], column)
     if column.affinity in {"text", "blob"} and _stays_text(source, column.affinity):
         if source.kind in _UNESCAPED or "\\" not in "".join(fields):
             return [None if f == NULL else f for f in fields] if NULL in fields else fields
@@ -284,6 +329,8 @@ class _New:
 
 def _bind_mixed(fields: _Values, source: Type, column: TableColumn) -> _Values:
     """Fields of COPY text with new values between them."""
+    if NULL in fields:
+        _refuse_null([None], column)
     convert = text_binder(source, column)
     return [
         bind_values([field.value], column)[0]
@@ -578,6 +625,8 @@ class Binder:
 
 def _stays(source: Column, target: TableColumn) -> bool:
     """Whether what a SQLite column holds is stored unchanged: the affinity was applied already."""
+    if target.is_number and source.nullable:
+        return False
     return source.type.dialect == "sqlite" and (
         target.affinity == "blob" or affinity_of(source.type.name) == target.affinity
     )
@@ -596,6 +645,8 @@ def bare_values(lines: Sequence[str]) -> Fields:
 
 def _is_bare(source: Column, target: TableColumn) -> bool:
     """Whether SQLite stores the right value when it is given a field's text."""
+    if target.is_number and source.nullable:
+        return False
     if target.affinity in {"integer", "numeric"}:
         # Digits of at most 64 bits: SQLite makes exactly this integer of them.
         return source.type.kind in {"int16", "int32", "int64"}

@@ -19,12 +19,12 @@ escapes whole pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from etl.databases.sql import quote
 from etl.databases.sqlite.schema import affinity_of
-from etl.databases.types import encode_column, from_sqlite, unescape
+from etl.databases.types import LooseColumn, encode_column, from_sqlite, is_padded, unescape
 from etl.errors import DataError
 from etl.rows import Column, Kind
 
@@ -89,6 +89,8 @@ def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | 
     Args:
         is_exact: SQLite vouches for the class of the source: a STRICT table, or the row number.
     """
+    if isinstance(target, LooseColumn):
+        return None
     name = quote(source.name)
     affinity = affinity_of(source.type.name)
     kind = target.type.kind
@@ -108,12 +110,19 @@ def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | 
                 return _whole(is_whole, name)
             if affinity == "text":
                 return _numeral(name, target.type.scale)
-            return _decimal(name, target.type.precision, target.type.scale)
+            found = _decimal(name, target.type.precision, target.type.scale)
+            if found is not None and affinity == "blob":
+                # Only there a zero may have a sign, which a numeric has not.
+                signless = f"({name}<>0 OR typeof({name})='integer')"
+                return replace(found, proof=f"{found.proof} AND {signless}")
+            return found
         case "text":
-            is_padded = target.type.name.startswith("character(")
-            return _text(is_free_text, name, None if is_padded else target.type.length)
+            if is_padded(target.type):
+                return _text(f"{is_free_text} AND {name} NOT GLOB '* '", name)
+            return _text(is_free_text, name, target.type.length)
         case "json" | "other":
-            return _text(is_free_text, name)
+            # Python looks for what a jsonb would not keep.
+            return _text(is_free_text, name) if target.type.name != "jsonb" else None
         case "bytes":
             # hex(NULL) is an empty text.
             text = rf"CASE WHEN {name} IS NOT NULL THEN '\x'||hex({name}) END"
@@ -123,14 +132,18 @@ def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | 
         case "time":
             return _text(_is_canonical("time", name), name)
         case "timestamp":
-            forms = [_DAY, *[_STAMP + end for end in _fractions(target.type.scale)]]
+            ends = _fractions(target.type.scale)
+            forms = [_DAY, *[stamp + end for stamp in (_STAMP, _LATE) for end in ends]]
             is_one = (
                 f"({_is_canonical('datetime', name)} OR {is_free_text} AND {_like(name, forms)})"
             )
             return _text(is_one, name)
         case "timestamptz":
             forms = [
-                _STAMP + end + zone for zone in _ZONES for end in _fractions(target.type.scale)
+                stamp + end + zone
+                for zone in _ZONES
+                for end in _fractions(target.type.scale)
+                for stamp in (_STAMP, _LATE)
             ]
             return _text(f"{is_free_text} AND {_like(name, forms)}", name)
         case "uuid":
@@ -141,7 +154,9 @@ def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | 
 
 _DIGIT = "[0-9]"
 _DAY = "-".join([_DIGIT * 4, _DIGIT * 2, _DIGIT * 2])
-_STAMP = f"{_DAY}[ T]{':'.join([_DIGIT * 2] * 3)}"
+# The server would take second 60 and hour 24 for the next minute and day; it refuses 25 hours.
+_STAMP = f"{_DAY}[ T]{':'.join(['[01]' + _DIGIT, *['[0-5]' + _DIGIT] * 2])}"
+_LATE = f"{_DAY}[ T]{':'.join(['2[0-3]', *['[0-5]' + _DIGIT] * 2])}"
 _ZONES = (f"[+-]{_DIGIT * 2}:{_DIGIT * 2}", f"[+-]{_DIGIT * 2}", "Z")
 _UUID = "-".join("[0-9a-fA-F]" * n for n in (8, 4, 4, 4, 12))
 
@@ -171,8 +186,12 @@ def _numeral(name: str, scale: int | None) -> Field | None:
     """Texts that are digits, a point, a minus. PostgreSQL refuses what is no number of these."""
     if scale is not None and scale < 0:
         return None
-    proof = f"typeof({name})='text' AND NOT instr({name},char(0))"
-    proof += f" AND {name} NOT GLOB '*[^-0-9.]*'"
+    # No zero too many before the point, and none with a sign: see ``types.from_sqlite``.
+    proof = (
+        f"typeof({name})='text' AND NOT instr({name},char(0))"
+        f" AND {name} NOT GLOB '*[^-0-9.]*' AND {name} NOT GLOB '0[0-9]*'"
+        f" AND {name} NOT GLOB '-0[0-9]*' AND ({name} NOT GLOB '-[0.]*' OR {name} GLOB '*[1-9]*')"
+    )
     if scale is not None:
         proof += f" AND {name} NOT GLOB '*.{'?' * (scale + 1)}*'"
     return _text(proof, name)

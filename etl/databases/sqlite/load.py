@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from etl.batch import Batch
@@ -24,6 +24,7 @@ from etl.databases.sqlite.ddl import (
     staged_type,
     suggest_table,
 )
+from etl.databases.sqlite.fits import verdicts_of
 from etl.databases.sqlite.schema import STAGING, Table, TableColumn, find_table, table_name
 from etl.databases.sqlite.words import has_word
 from etl.engine import failpoints
@@ -35,6 +36,7 @@ from etl.errors import (
     TargetUnavailableError,
 )
 from etl.rows import Column, FileRows, Shape, place_of, shape_of
+from etl.verdict import refusal_of
 
 _VALUES_AT_ONCE = 999
 """What every build of SQLite takes as parameters of one statement."""
@@ -97,18 +99,8 @@ class Load:
         Raises:
             SchemaMismatchError: It does not fit.
         """
-        sink = self.sink
-        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        if sink.add and not resumable:
-            raise SchemaMismatchError(
-                f"{self.label}: the source cannot be resumed, and a second read would add its"
-                f" {', '.join(map(repr, sink.add))} again. Nothing was written; give the source a"
-                " key= with a unique index"
-            )
-        self._shape = shape
-        final = await find_table(connection, self._name)
+        final = await self._find(connection, shape, resumable=resumable)
         if final is None:
-            self._check_creation()
             if self.is_staged or self._shape is None:
                 return []
             final = await self._create(connection, self._shape)
@@ -118,6 +110,45 @@ class Load:
         self._is_there_for_good = not self.is_staged
         self.is_new = await made.is_building(connection, final.name)
         return self._notes(final)
+
+    async def look(
+        self, connection: Connection | None, shape: Shape | None, *, resumable: bool
+    ) -> Table | None:
+        """Check the table as it stands, and change nothing; None where it is to be made.
+
+        Args:
+            connection: None: there is no file yet.
+
+        Raises:
+            SchemaMismatchError: It does not fit, or must not be made.
+        """
+        final = await self._find(connection, shape, resumable=resumable)
+        if connection is None or final is None:
+            return None
+        await self._check_own(connection, final)
+        names = shape.names if shape is not None else ()
+        if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
+            names = tuple(name for name in names if final.column(name) is not None)
+        self._check(final, names)
+        return final
+
+    async def _find(
+        self, connection: Connection | None, shape: Shape | None, *, resumable: bool
+    ) -> Table | None:
+        """The table; None where it is missing, and may be made."""
+        sink = self.sink
+        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        if sink.add and not resumable:
+            raise SchemaMismatchError(
+                f"{self.label}: the source cannot be resumed, and a second read would add its"
+                f" {', '.join(map(repr, sink.add))} again. Nothing was written; give the source a"
+                " key= with a unique index"
+            )
+        self._shape = shape
+        final = await find_table(connection, self._name) if connection is not None else None
+        if final is None:
+            self._check_creation()
+        return final
 
     async def _add_columns(self, connection: Connection, final: Table) -> Table:
         """Give the table what the rows have and it lacks, where the sink asks for that."""
@@ -268,13 +299,23 @@ class Load:
     def _new_key(self, shape: Shape) -> tuple[str, ...]:
         return self.sink.key or shape.key
 
-    def _check(self, final: Table) -> None:
+    def _check(self, final: Table, names: Sequence[str] | None = None) -> None:
+        """Refuse a table that does not fit.
+
+        Args:
+            names: Columns that will be written; None: all.
+        """
         if final.type not in {"table", "virtual"}:
             raise SchemaMismatchError(
                 f"{self.label}: {final.name!r} is a {final.type}, not a table. Nothing was written"
             )
         if self._shape is not None:
-            self._columns(final, self._shape.names)
+            given, columns = self._columns(final, self._shape.names if names is None else names)
+            found = dict(zip(given, columns, strict=True))
+            verdicts = verdicts_of(self._shape.columns, found, self.sink.allows)
+            refusal = refusal_of(verdicts, where=self.label, table=final.name)
+            if refusal is not None:
+                raise SchemaMismatchError(refusal)
         if self.sink.mode != "upsert":
             return
         key = self._key_columns(final)
@@ -621,9 +662,26 @@ class Load:
         plan = self._plans.get(names)
         if plan is None:
             given, columns = self._columns(self._into, names)
-            binder = Binder(self.label, given, columns)
+            number = await self._row_number(connection)
+            binder = Binder(
+                self.label,
+                given,
+                [
+                    replace(
+                        column,
+                        is_number=column.name == number,
+                        is_loose=self.sink.allows(name),
+                    )
+                    for name, column in zip(given, columns, strict=True)
+                ],
+            )
             plan = self._plans[names] = (self._statement(self._into, columns), binder)
         return plan
+
+    async def _row_number(self, connection: Connection) -> str | None:
+        """The column that numbers the rows of the table itself, also where these are staged."""
+        final = await find_table(connection, self._name)
+        return final.row_number if final is not None else None
 
     async def _open_table(
         self, connection: Connection, rows: Sequence[Any], names: Sequence[str]

@@ -11,6 +11,8 @@ from etl.databases.sqlite.connection import Connection
 
 async def is_made(connection: Connection, name: str) -> bool:
     """Whether etl made the table, or put all its rows there."""
+    if not await connection.fetch("SELECT 1 FROM sqlite_schema WHERE name = 'etl_table'"):
+        return False  # a survey comes before the first run
     return bool(
         await connection.fetch("SELECT 1 FROM etl_table WHERE name = ?", (quote(fold(name)),))
     )

@@ -30,6 +30,8 @@ class TableColumn:
             row number.
         required: NOT NULL without a default, and not made by SQLite.
         generated: Computed; nobody can write it.
+        is_number: The row's number under another name: SQLite makes one up for NULL.
+        is_loose: Its values may be bent, because somebody asked for it by name.
     """
 
     name: str
@@ -39,6 +41,8 @@ class TableColumn:
     nullable: bool
     required: bool
     generated: bool
+    is_number: bool = False
+    is_loose: bool = False
 
     @property
     def type(self) -> Type:
@@ -223,7 +227,14 @@ async def find_table(
     if len(key) == 1 and not key_has_index and not without_rowid and kind == "table":
         number = key[0]
         columns = tuple(
-            replace(column, is_exact=True, affinity="integer", nullable=False, required=False)
+            replace(
+                column,
+                is_exact=True,
+                affinity="integer",
+                nullable=False,
+                required=False,
+                is_number=True,
+            )
             if column.name == number
             else column
             for column in table.columns
