@@ -569,6 +569,11 @@ class Target(Protocol):
         """Whether transactions take turns, as far as that is known without opening it."""
         ...
 
+    @property
+    def keeps_rejects(self) -> bool:
+        """Whether it has a table for rows that were refused. A file has none."""
+        ...
+
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:
         """Connect, check, and migrate the tables that etl keeps.
 

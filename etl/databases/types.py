@@ -25,6 +25,9 @@ from etl.rows import Column, Kind, Type
 NULL = "\\N"
 """How COPY text spells NULL."""
 
+FILES = frozenset({"csv", "json"})
+"""The dialects of columns of files, whose values are for the target's column to take or refuse."""
+
 Decoder: TypeAlias = Callable[[str], Any]
 Way: TypeAlias = Literal["pass", "convert", "refuse"]
 
@@ -235,8 +238,8 @@ def _accepts(source: Type, target: Type) -> bool:
     """Whether Python values of a kind can be right for a column; each is still checked."""
     if source.kind == "dynamic" or source.kind in _ACCEPTED.get(target.kind, ()):
         return True
-    if source.dialect == "csv":
-        return True  # a text, whatever all of them look like
+    if source.dialect in FILES:
+        return True  # each value tells, whatever all of them look like
     if source.dialect == "python":
         # ``datetime`` says nothing of its zone, and ``str`` may be any JSON value's.
         return (source.kind, target.kind) in {("timestamptz", "timestamp"), ("text", "json")} or (

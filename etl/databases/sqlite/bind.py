@@ -24,7 +24,7 @@ from uuid import UUID
 
 from etl.databases.sqlite.build import duration_text
 from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of, declared_kind
-from etl.databases.types import NULL, unescape, unhex
+from etl.databases.types import FILES, NULL, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, WideLine, split_lines
 
@@ -510,7 +510,7 @@ class Binder:
     ) -> Iterator[Fields]:
         bound: list[_Values] = []
         for number, values in enumerate(columns):
-            is_text = bool(sources) and sources[number].dialect == "csv"
+            is_text = bool(sources) and sources[number].dialect in FILES
             bind = partial(bind_texts if is_text else bind_values, column=self.columns[number])
             bound.append(self._bound(number, values, first, bind))
         return zip(*bound, strict=True)
