@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, cast, get_args
 
@@ -218,14 +218,8 @@ def values_of(array: Any, column: Column, place: Callable[[int], str]) -> list[A
     if column.type.kind == "numeric" and pa.types.is_integer(type_):
         return [None if value is None else Decimal(value) for value in values]
     if column.type.kind == "timestamptz":
-        return [None if value is None else value.astimezone(_utc()) for value in values]
+        return [None if value is None else value.astimezone(UTC) for value in values]
     return values
-
-
-def _utc() -> Any:
-    from datetime import UTC
-
-    return UTC
 
 
 def _in_microseconds(pa: Any, type_: Any) -> Any:

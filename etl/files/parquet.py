@@ -5,7 +5,7 @@ A position is (row group, row): where the next row stands.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,7 @@ class ParquetWriter:
         self._schema, texts = schema_of(columns)
         if not texts:
             return ()
-        return [
-            f"{self._where}: Parquet has no exact type for {', '.join(texts)}: written as text"
-        ]
+        return [f"{self._where}: Parquet has no exact type for {', '.join(texts)}: written as text"]
 
     def encode(self, lines: Sequence[str], columns: Sequence[Column]) -> Any:
         """See the protocol."""
@@ -240,5 +238,3 @@ class ParquetWriter:
         if pending:
             table = self._pa.Table.from_batches(pending, self._schema)
             self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-
-
