@@ -43,6 +43,7 @@ class RunInfo:
         batch_rows: Most rows of a batch.
         batch_bytes: A batch is cut when its rows reach this size.
         most_bytes: No batch may grow larger: what a channel or a lane may hold.
+        row_bytes: No row may be larger.
         holder: Who runs: a text for the checkpoint and the lock (see ``etl.engine.holder``).
         take_over: Start although another run of the pipeline holds the lock; that run is fenced.
         sets_aside: A row that the source cannot build goes on as a reject of its batch; where
@@ -54,6 +55,7 @@ class RunInfo:
     batch_rows: int
     batch_bytes: int
     most_bytes: int = 16 << 20
+    row_bytes: int = 1 << 62
     holder: str = "{}"
     take_over: bool = False
     sets_aside: bool = False

@@ -16,6 +16,7 @@ from typing import Any, cast, get_args
 
 from etl.databases.types import NULL, text_decoder, unescape
 from etl.errors import ConfigError, DataError, SchemaMismatchError
+from etl.files.texts import NOT_FINITE
 from etl.rows import Column, Kind, Type
 
 KIND = b"etl:kind"
@@ -97,6 +98,8 @@ def array_of(fields: Sequence[str], column: Column, type_: Any, where: str) -> A
     """
     pa = load()
     kind = column.type.kind
+    if pa.types.is_string(type_) and kind == "numeric":
+        return pa.array([None if f == NULL else NOT_FINITE.get(f, f) for f in fields], type_)
     if pa.types.is_string(type_):
         return pa.array([None if f == NULL else unescape(f) for f in fields], type_)
     if kind == "bool":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any, cast
 
+from etl.databases.sqlite.schema import declared_kind
 from etl.databases.types import declare_postgres
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Kind, Row, Shape, Type, kind_of_class, shape_of
@@ -57,9 +58,25 @@ def _typed(column: Column, label: str) -> Column:
             " cannot tell apart. Nothing was written; clean the values, or convert them in a"
             " function and give the rows a dataclass"
         )
+    if type_.dialect == "sqlite" and type_.name:
+        _refuse_other_class(column, label)
     if type_.dialect != "postgresql":
         type_ = Type(kind=type_.kind, name=declare_postgres(type_), dialect="postgresql")
     return replace(column, type=type_, nullable=True)
+
+
+def _refuse_other_class(column: Column, label: str) -> None:
+    """Bytes are written as text, and only a column that is declared for bytes takes them back."""
+    declared = declared_kind(column.type.name)
+    if (column.type.kind == "bytes") == (declared == "bytes"):
+        return
+    if "bytes" in {column.type.kind, declared} and column.type.kind in {"bytes", "text"}:
+        what, wanted = ("blobs", "BLOB") if column.type.kind == "bytes" else ("texts", "TEXT")
+        raise SchemaMismatchError(
+            f"{label}: column {column.name!r} ({column.type.name}) holds {what}, and a file would"
+            f" not give them back to a column of that type. Nothing was written; declare it"
+            f" {wanted}, or convert it in a function"
+        )
 
 
 def _values(rows: Sequence[Any], place: int, name: str) -> list[Any]:

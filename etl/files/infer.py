@@ -112,6 +112,9 @@ class ColumnKinds:
         ]
 
 
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
 class JsonKinds:
     """What each key of a file of JSON lines may be: JSON itself tells numbers from texts.
 
@@ -122,6 +125,7 @@ class JsonKinds:
         self._classes: dict[str, set[type[Any]]] = {}
         self._texts: dict[str, ColumnKinds] = {}
         self._wide: set[str] = set()
+        self._odd: set[str] = set()  # keys with what JSON has no number for, which is text there
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,6 +142,9 @@ class JsonKinds:
                 except KeyError:
                     values[name] = [value]
         for name, found in values.items():
+            if any(value.__class__ is str and value in _NOT_FINITE for value in found):
+                self._odd.add(name)
+                found = [value for value in found if value not in _NOT_FINITE]
             classes = set(map(type, found)) - {type(None)}
             known = self._classes.setdefault(name, set())
             known |= classes
@@ -156,12 +163,12 @@ class JsonKinds:
 
     def _kind(self, name: str) -> Kind:
         classes = self._classes[name]
+        is_odd = name in self._odd
         if not classes:
             return "text"
-        if classes == {bool}:
-            return "bool"
-        if classes == {int} and name not in self._wide:
-            return "int64"
         if classes <= {int, Decimal, float}:
-            return "numeric"
-        return self._texts[name].kinds[0] if classes == {str} else "json"
+            is_int = classes == {int} and name not in self._wide and not is_odd
+            return "int64" if is_int else "numeric"
+        if classes == {str}:
+            return "text" if is_odd else self._texts[name].kinds[0]
+        return "bool" if classes == {bool} and not is_odd else "json"

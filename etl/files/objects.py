@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, cast
 from etl.batch import Position
 from etl.connector import RunInfo
 from etl.databases.types import JsonText
-from etl.errors import DataError, RowTooLargeError, SchemaMismatchError
+from etl.errors import DataError, RowTooLargeError
 from etl.files.infer import JsonKinds
 from etl.files.reader import Pieces, TextReader, in_thread
 from etl.files.records import Records
@@ -36,7 +36,6 @@ async def open_jsonl(path: Path, info: RunInfo) -> AsyncGenerator[JsonReader]:
     Raises:
         ConfigError: It cannot be read.
         DataError: A line is not an object.
-        SchemaMismatchError: It has no columns.
     """
     reader = JsonReader(path, (), info)
     await in_thread(reader.open)
@@ -77,11 +76,8 @@ class JsonReader(TextReader[Object]):
         for records in pieces:
             found.look_at(records.fields)
         self.names = found.names
-        if not self.names:
-            raise SchemaMismatchError(
-                f"{self.where} has no line with a key, so it does not tell its columns"
-            )
-        self.set_kinds(found.kinds)
+        if self.names:  # a file without a line tells of no columns, and has no rows either
+            self.set_kinds(found.kinds)
         # What has values of several kinds is kept as JSON, each value in its own spelling.
         self._documents = tuple(place for place, kind in enumerate(found.kinds) if kind == "json")
         return start
@@ -226,7 +222,7 @@ def _malformed(where: str, why: str) -> DataError:
 
 
 def _whole(digits: str) -> int | Decimal:
-    return int(digits) if len(digits) < _SHORT else Decimal(digits)
+    return int(digits) if len(digits) < _SHORT and digits != "-0" else Decimal(digits)
 
 
 def _flat_pairs(pairs: _Pairs) -> _Pairs:
@@ -242,6 +238,8 @@ _top = json.JSONDecoder(parse_float=Decimal, parse_int=cast("Any", _whole))
 _inner = json.JSONDecoder(
     parse_float=str, parse_int=cast("Any", str), parse_constant=_refuse_constant
 )
+_MINUS_ZERO = re.compile(rb"-0(?![0-9.eE])")
+"""What as an integer would lose its sign."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -252,7 +250,8 @@ def _pairs(line: bytes) -> _Pairs:
         ValueError: Not an object, or what it holds is not JSON.
     """
     text = line.decode("utf-8")
-    if b"[" not in line and line.count(b"{") == 1 and line.lstrip()[:1] == b"{":
+    is_flat = b"[" not in line and line.count(b"{") == 1 and line.lstrip()[:1] == b"{"
+    if is_flat and _MINUS_ZERO.search(line) is None:
         try:
             return cast("_Pairs", _flat.decode(text))
         except json.JSONDecodeError:

@@ -24,6 +24,8 @@ from etl.rows import Column, FileRows, Kind, Layout, Row, Shape, Type
 
 T = TypeVar("T")
 _LEAST_PIECE = 1 << 12
+_MOST_RECORD = 128 << 20
+_NO_LIMIT = 1 << 60
 _FIELD_BYTES = 60  # what a field of text takes in memory beside its characters
 
 
@@ -113,8 +115,8 @@ class TextReader(Generic[F]):
 
     @property
     def most_record_bytes(self) -> int:
-        """No record may be longer: as values it takes more."""
-        return self._info.most_bytes // 4
+        """No record may be longer. Without a limit on rows, so much that it is surely no record."""
+        return _MOST_RECORD if self._info.row_bytes > _NO_LIMIT else self._info.row_bytes
 
     @property
     def piece_bytes(self) -> int:

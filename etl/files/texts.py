@@ -18,10 +18,10 @@ from etl.files.placing import PartFile
 from etl.files.records import CsvForm
 from etl.rows import Column, Kind
 
-_FLOATS: frozenset[Kind] = frozenset({"float32", "float64"})
-_NUMBERS: frozenset[Kind] = frozenset({"int16", "int32", "int64", "numeric", *_FLOATS})
+_FLOATS: frozenset[Kind] = frozenset({"float32", "float64", "numeric"})
+_NUMBERS: frozenset[Kind] = frozenset({"int16", "int32", "int64", *_FLOATS})
 _BOOLS = {"t": "true", "f": "false"}
-_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """How Python writes numbers, and PostgreSQL."""
 
 
@@ -131,7 +131,7 @@ class CsvLines:
         if kind == "bool":
             return _BOOLS[field]
         if kind in _FLOATS:
-            field = _NOT_FINITE.get(field, field)
+            field = NOT_FINITE.get(field, field)
         return self._quoted(unescape(field))
 
     def _quoted(self, text: str) -> str:
@@ -216,9 +216,11 @@ def _strings(fields: Sequence[str]) -> list[str]:
 
 
 def _numbers(fields: Sequence[str]) -> list[str]:
+    # As an integer it would lose its sign where another program reads it.
+    fields = ["-0.0" if field == "-0" else field for field in fields] if "-0" in fields else fields
     return [
         field if _JSON_NUMBER.fullmatch(field) else "null" if field == NULL
-        else _string(_NOT_FINITE.get(field, field))
+        else _string(NOT_FINITE.get(field, field))
         for field in fields
     ]  # fmt: skip
 
