@@ -32,6 +32,7 @@ from etl import (
     Limits,
     Pipeline,
     PipelineFailedError,
+    Row,
     stage,
 )
 from etl.cli.copy import CopyOptions
@@ -88,8 +89,8 @@ THINGS = [
 async def test_the_lines_of_rows_that_a_function_made(numbers: str, tmp_path: Path) -> None:
     source = Database(numbers).table("t").filter(lambda row: row["id"] <= 3)
 
-    def thing(row: Any) -> Thing:
-        return THINGS[row["id"] - 1]
+    def thing(row: Row) -> Thing:
+        return THINGS[int(row["id"]) - 1]
 
     csv, lines = File(tmp_path / "t.csv"), File(tmp_path / "t.jsonl")
     await Pipeline("p", source.map(thing).into(csv.replace(), lines.replace())).run()
@@ -327,7 +328,7 @@ async def test_options_of_a_database_are_refused(numbers: str, tmp_path: Path) -
             await plan_copy_to_files(
                 Database(numbers), str(tmp_path / "t.csv"), CopyOptions(**options), FileOptions()
             )
-    for target, form in (("x/", None), ("x/", "csv.parquet"), ("x.csv", "csv")):
+    for target, form in (("x/", None), ("x/", "xls"), ("x.csv", "csv")):
         with pytest.raises(ConfigError, match="--format|is a folder"):
             await plan_copy_to_files(
                 Database(numbers), f"{tmp_path}/{target}", CopyOptions(tables=("t",)),

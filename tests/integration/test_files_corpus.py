@@ -131,7 +131,7 @@ SQLITE_REFUSED: Mapping[str, tuple[str, ...]] = {
     "b_empty_column": ("without a name",),
 }
 LEFT_OUT = {"b_view", "b_fts"}
-LOOSE = {
+LOOSE: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "csv.gz": {
         # A text that says true is true where a column is declared so; JSON tells the two apart.
         "a_bool_text": lambda cell: {"true": 1, "false": 0}.get(cell, cell),
@@ -174,7 +174,7 @@ async def test_a_table_of_sqlite_comes_back_from_a_file(form: str, tmp_path: Pat
     await round_trip(held, source, target, tmp_path, form)
     for case in held:
         untyped = without_types(source, case.table) if form == "csv.gz" else set[int]()
-        loose: Callable[[Any], Any] | None = LOOSE[form].get(case.asked)
+        loose = LOOSE[form].get(case.asked)
 
         def seen(place: int, cell: tuple[str, Any]) -> Any:
             kind, value = cell

@@ -127,4 +127,4 @@ def test_a_column_gets_the_kind_that_holds_all_its_values(values: list[Any], kin
 def test_options_of_csv_are_refused() -> None:
     for options in ({"delimiter": ";"}, {"null": "-"}, {"columns": ("a",)}, {"encoding": "cp1252"}):
         with pytest.raises(ConfigError, match="how a CSV file is written"):
-            File("x.jsonl.gz", **options)  # type: ignore[arg-type]
+            File("x.jsonl.gz", **options)
