@@ -523,7 +523,10 @@ _KINDS: dict[Any, Kind] = {
 
 def kind_of_class(kind: type[Any]) -> Kind:
     """The kind of column that holds a value of a class; ``text`` where none is known."""
-    return next((_KINDS[base] for base in kind.__mro__ if base in _KINDS), "text")
+    for base in kind.__mro__:
+        if base in _KINDS:
+            return _KINDS[base]
+    return "text"
 
 
 def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from etl.databases.types import NULL, text_decoder, unescape
 from etl.errors import ConfigError, DataError, SchemaMismatchError
@@ -148,11 +148,14 @@ def column_of(field: Any, where: str) -> Column:
         )
     if kind != "text":
         return Column(name=field.name, type=Type(kind=kind, name=str(field.type), dialect="python"))
-    stored = (field.metadata or {}).get(KIND, b"text").decode("ascii", "replace")
-    if stored in get_args(Kind) and stored in _AS_TEXT - {"other"}:
-        kind = cast("Kind", stored)
+    metadata: Any = field.metadata or {}
+    stored: bytes = metadata.get(KIND, b"")
+    text: Kind = "text"
+    for one in _AS_TEXT - {"other"}:
+        if one.encode() == stored:
+            text = one
     # A text means what the target's column makes of it, as in CSV.
-    return Column(name=field.name, type=Type(kind=kind, name="", dialect="csv"))
+    return Column(name=field.name, type=Type(kind=text, name="", dialect="csv"))
 
 
 def _kind_of(pa: Any, type_: Any) -> Kind | None:

@@ -33,9 +33,9 @@ def columns_of_rows(
     Args:
         known: Those of a source, where the rows still have them.
     """
-    kind = type(rows[0])
-    if is_dataclass(kind):
-        return columns_of_shape(shape_of(kind), label)
+    first: Any = rows[0]
+    if is_dataclass(first):
+        return columns_of_shape(shape_of(cast("type[Any]", type(first))), label)
     found = {column.name: column for column in known or ()}
     columns: list[Column] = []
     for place, name in enumerate(names):
@@ -98,4 +98,6 @@ def _kind_of(values: Sequence[Any]) -> Kind:
     if len(kinds) > 1 and kinds <= {*_NUMBERS}:
         return "numeric" if "numeric" in kinds else "float64"
     # Of several, one: the values of the others are refused when they are written.
-    return min(kinds, default="text")
+    for kind in sorted(kinds):
+        return kind
+    return "text"

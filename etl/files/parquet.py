@@ -5,7 +5,7 @@ A position is (row group, row): where the next row stands.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ class ParquetReader:
 
 
 @contextmanager
-def _parquet(where: str) -> Iterator[None]:
+def _parquet(where: str) -> Generator[None]:
     """Turn what pyarrow says of a file into this package's errors."""
     pa = load()
     try:

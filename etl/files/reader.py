@@ -83,7 +83,7 @@ class TextReader(Generic[F]):
                 skipped = len(BOM)
             self._start = (skipped, 1)
             if self.names:
-                self.set_kinds(["dynamic"] * len(self.names))
+                self.set_kinds(["dynamic" for _ in self.names])
                 return
             pieces = Pieces(self, file, self._start, None)
             self._start = self.find_columns(pieces, self._start)
@@ -242,7 +242,7 @@ class CsvReader(TextReader[Fields]):
                 f"{self.where} is empty: its first line is to name the columns"
             )
         self.names = self._checked(header.fields[0])
-        self.set_kinds(["dynamic"] * len(self.names))
+        self.set_kinds(["dynamic" for _ in self.names])
         line = header.lines[1] if len(header.lines) > 1 else header.next_line
         return (header.ends[0], line)
 

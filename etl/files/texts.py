@@ -93,7 +93,7 @@ class CsvLines:
     def __init__(self, form: CsvForm, columns: Sequence[Column], where: str) -> None:
         self._form = form
         self._columns = tuple(columns)
-        self._kinds = [column.type.kind for column in columns]
+        self._kinds: list[Kind] = [column.type.kind for column in columns]
         self._where = where
         mark = re.escape(form.delimiter)
         # What a field is never written as without quotes.
@@ -133,8 +133,8 @@ class CsvLines:
         return self._odd_fields is not None and self._odd_fields.search(line) is not None
 
     def _line(self, line: str) -> str:
-        fields = zip(line.split("\t"), self._kinds, strict=True)
-        return self._form.delimiter.join([self._field(field, kind) for field, kind in fields])
+        fields = map(self._field, line.split("\t"), self._kinds)
+        return self._form.delimiter.join(fields)
 
     def _field(self, field: str, kind: Kind) -> str:
         if field == NULL:
