@@ -248,6 +248,7 @@ def _check_target(options: CopyOptions) -> None:
         ("--cursor", options.cursor),
         ("--swap", options.swap != "rename"),
         ("--force", options.force),
+        ("--schema-change", options.schema_change != "freeze"),
         (f"--mode {options.mode}", options.mode != "replace"),
     )
     for option, value in given:

@@ -94,10 +94,8 @@ def _raw(row: Row, name: str) -> Any:
 
 
 def _kind_of(values: Sequence[Any]) -> Kind:
-    kinds = {kind_of_class(kind) for kind in set(map(type, values)) - {type(None)}}
+    kinds: set[Kind] = {kind_of_class(kind) for kind in set(map(type, values)) - {type(None)}}
     if len(kinds) > 1 and kinds <= {*_NUMBERS}:
         return "numeric" if "numeric" in kinds else "float64"
     # Of several, one: the values of the others are refused when they are written.
-    for kind in sorted(kinds):
-        return kind
-    return "text"
+    return min(kinds) if kinds else "text"
