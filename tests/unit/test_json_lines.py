@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl import ConfigError, DataError, File
@@ -16,6 +16,7 @@ from etl.errors import RowTooLargeError
 from etl.files.infer import JsonKinds
 from etl.files.objects import ObjectCutter, value_of
 
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=4)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -24,9 +25,10 @@ SCALARS = (
     | st.floats(allow_nan=False, allow_infinity=False)
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
+    max_leaves=3,
 )
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=4)
 
 
 def cut(data: bytes, piece: int = 1 << 20) -> list[dict[str, Any]]:
@@ -41,6 +43,8 @@ def cut(data: bytes, piece: int = 1 << 20) -> list[dict[str, Any]]:
     return found
 
 
+# Making the values takes long on a busy machine, which says nothing of the code.
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows=st.lists(st.dictionaries(NAMES, VALUES, max_size=3), max_size=5),
     piece=st.integers(1, 9),
