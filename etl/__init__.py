@@ -10,7 +10,7 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``pipeline``: a name, its flows, and the ways to run them.
 - ``reading``: the rows of a stream in somebody's own ``async for``.
 - ``databases``: one driver for each dialect, imported when it is first used.
-- ``files``: CSV files as sources.
+- ``files``: CSV, JSON lines and Parquet, as sources and targets.
 - ``verification``, ``repair``: whether two tables hold the same rows; rewriting those that differ.
 - ``observe``, ``cli``: progress, and the command ``etl``.
 - ``testing``: connectors in memory and tools to test pipelines with.

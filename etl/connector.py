@@ -45,6 +45,7 @@ class RunInfo:
         batch_rows: Most rows of a batch.
         batch_bytes: A batch is cut when its rows reach this size.
         most_bytes: No batch may grow larger: what a channel or a lane may hold.
+        row_bytes: No row may be larger.
         holder: Who runs: a text for the checkpoint and the lock (see ``etl.engine.holder``).
         take_over: Start although another run of the pipeline holds the lock; that run is fenced.
         sets_aside: A row that the source cannot build goes on as a reject of its batch; where
@@ -56,6 +57,7 @@ class RunInfo:
     batch_rows: int
     batch_bytes: int
     most_bytes: int = 16 << 20
+    row_bytes: int = 1 << 62
     holder: str = "{}"
     take_over: bool = False
     sets_aside: bool = False
@@ -618,6 +620,11 @@ class Target(Protocol):
     @property
     def has_one_writer(self) -> bool:
         """Whether transactions take turns, as far as that is known without opening it."""
+        ...
+
+    @property
+    def keeps_rejects(self) -> bool:
+        """Whether it has a table for rows that were refused. A file has none."""
         ...
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:

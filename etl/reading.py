@@ -82,6 +82,7 @@ class _Reader:
     """The target that stands for the reader; see :class:`etl.connector.Target`."""
 
     has_one_writer = False
+    keeps_rejects = False
 
     def __init__(self, channel: Channel[Batch[Any]]) -> None:
         self.name = "the reader"

@@ -432,10 +432,11 @@ class FileRows(ValueRows):
     """Rows of a file, which know the line of each.
 
     Attributes:
-        lines: The number of the line on which each row begins.
+        lines: The number of the line on which each row begins; of the row, where the file has no
+            lines.
     """
 
-    __slots__ = ("_where", "lines")
+    __slots__ = ("_unit", "_where", "lines")
 
     def __init__(
         self,
@@ -444,10 +445,12 @@ class FileRows(ValueRows):
         nbytes: int,
         where: str,
         lines: Sequence[int],
+        unit: str = "line",
     ) -> None:
         super().__init__(layout, tuples, nbytes)
         self.lines = lines
         self._where = where
+        self._unit = unit
 
     @overload
     def __getitem__(self, i: int) -> Row: ...
@@ -457,12 +460,12 @@ class FileRows(ValueRows):
         if isinstance(i, slice):
             tuples = self.tuples[i]
             nbytes = self.nbytes * len(tuples) // max(1, len(self))
-            return FileRows(self.layout, tuples, nbytes, self._where, self.lines[i])
+            return FileRows(self.layout, tuples, nbytes, self._where, self.lines[i], self._unit)
         return self.layout.row(self.tuples[i])
 
     def place(self, row: int) -> str:
         """Where a row stands, for a message."""
-        return f"{self._where}, line {self.lines[row]}"
+        return f"{self._where}, {self._unit} {self.lines[row]}"
 
 
 def place_of(rows: Sequence[Any], row: int | None) -> str:
@@ -516,6 +519,14 @@ _KINDS: dict[Any, Kind] = {
     dict: "json",
     list: "json",
 }
+
+
+def kind_of_class(kind: type[Any]) -> Kind:
+    """The kind of column that holds a value of a class; ``text`` where none is known."""
+    for base in kind.__mro__:
+        if base in _KINDS:
+            return _KINDS[base]
+    return "text"
 
 
 def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:

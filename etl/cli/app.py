@@ -245,9 +245,14 @@ def plan(
 def copy(
     screen: Screen,
     source_url: Annotated[
-        str, typer.Argument(metavar="SOURCE_URL", help="Where to read: a database, or a CSV file.")
+        str, typer.Argument(metavar="SOURCE_URL", help="Where to read: a database, or a file.")
     ],
-    target_url: Annotated[str, typer.Argument(metavar="TARGET_URL", help="Where to write.")],
+    target_url: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET_URL", help="Where to write: a database, a file, or a folder/."
+        ),
+    ],
     *,
     table: Annotated[
         list[str] | None,
@@ -312,6 +317,12 @@ def copy(
         str | None,
         typer.Option(metavar="TEXT", help="What NULL is in a CSV file. Default: nothing at all."),
     ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORM", help="Of files in a folder: csv, jsonl, parquet, csv.gz."
+        ),
+    ] = None,
     full: Full = False,
     memory: Memory = None,
     jobs: Jobs = None,
@@ -332,11 +343,18 @@ def copy(
     """Copy tables from one database to another, all together.
 
     A table that the target lacks is made from the source's columns. URLs are
-    postgresql://user:password@host/database, sqlite:///file.db, or env:NAME. The source may be a
-    file, as orders.csv or orders.csv.gz, which becomes one table.
+    postgresql://user:password@host/database, sqlite:///file.db, or env:NAME. Either side may be a
+    file of one table: .csv, .tsv, .jsonl, also with .gz, .bz2 or .xz, or .parquet. A target may be
+    a folder, which gets a file for each table.
     """
     from etl.cli.copy import CopyOptions, plan_copy
-    from etl.cli.copyfile import FileOptions, plan_file_copy
+    from etl.cli.copyfile import (
+        FileOptions,
+        is_folder,
+        plan_copy_to_files,
+        plan_file_copy,
+        plan_file_to_file,
+    )
     from etl.cli.foretell import foretell
     from etl.cli.running import RunOptions, run_pipeline
     from etl.databases.database import Database
@@ -372,14 +390,23 @@ def copy(
         on_error=on_error,
         allow_rejects=allow_rejects,
     )
-    form = FileOptions(delimiter=delimiter, encoding=encoding, null=null)
+    form = FileOptions(delimiter=delimiter, encoding=encoding, null=null, format=file_format)
+    to_files = is_file(target_url) or is_folder(target_url)
+    if verify_after and (to_files or is_file(source_url)):
+        raise ConfigError("--verify compares databases; it does not go with files")
     if is_file(source_url):
-        pipeline = plan_file_copy(source_url, Database(target_url), what, form)
+        if to_files:
+            pipeline = plan_file_to_file(source_url, target_url, what, form)
+        else:
+            pipeline = plan_file_copy(source_url, Database(target_url), what, form)
         if dry_run:
             return foretell(screen, pipeline, options)
         return run_pipeline(pipeline, options, screen)
-    form.refuse()
-    copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
+    if to_files:
+        copy = asyncio.run(plan_copy_to_files(Database(source_url), target_url, what, form))
+    else:
+        form.refuse()
+        copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
     for line in copy.said:
         screen.say(line)
     if dry_run:

@@ -24,6 +24,7 @@ from etl.errors import (
     StageStuckError,
 )
 from etl.events import Event, Note, Report, StateChanged
+from etl.files.file import File
 from etl.flow import Merged
 from etl.observe.figures import plural
 from etl.pipeline import Pipeline
@@ -209,6 +210,12 @@ def _show_end(
         return stop.exit_code
     if error is not None:
         return show_failure(screen, error)
+    if report is not None and report.status == "drained" and _writes_files_only(pipeline):
+        screen.say(
+            "stopped: files are put in place as a whole, so old ones are as they were; run the same"
+            " command again, and it begins anew"
+        )
+        return stop.exit_code
     if report is not None and report.status == "drained":
         replaces = any(sink.mode == "replace" for flow in pipeline.flows for sink in flow.sinks)
         staged = "; tables to be replaced keep their old rows until a run ends" if replaces else ""
@@ -231,6 +238,10 @@ def _tell_of_rejects(pipeline: Pipeline, report: Report, screen: Screen) -> None
         )
     if report.rows_skipped:
         screen.note(f"{plural(report.rows_skipped, 'row')} skipped, and not kept anywhere")
+
+
+def _writes_files_only(pipeline: Pipeline) -> bool:
+    return all(isinstance(sink.target, File) for flow in pipeline.flows for sink in flow.sinks)
 
 
 def _only_stuck(error: PipelineFailedError) -> bool:

@@ -230,6 +230,11 @@ class Database:
         """True for a SQLite file; an ``env:`` reference is not read for this."""
         return self._url is not None and self._url.dialect == "sqlite"
 
+    @property
+    def keeps_rejects(self) -> bool:
+        """In ``etl_reject``."""
+        return True
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Database) and self._text == other._text
 

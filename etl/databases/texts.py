@@ -61,6 +61,15 @@ def from_text(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
             return None
 
 
+def from_json(target: Type) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """The same for a file of JSON lines, whose texts are values too where JSON is wanted."""
+    return _unchanged if target.kind == "json" else from_text(target) or _unchanged
+
+
+def _unchanged(values: Sequence[Any]) -> Sequence[Any]:
+    return values
+
+
 def _each(read: Callable[[str], Any]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """A text's value; a function's own value, which stands beside them, stays."""
 

@@ -26,6 +26,9 @@ from etl.rows import Column, Kind, Type
 NULL = "\\N"
 """How COPY text spells NULL."""
 
+FILES = frozenset({"csv", "json"})
+"""The dialects of columns of files, whose values are for the target's column to take or refuse."""
+
 Decoder: TypeAlias = Callable[[str], Any]
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Final, Literal, TypeAlias
 
 from etl.databases.types import (
+    FILES,
     Decoder,
     EnumType,
     JsonText,
@@ -243,7 +244,7 @@ def _accepts(source: Type, target: Type) -> bool:
     """Whether Python values of a kind can be right for a column; each is still checked."""
     if source.kind == "dynamic" or source.kind in _ACCEPTED.get(target.kind, ()):
         return True
-    if source.dialect == "csv":
+    if source.dialect in FILES:
         return True  # a text, whatever all of them look like
     if source.dialect == "python":
         # ``datetime`` says nothing of its zone, and ``str`` may be any JSON value's.

@@ -279,6 +279,7 @@ def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
     plan = FlowPlan(
         flow=flow, branches=branches, shared=shared, lanes=_lanes(flow), on_error=on_error
     )
+    _check_rejects(plan)
     if len(plan.lanes) > 1:
         for branch in branches:
             if is_own(branch.source) and not can_order(branch.source):
@@ -305,6 +306,16 @@ def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
         return plan
     why = _one_job(plan)
     return replace(plan, one_job=why) if why else replace(plan, jobs=jobs)
+
+
+def _check_rejects(plan: FlowPlan) -> None:
+    """Refuse to keep bad rows where there is no place for them."""
+    for lane in plan.lanes:
+        if isinstance(plan.on_error, DeadLetter) and not lane.target.keeps_rejects:
+            raise ConfigError(
+                f"flow {plan.name!r}: {lane.target.name} has no table for rows that are refused;"
+                " on_error= is 'fail' or 'skip' there"
+            )
 
 
 def _one_job(plan: FlowPlan) -> str | None:

@@ -76,6 +76,7 @@ class Run:
             batch_rows=plan.limits.batch_rows,
             batch_bytes=min(plan.limits.batch_nbytes, plan.share),
             most_bytes=plan.share,
+            row_bytes=plan.limits.row_bytes,
             holder=this_process(self.run_id),
             take_over=take_over,
         )

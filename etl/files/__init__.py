@@ -1,1 +1,1 @@
-"""Files that people load into databases: CSV, also compressed."""
+"""Files that people load into databases and get out of them: CSV, JSON lines, Parquet."""

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
+from typing import Any, TypeAlias
 
 from etl.rows import Kind
 
@@ -68,23 +69,27 @@ def _is_stamp(text: str, *, zone: bool) -> bool:
     return True
 
 
-_TESTS: tuple[tuple[Kind, Callable[[str], bool]], ...] = (
-    ("int64", _is_integer),
-    ("numeric", _is_decimal),
-    ("float64", _is_float),
-    ("bool", _is_bool),
+_Tests: TypeAlias = "tuple[tuple[Kind, Callable[[str], bool]], ...]"
+_MOMENTS: _Tests = (
     ("date", _is_date),
     ("timestamp", lambda text: _is_stamp(text, zone=False)),
     ("timestamptz", lambda text: _is_stamp(text, zone=True)),
     ("uuid", lambda text: _UUID.fullmatch(text) is not None),
+)
+_TESTS: _Tests = (
+    ("int64", _is_integer),
+    ("numeric", _is_decimal),
+    ("float64", _is_float),
+    ("bool", _is_bool),
+    *_MOMENTS,
 )
 
 
 class ColumnKinds:
     """What each column of a file may be, after all the rows that were looked at."""
 
-    def __init__(self, width: int) -> None:
-        self._left = [list(_TESTS) for _ in range(width)]
+    def __init__(self, width: int, tests: _Tests = _TESTS) -> None:
+        self._left = [list(tests) for _ in range(width)]
         self._seen = [False] * width
 
     def look_at(self, rows: Sequence[Sequence[str | None]]) -> None:
@@ -105,3 +110,65 @@ class ColumnKinds:
             left[0][0] if left and seen else "text"
             for left, seen in zip(self._left, self._seen, strict=True)
         ]
+
+
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
+class JsonKinds:
+    """What each key of a file of JSON lines may be: JSON itself tells numbers from texts.
+
+    What has values of several kinds, or arrays and objects, is ``json``.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, set[type[Any]]] = {}
+        self._texts: dict[str, ColumnKinds] = {}
+        self._wide: set[str] = set()
+        self._odd: set[str] = set()  # keys with what JSON has no number for, which is text there
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys, in the order in which they came."""
+        return tuple(self._classes)
+
+    def look_at(self, objects: Sequence[Mapping[str, Any]]) -> None:
+        """Note what some objects hold."""
+        values: dict[str, list[Any]] = {name: [] for name in self._classes}
+        for one in objects:
+            for name, value in one.items():
+                try:
+                    values[name].append(value)
+                except KeyError:
+                    values[name] = [value]
+        for name, found in values.items():
+            if any(value.__class__ is str and value in _NOT_FINITE for value in found):
+                self._odd.add(name)
+                found = [value for value in found if value not in _NOT_FINITE]
+            classes = set(map(type, found)) - {type(None)}
+            known = self._classes.setdefault(name, set())
+            known |= classes
+            if known == {str}:
+                texts = self._texts.setdefault(name, ColumnKinds(1, _MOMENTS))
+                texts.look_at([(text,) for text in found])
+            elif int in classes and name not in self._wide:
+                whole = [value for value in found if value.__class__ is int]
+                if max(whole) >= 1 << 63 or min(whole) < -(1 << 63):
+                    self._wide.add(name)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kind of each key; text where there is no value."""
+        return [self._kind(name) for name in self._classes]
+
+    def _kind(self, name: str) -> Kind:
+        classes = self._classes[name]
+        is_odd = name in self._odd
+        if not classes:
+            return "text"
+        if classes <= {int, Decimal, float}:
+            is_int = classes == {int} and name not in self._wide and not is_odd
+            return "int64" if is_int else "numeric"
+        if classes == {str}:
+            return "text" if is_odd else self._texts[name].kinds[0]
+        return "bool" if classes == {bool} and not is_odd else "json"

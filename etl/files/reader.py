@@ -1,4 +1,4 @@
-"""Reads a CSV file in the order of its rows; see :class:`etl.connector.Reader`.
+"""Reads a text file in the order of its rows; see :class:`etl.connector.Reader`.
 
 A position is (offset, line): the first byte and the line of the next record. In a compressed file
 the offset counts uncompressed bytes, so a resumed read decompresses what it skips.
@@ -7,11 +7,11 @@ the offset counts uncompressed bytes, so a resumed read decompresses what it ski
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from etl.batch import Batch, Position
 from etl.connector import Emit, RunInfo
@@ -19,12 +19,22 @@ from etl.databases.types import same
 from etl.errors import DataError, SchemaMismatchError, SourceUnavailableError
 from etl.files.infer import ColumnKinds
 from etl.files.opening import Content, content_of, open_bytes, reading
-from etl.files.records import BOM, CsvForm, RecordCutter, Records
-from etl.rows import Column, FileRows, Layout, Row, Shape, Type
+from etl.files.records import BOM, CsvForm, F, Fields, RecordCutter, Records
+from etl.rows import Column, FileRows, Kind, Layout, Row, Shape, Type
 
 T = TypeVar("T")
 _LEAST_PIECE = 1 << 12
+_MOST_RECORD = 128 << 20
+_NO_LIMIT = 1 << 60
 _FIELD_BYTES = 60  # what a field of text takes in memory beside its characters
+
+
+class Cutter(Protocol[F]):
+    """Cuts what it is given into records, piece by piece."""
+
+    def cut(self, data: bytes, *, last: bool) -> Records[F]:
+        """The records that end in the data; what is left is kept for the next piece."""
+        ...
 
 
 @asynccontextmanager
@@ -42,105 +52,110 @@ async def open_csv(
     yield reader
 
 
-class CsvReader:
-    """Rows are mappings of texts, and None for NULL.
+class TextReader(Generic[F]):
+    """What reads records from a text file, whatever a record is.
 
-    What a text is, the column tells that it goes into; ``profile`` looks at all of them, so that
-    a missing table can be made.
+    Attributes:
+        names: Those of the columns.
     """
 
-    def __init__(self, path: Path, form: CsvForm, names: Sequence[str], info: RunInfo) -> None:
+    decoder: Callable[[Any], Any] = staticmethod(same)
+    dialect: str
+
+    def __init__(self, path: Path, names: Sequence[str], info: RunInfo) -> None:
         self.notes: list[str] = []
         self.shape: Shape | None = None
         self.resumable = True
+        self.names = tuple(names)
+        self.where = str(path)
         self._path = path
-        self._where = str(path)
-        self._form = form
-        self._names = tuple(names)
         self._info = info
         self._content: Content | None = None
         self._start: Position = (0, 1)
         self._layout = Layout((), (), is_text=False)
 
     def open(self) -> None:
-        """Read the names of the columns."""
+        """Find out what the columns are."""
         self._content = content_of(self._path)
-        with reading(self._where), open_bytes(self._path) as file:
+        with reading(self.where), open_bytes(self._path) as file:
             skipped = 0
-            if self._form.is_utf8 and file.read(len(BOM)) == BOM:
+            if self.may_begin_with_mark and file.read(len(BOM)) == BOM:
                 skipped = len(BOM)
             self._start = (skipped, 1)
-            if not self._names:
-                pieces = _Pieces(self, file, self._start, None)
-                header = pieces.first()
-                self._names = self._checked(header)
-                line = header.lines[1] if len(header.lines) > 1 else header.next_line
-                self._start = (header.ends[0], line)
-        columns = [
-            Column(name=name, type=Type(kind="dynamic", name="", dialect="csv"))
-            for name in self._names
-        ]
-        self._set_columns(columns)
+            if self.names:
+                self.set_kinds(["dynamic" for _ in self.names])
+                return
+            pieces = Pieces(self, file, self._start, None)
+            self._start = self.find_columns(pieces, self._start)
 
-    def cutter(self, at: Position) -> RecordCutter:
+    @property
+    @abstractmethod
+    def may_begin_with_mark(self) -> bool:
+        """Whether the file may begin with a byte order mark, which is none of its content."""
+
+    @abstractmethod
+    def find_columns(self, pieces: Pieces[F], start: Position) -> Position:
+        """Set the names and kinds; where the rows begin."""
+
+    @abstractmethod
+    def cutter(self, at: Position) -> Cutter[F]:
         """What cuts records from a position on."""
-        most = self._info.most_bytes // 4  # as texts they take more
-        return RecordCutter(self._where, self._form, offset=at[0], line=at[1], most_bytes=most)
+
+    @abstractmethod
+    def rows_of(self, records: Records[F]) -> list[tuple[Any, ...]]:
+        """The rows of records.
+
+        Raises:
+            DataError: A record has not the fields that it needs; names the line.
+        """
+
+    @abstractmethod
+    def kinds_of(self, records: Iterator[Records[F]]) -> list[Kind]:
+        """The kind of each column that holds all its values."""
+
+    @property
+    def most_record_bytes(self) -> int:
+        """No record may be longer. Without a limit on rows, so much that it is surely no record."""
+        return _MOST_RECORD if self._info.row_bytes > _NO_LIMIT else self._info.row_bytes
 
     @property
     def piece_bytes(self) -> int:
         """How much is read at once."""
         return max(_LEAST_PIECE, self._info.batch_bytes // 4)
 
-    def _checked(self, header: Records) -> tuple[str, ...]:
-        if not header.fields:
-            raise SchemaMismatchError(
-                f"{self._where} is empty: its first line is to name the columns"
-            )
-        names: list[str] = []
-        for place, name in enumerate(header.fields[0]):
-            if not name:
-                raise SchemaMismatchError(f"{self._where}, line 1: column {place + 1} has no name")
-            if name in names:
-                raise SchemaMismatchError(
-                    f"{self._where}, line 1: two columns are called {name!r}; rename one of them"
-                )
-            names.append(name)
-        return tuple(names)
-
-    def _set_columns(self, columns: Sequence[Column]) -> None:
+    def set_kinds(self, kinds: Sequence[Kind]) -> None:
+        """Set what the columns are."""
+        columns = [
+            Column(name=name, type=Type(kind=kind, name="", dialect=self.dialect))
+            for name, kind in zip(self.names, kinds, strict=True)
+        ]
         self.shape = Shape(columns=tuple(columns))
-        self._layout = Layout(columns, [same for _ in columns], is_text=False)
+        self._layout = Layout(columns, [self.decoder for _ in columns], is_text=False)
 
     async def profile(self) -> Shape:
-        """The shape with the kinds that hold every text exactly: one scan of the whole file."""
-        assert self.shape is not None
-        found = ColumnKinds(len(self._names))
-        with reading(self._where), await in_thread(self._opened, self._start) as file:
-            pieces = _Pieces(self, file, self._start, None)
-            while (records := await in_thread(pieces.next)) is not None:
-                await in_thread(found.look_at, self._rows(records))
+        """The shape with the kinds that hold every value exactly: one scan of the whole file."""
+        kinds = await in_thread(self._scanned)
         self._refuse_change()
-        self._set_columns(
-            [
-                replace(column, type=replace(column.type, kind=kind))
-                for column, kind in zip(self.shape.columns, found.kinds, strict=True)
-            ]
-        )
+        self.set_kinds(kinds)
+        assert self.shape is not None
         return self.shape
+
+    def _scanned(self) -> list[Kind]:
+        with reading(self.where), self._opened(self._start) as file:
+            return self.kinds_of(iter(Pieces(self, file, self._start, None)))
 
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[Row]) -> None:
         """Emit the rows after a position; see the protocol.
 
         Raises:
-            DataError: Not a CSV file, or a row with fewer or more fields than columns.
+            DataError: Not such a file, or a row without the fields that it needs.
             SourceUnavailableError: The file changed while it was read.
         """
         start = self._start if after is None else after
-        with reading(self._where), await in_thread(self._opened, start) as file:
-            pieces = _Pieces(self, file, start, until)
+        with reading(self.where), await in_thread(self._opened, start) as file:
+            pieces = Pieces(self, file, start, until)
             while (records := await in_thread(pieces.next)) is not None:
-                rows = self._rows(records)
+                rows = self.rows_of(records)
                 self._refuse_change()
                 most = self._info.batch_rows
                 for first in range(0, len(rows), most):
@@ -156,7 +171,7 @@ class CsvReader:
                                 self._layout,
                                 some,
                                 nbytes,
-                                self._where,
+                                self.where,
                                 records.lines[first : last + 1],
                             ),
                             position=(records.ends[last], line),
@@ -165,7 +180,7 @@ class CsvReader:
                 start = (records.ends[-1], records.next_line) if records.ends else start
 
     def _opened(self, at: Position) -> IO[bytes]:
-        with reading(self._where):
+        with reading(self.where):
             file = open_bytes(self._path)
             try:
                 file.seek(at[0])
@@ -174,27 +189,8 @@ class CsvReader:
                 raise
         return file
 
-    def _rows(self, records: Records) -> list[tuple[str | None, ...]]:
-        """The records, each of which must have all the fields."""
-        width = len(self._names)
-        for fields, line in zip(records.fields, records.lines, strict=True):
-            if len(fields) != width:
-                raise DataError(
-                    f"{self._where}, line {line}: {len(fields)} fields, but there are {width}"
-                    " columns. Mend the line; a delimiter within a field needs quotes around it",
-                    reason=f"it has {len(fields)} fields, but there are {width} columns",
-                )
-        return records.fields
-
     def _refuse_change(self) -> None:
-        with reading(self._where):
-            status = self._path.stat()
-        known = self._content
-        if known is None or (status.st_size, status.st_mtime_ns) != (known.size, known.changed_ns):
-            raise SourceUnavailableError(
-                f"{self._where} changed while it was read. What was committed before stays; run"
-                " again when nobody writes it"
-            )
+        refuse_change(self._path, self._content)
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         """By offset."""
@@ -205,11 +201,94 @@ class CsvReader:
         return ()
 
 
-class _Pieces:
+def refuse_change(path: Path, known: Content | None) -> None:
+    """Refuse a file that is not as it was when it was opened.
+
+    Raises:
+        SourceUnavailableError: Its size or time is another.
+    """
+    with reading(str(path)):
+        status = path.stat()
+    if known is None or (status.st_size, status.st_mtime_ns) != (known.size, known.changed_ns):
+        raise SourceUnavailableError(
+            f"{path} changed while it was read. What was committed before stays; run again when"
+            " nobody writes it"
+        )
+
+
+class CsvReader(TextReader[Fields]):
+    """Rows are mappings of texts, and None for NULL.
+
+    What a text is, the column tells that it goes into; ``profile`` looks at all of them, so that
+    a missing table can be made.
+    """
+
+    dialect = "csv"
+
+    def __init__(self, path: Path, form: CsvForm, names: Sequence[str], info: RunInfo) -> None:
+        super().__init__(path, names, info)
+        self._form = form
+
+    @property
+    def may_begin_with_mark(self) -> bool:
+        """In UTF-8."""
+        return self._form.is_utf8
+
+    def find_columns(self, pieces: Pieces[Fields], start: Position) -> Position:
+        """The first line names the columns."""
+        header = pieces.next()
+        if header is None:
+            raise SchemaMismatchError(
+                f"{self.where} is empty: its first line is to name the columns"
+            )
+        self.names = self._checked(header.fields[0])
+        self.set_kinds(["dynamic" for _ in self.names])
+        line = header.lines[1] if len(header.lines) > 1 else header.next_line
+        return (header.ends[0], line)
+
+    def cutter(self, at: Position) -> RecordCutter:
+        """What cuts records from a position on."""
+        return RecordCutter(
+            self.where, self._form, offset=at[0], line=at[1], most_bytes=self.most_record_bytes
+        )
+
+    def _checked(self, header: Fields) -> tuple[str, ...]:
+        names: list[str] = []
+        for place, name in enumerate(header):
+            if not name:
+                raise SchemaMismatchError(f"{self.where}, line 1: column {place + 1} has no name")
+            if name in names:
+                raise SchemaMismatchError(
+                    f"{self.where}, line 1: two columns are called {name!r}; rename one of them"
+                )
+            names.append(name)
+        return tuple(names)
+
+    def kinds_of(self, records: Iterator[Records[Fields]]) -> list[Kind]:
+        """The narrowest that gives back each text."""
+        found = ColumnKinds(len(self.names))
+        for some in records:
+            found.look_at(self.rows_of(some))
+        return found.kinds
+
+    def rows_of(self, records: Records[Fields]) -> list[Fields]:
+        """The records, each of which must have all the fields."""
+        width = len(self.names)
+        for fields, line in zip(records.fields, records.lines, strict=True):
+            if len(fields) != width:
+                raise DataError(
+                    f"{self.where}, line {line}: {len(fields)} fields, but there are {width}"
+                    " columns. Mend the line; a delimiter within a field needs quotes around it",
+                    reason=f"it has {len(fields)} fields, but there are {width} columns",
+                )
+        return records.fields
+
+
+class Pieces(Generic[F]):
     """The records of an open file from a position on, piece by piece."""
 
     def __init__(
-        self, reader: CsvReader, file: IO[bytes], start: Position, until: Position | None
+        self, reader: TextReader[F], file: IO[bytes], start: Position, until: Position | None
     ) -> None:
         self._cutter = reader.cutter(start)
         self._file = file
@@ -218,12 +297,11 @@ class _Pieces:
         self._is_done = False
         file.seek(start[0])
 
-    def first(self) -> Records:
-        """The first record and some more."""
-        found = self.next()
-        return found or Records(fields=[], lines=[], ends=[], next_line=1)
+    def __iter__(self) -> Iterator[Records[F]]:
+        while (records := self.next()) is not None:
+            yield records
 
-    def next(self) -> Records | None:
+    def next(self) -> Records[F] | None:
         """Some more records, at least one; None at the end."""
         size = self._size
         while not self._is_done:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 from etl.errors import ConfigError, DataError, RowTooLargeError
 
 BOM = b"\xef\xbb\xbf"
 _QUOTE = b'"'
+
+Fields: TypeAlias = "tuple[str | None, ...]"
+F = TypeVar("F")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +55,18 @@ class CsvForm:
         return self.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
+@dataclass(frozen=True, kw_only=True)  # no slots: with them Records[int](...) fails in 3.11
+class Records(Generic[F]):
     """Some records of a file, whole and in order.
 
     Attributes:
-        fields: Of each record; None for NULL.
+        fields: What each record holds; of CSV its fields, None for NULL.
         lines: The number of the line on which each begins.
         ends: Offsets behind each record, in the file as it is uncompressed.
         next_line: The number of the line behind the last.
     """
 
-    fields: list[tuple[str | None, ...]]
+    fields: list[F]
     lines: Sequence[int]
     ends: Sequence[int]
     next_line: int
@@ -90,7 +94,7 @@ class RecordCutter:
         self._field = re.compile(rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{mark}\r\n]*))({mark}|\Z)')
         self._opens = re.compile(rf'(?:.*{mark})?"[^"]*(?:""[^"]*)*\Z'.encode(), re.DOTALL)
 
-    def cut(self, data: bytes, *, last: bool) -> Records:
+    def cut(self, data: bytes, *, last: bool) -> Records[Fields]:
         """The records that end in the data.
 
         Raises:
@@ -145,7 +149,7 @@ class RecordCutter:
             )
         return records, sum(map(len, open_lines)) + len(open_lines)
 
-    def _split(self, records: Sequence[bytes], used: int) -> Records:
+    def _split(self, records: Sequence[bytes], used: int) -> Records[Fields]:
         form = self._form
         fields: list[tuple[str | None, ...]] = []
         lines: list[int] = []

@@ -116,6 +116,7 @@ class MemoryTarget:
     """
 
     has_one_writer = False
+    keeps_rejects = True
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias, cast, overload
 
-from etl.databases.texts import from_text
+from etl.databases.texts import from_json, from_text
 from etl.databases.types import (
     NULL,
     Decoder,
@@ -442,6 +442,8 @@ def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any
             return from_sqlite(target)
         case "csv":
             return from_text(target)
+        case "json":
+            return from_json(target)
         case _:
             return None
 

@@ -25,7 +25,7 @@ from uuid import UUID
 
 from etl.databases.sqlite.build import duration_text
 from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of, declared_kind
-from etl.databases.types import NULL, unescape, unhex
+from etl.databases.types import FILES, NULL, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Kind, Layout, Row, TextRows, Type, ValueRows, WideLine, split_lines
 
@@ -238,11 +238,17 @@ _WORDS = {"true": 1, "t": 1, "1": 1, "false": 0, "f": 0, "0": 0}
 _BYTES = re.compile(r"\\x(?:[0-9a-fA-F]{2})*")
 
 
-def bind_texts(values: _Values, column: TableColumn) -> _Values:
+_NOT_FINITE = {"Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def bind_texts(values: _Values, column: TableColumn, *, is_json: bool = False) -> _Values:
     """Texts of a file, and a function's values beside them, for a column.
 
     A number goes into a number's column as that number, ``\\x`` and hex digits into a BLOB as
     bytes.
+
+    Args:
+        is_json: Numbers and booleans come as such: a text that looks like one is none.
     """
     affinity, kind = column.affinity, declared_kind(column.declared)
     if affinity == "text" or (affinity == "blob" and kind != "bytes"):
@@ -251,10 +257,14 @@ def bind_texts(values: _Values, column: TableColumn) -> _Values:
     def meant(value: Any) -> Any:
         if value.__class__ is not str:
             return value
-        if kind == "bool" and value.lower() in _WORDS:
-            return _WORDS[value.lower()]
         if affinity == "blob":
             return bytes.fromhex(value[2:]) if _BYTES.fullmatch(value) else value
+        if value in _NOT_FINITE and affinity in {"real", "numeric"}:
+            return _NOT_FINITE[value]
+        if is_json:
+            return value
+        if kind == "bool" and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
         return _number(value, affinity) if _NUMBER.fullmatch(value) else value
 
     return bind_values([meant(value) for value in values], column)
@@ -557,8 +567,11 @@ class Binder:
     ) -> Iterator[Fields]:
         bound: list[_Values] = []
         for number, values in enumerate(columns):
-            is_text = bool(sources) and sources[number].dialect == "csv"
-            bind = partial(bind_texts if is_text else bind_values, column=self.columns[number])
+            dialect = sources[number].dialect if sources else ""
+            bind: _Bind = partial(bind_values, column=self.columns[number])
+            if dialect in FILES:
+                is_json = dialect == "json"
+                bind = partial(bind_texts, column=self.columns[number], is_json=is_json)
             bound.append(self._bound(number, values, first, bind))
         return zip(*bound, strict=True)
 

@@ -18,6 +18,7 @@ from etl.databases.sqlite.schema import (
     find_table,
     table_name,
 )
+from etl.databases.types import FILES
 from etl.databases.url import Url
 from etl.errors import SchemaMismatchError
 from etl.rows import Shape
@@ -94,7 +95,7 @@ def _planned(shape: Shape) -> dict[str, TableColumn]:
 
 async def wants_profile(url: Url, sink: Sink[Any], shape: Shape) -> bool:
     """See :meth:`etl.connector.Session.wants_profile`."""
-    if not sink.create or all(column.type.dialect != "csv" for column in shape.columns):
+    if not sink.create or FILES.isdisjoint(column.type.dialect for column in shape.columns):
         return False
     async with _looking(url) as connection:
         return connection is None or await find_table(connection, table_name(sink.table)) is None
