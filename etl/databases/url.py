@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -14,10 +15,16 @@ _SCHEMES = {
     "postgresql+asyncpg": "postgresql",
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+    "mysql+asyncmy": "mysql",
+    "mariadb+asyncmy": "mysql",
 }
 _FORMS = (
-    "postgresql://user:password@host:port/database, sqlite:///file.db or sqlite:////full/path.db"
+    "postgresql://user:password@host:port/database, mysql://user:password@host:port/database,"
+    " sqlite:///file.db or sqlite:////full/path.db"
 )
+_WITH_DRIVER = re.compile(r"[a-z][a-z0-9]*\+[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class Url:
     """A database's address.
 
     Attributes:
-        dialect: ``postgresql`` or ``sqlite``.
+        dialect: ``postgresql``, ``sqlite``, ``mysql``; or ``dialect+driver`` for any other of
+            SQLAlchemy's.
         path: The database's name, or the file's path as given.
         options: The query string.
     """
@@ -69,6 +77,8 @@ def parse_url(text: str) -> Url:
         text = found
     scheme, colon, _ = text.partition(":")
     dialect = _SCHEMES.get(scheme.lower()) if colon else None
+    if dialect is None and colon and _WITH_DRIVER.fullmatch(scheme.lower()):
+        dialect = scheme.lower()
     if dialect is None:
         shown = f" ({scheme.lower()}:)" if colon and scheme.isascii() and len(scheme) < 24 else ""
         raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")

@@ -402,7 +402,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         adapt = _meant(source, column.type)
         if adapt is not None:
             reads[place] = adapt
-        elif source.dialect != "sqlite" and layout.decoders[place] is not same:
+        elif source.dialect not in _RAW and layout.decoders[place] is not same:
             reads[place] = _by_value(layout.decoders[place])
     in_order = places == tuple(range(len(layout.columns)))
     return _Plan(
@@ -417,10 +417,14 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     )
 
 
+_RAW = frozenset({"sqlite", "mysql", "generic"})
+"""Dialects whose values are what PostgreSQL means by the same text or number, undecoded."""
+
+
 def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
     """How values of a source without the target's types are meant."""
     match source.dialect:
-        case "sqlite":
+        case "sqlite" | "mysql" | "generic":
             return from_sqlite(target)
         case "csv":
             return from_text(target)

@@ -235,9 +235,9 @@ class SqliteSession:
     # -- before the first row ----------------------------------------------------------------
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
-        """A table made here keeps the declared types, whatever the values are; a file has none."""
+        """A table made here keeps SQLite's types, whatever the values are; a file has none."""
         load = self.loads[sink]
-        if not load.sink.create or all(c.type.dialect != "csv" for c in shape.columns):
+        if not load.sink.create or all(c.type.dialect == "sqlite" for c in shape.columns):
             return False
         async with self._transaction() as connection:
             found = await find_table(connection, table_name(load.sink.table))
