@@ -193,9 +193,9 @@ def driver_of(url: Url) -> Driver:
 
 
 class Database:
-    """A database: PostgreSQL, SQLite, MySQL or another, by URL. Makes sources and sinks; connects to nothing.
+    """A database by URL: PostgreSQL, SQLite, MySQL or another. Makes sources and sinks.
 
-    Equal URLs make equal databases: sinks of one flow in equal databases share a transaction.
+    Connects to nothing. Equal URLs make equal databases: sinks of one flow in equal databases share a transaction.
 
     Args:
         url: ``postgresql://...``, ``sqlite:///file.db`` or ``env:NAME``, which is read when

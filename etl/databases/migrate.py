@@ -200,6 +200,7 @@ def _migrate(connection: Connection, schema: str | None) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif connection.dialect.name == "mysql":
         # Released with the session. The name is the server's, so it holds the database.
+        connection.exec_driver_sql("SET SESSION max_error_count = 0")  # the driver logs warnings
         lock = sa.text("SELECT GET_LOCK(LEFT(CONCAT('etl_migrate_', DATABASE()), 64), :timeout)")
         if not connection.scalar(lock, {"timeout": LOCK_TIMEOUT_S}):
             raise TargetUnavailableError(

@@ -27,9 +27,7 @@ def upgrade() -> None:
         "etl_checkpoint",
         sa.Column("pipeline", NAME, nullable=False, comment="name of the pipeline"),
         sa.Column("flow", NAME, nullable=False, comment="name of the flow in it"),
-        sa.Column(
-            "sink", NAME, nullable=False, comment="target table, as the pipeline names it"
-        ),
+        sa.Column("sink", NAME, nullable=False, comment="target table, as the pipeline names it"),
         sa.Column("partition", NAME, nullable=False, comment="key range of the source"),
         sa.Column(
             "epoch",

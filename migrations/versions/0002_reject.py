@@ -53,9 +53,7 @@ def upgrade() -> None:
         sa.Column("column_name", sa.Text, comment="the column, where one is to blame"),
         sa.Column("sqlstate", sa.Text, comment="the database's error code"),
         sa.Column("row_key", sa.Text, comment="JSON; what identifies the row, where known"),
-        sa.Column(
-            "row_data", LONG, nullable=False, comment="JSON; the row as it entered the step"
-        ),
+        sa.Column("row_data", LONG, nullable=False, comment="JSON; the row as it entered the step"),
         sa.Column(
             "tries",
             sa.Integer,

@@ -65,7 +65,7 @@ def decoder(column: Column) -> Decoder:
     """
     kind, name = column.type.kind, column.name
     if kind == "bool" or (kind == "dynamic" and column.type.name.lower() == "tinyint(1)"):
-        return lambda value: bool(value) if value in (0, 1) and value is not None else value
+        return lambda value: bool(value) if type(value) is int and value in {0, 1} else value
     if kind == "numeric" and column.type.scale == 0 and column.type.name.startswith("bigint"):
         return lambda value: int(value) if isinstance(value, Decimal) else value
     if kind == "dynamic":

@@ -129,7 +129,11 @@ async def start_anew(connection: Connection, key: CheckpointKey) -> None:
         sa.update(TABLE)
         .where(is_key(key))
         .values(
-            position=None, complete=sa.false(), generation=_C.generation + 1, batches=0, rows=0,
+            position=None,
+            complete=sa.false(),
+            generation=_C.generation + 1,
+            batches=0,
+            rows=0,
             updated_at=now(),
         )  # fmt: skip
     )

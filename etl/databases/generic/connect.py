@@ -1,4 +1,4 @@
-"""One connection of a generic dialect, by SQLAlchemy's asyncio engine. Never pooled, never retried."""
+"""One connection of a generic dialect, by SQLAlchemy's asyncio engine. Never pooled."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Connection:
     Attributes:
         where: Names the database, for messages.
         is_open: It can still be used.
-        session: What the dialect knows it by; None where that is not known.
+        session: The server's number of it; None where that is not known.
         limits: What the dialect found out of this session.
     """
 
@@ -276,8 +276,6 @@ async def connect(engine: AsyncEngine, url: Url, side: Side) -> Connection:
             wanted = "READ COMMITTED" if side == "target" else "REPEATABLE READ"
             await raw.run_sync(lambda sync: _isolate(sync, wanted))
             await connection.dialect.set_up(connection)
-            await connection.commit()
-            connection.session = await connection.dialect.session_id(connection)
             await connection.commit()
     except EtlError:
         await finish(connection.close())

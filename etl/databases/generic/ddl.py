@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from etl.databases.definition import ColumnDefinition, ForeignKey, IndexDefinition, TableDefinition
 from etl.databases.generic.dialect import Dialect
-from etl.databases.generic.table import Table
+from etl.databases.generic.table import Table, index_name
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
 
@@ -89,7 +89,11 @@ def plan_table(
     if upsert and set(upsert) != set(primary):
         lines.append(f"UNIQUE ({_names(dialect, upsert)})")
     for index in source.indexes if source is not None else ():
-        line = _index(dialect, index, types, notes)
+        assert source is not None
+        name = index.name
+        if is_own:
+            name = name.removeprefix(index_name(source.name, ""))
+        line = _index(dialect, index, name, types, notes)
         if line is not None and line not in lines:
             lines.append(line)
     if source is not None:
@@ -118,9 +122,7 @@ def _declared(
         raise SchemaMismatchError(f"{label}: {error}") from None
 
 
-def _rooms(
-    dialect: Dialect, shape: Shape, keys: Sequence[Sequence[str]]
-) -> dict[str, int]:
+def _rooms(dialect: Dialect, shape: Shape, keys: Sequence[Sequence[str]]) -> dict[str, int]:
     """Most bytes of each text that is in a key."""
     most = dialect.index_bytes()
     if most is None:
@@ -143,7 +145,11 @@ def _rooms(
 
 
 def _index(
-    dialect: Dialect, index: IndexDefinition, types: dict[str, str], notes: list[str]
+    dialect: Dialect,
+    index: IndexDefinition,
+    own_name: str,
+    types: dict[str, str],
+    notes: list[str],
 ) -> str | None:
     if index.constraint == "primary":
         return None
@@ -160,7 +166,7 @@ def _index(
         return None
     if dialect.index_bytes() is None and not index.unique:
         return None  # indexes stand beside CREATE TABLE in most dialects
-    name = f" {dialect.quote(index.name[:64])}" if index.name and dialect.index_bytes() else ""
+    name = f" {dialect.quote(own_name[:64])}" if own_name and dialect.index_bytes() else ""
     columns = ", ".join(
         dialect.prefix_of(one) if one in long else dialect.quote(one) for one in index.columns
     )
@@ -204,12 +210,10 @@ def add_foreign_key(dialect: Dialect, where: str, key: ForeignKey) -> str:
 
 def _actions(rest: str) -> str:
     """The actions that every dialect has."""
-    found: list[str] = []
-    for on in ("ON UPDATE", "ON DELETE"):
-        for what in ("CASCADE", "SET NULL"):
-            if f"{on} {what}" in rest and f"{on} {what} (" not in rest:
-                found.append(f"{on} {what}")
-    return " ".join(found)
+    known = [
+        f"{on} {what}" for on in ("ON UPDATE", "ON DELETE") for what in ("CASCADE", "SET NULL")
+    ]
+    return " ".join(one for one in known if one in rest and f"{one} (" not in rest)
 
 
 def staging_columns(table: Table, names: Sequence[str]) -> list[tuple[str, str]]:

@@ -44,6 +44,10 @@ _KINDS: tuple[tuple[type[Any], Kind], ...] = (
 """What is tried in turn: a subclass stands before its base."""
 
 
+class Misfit(Exception):
+    """A value that does not fit; its text says why, without the value."""
+
+
 class Dialect:
     """A dialect that SQLAlchemy has and etl has no driver for.
 
@@ -65,7 +69,10 @@ class Dialect:
         """A name as an identifier."""
         if not name or "\x00" in name:
             raise ConfigError(f"{name!r} cannot be a name in a database")
-        return self.sqlalchemy.identifier_preparer.quote_identifier(name)
+        preparer = self.sqlalchemy.identifier_preparer
+        text = preparer.quote_identifier(name)
+        # Doubled for drivers that put values in where they find one; ``text()`` does that too.
+        return text.replace("%%", "%") if getattr(preparer, "_double_percents", False) else text
 
     def qualify(self, schema: str | None, name: str) -> str:
         """A quoted name with its schema, where one is given."""
@@ -101,7 +108,7 @@ class Dialect:
     # -- sessions ----------------------------------------------------------------------------
 
     async def set_up(self, connection: Connection) -> None:
-        """Settings of a new session."""
+        """Settings of a new session; notes what is known of it on the connection."""
 
     async def open_snapshot(self, connection: Connection) -> None:
         """Begin a transaction that sees one instant."""
@@ -119,10 +126,6 @@ class Dialect:
 
     async def blocked_by(self, connection: Connection, session: int) -> str | None:
         """Who holds up another session's statement."""
-        return None
-
-    async def session_id(self, connection: Connection) -> int | None:
-        """What ``blocked_by`` and ``end`` know a session by."""
         return None
 
     async def end(self, connection: Connection, session: int) -> None:
@@ -243,6 +246,10 @@ class Dialect:
 
         return await connection.run_sync(look)
 
+    async def triggers(self, connection: Connection, table: Table) -> Sequence[str]:
+        """The names of a table's triggers, as far as they can be seen."""
+        return ()
+
     async def last_number(self, connection: Connection, table: Table) -> int | None:
         """The last number that a numbered column was given."""
         return None
@@ -346,7 +353,11 @@ class Dialect:
     # -- writing -----------------------------------------------------------------------------
 
     def bind(self, value: Any, column: TableColumn) -> Any:
-        """A value of Python's as the driver takes it."""
+        """A value of Python's as the driver takes it.
+
+        Raises:
+            Misfit: The server would change it.
+        """
         return value
 
     def row_limit(self, connection: Connection) -> int | None:
@@ -386,7 +397,9 @@ class Dialect:
         Row by row, so it is right in any database, and slow in all of them.
         """
         table = sa.table(into.name, *(sa.column(name) for name in names), schema=into.schema)
-        marks = {name: sa.bindparam(f"p{i}", None, sa.types.NullType()) for i, name in enumerate(names)}
+        marks = {
+            name: sa.bindparam(f"p{i}", None, sa.types.NullType()) for i, name in enumerate(names)
+        }
         match = [table.c[name] == marks[name] for name in key]
         changes = {
             name: sa.func.coalesce(table.c[name], 0) + sa.func.coalesce(marks[name], 0)
@@ -439,4 +452,3 @@ def _indexes(inspector: sa.Inspector, schema: str | None, name: str) -> tuple[In
 def _is_partial(index: Mapping[str, Any]) -> bool:
     options = index.get("dialect_options") or {}
     return any(name.endswith("_where") and value for name, value in options.items())
-

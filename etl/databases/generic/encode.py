@@ -13,8 +13,8 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
 from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -23,6 +23,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
+from etl.databases.generic.dialect import Misfit
 from etl.databases.generic.table import TableColumn
 from etl.databases.texts import from_text
 from etl.databases.types import NULL, unescape, unhex
@@ -33,10 +34,6 @@ _Values: TypeAlias = Sequence[Any]
 _NONE = type(None)
 _INTS: frozenset[Kind] = frozenset({"int16", "int32", "int64"})
 _NUMBERS: frozenset[Kind] = frozenset({*_INTS, "float32", "float64", "numeric"})
-
-
-class Misfit(Exception):
-    """A value that does not fit; its text says why, without the value."""
 
 
 # -- whether a column may take another's values ------------------------------------------------
@@ -68,7 +65,9 @@ def accepts(source: Type, target: TableColumn) -> bool:
         return True
     if kind in _INTS or kind == "dynamic":
         is_flag = source.kind == "bool" and target.base in {"tinyint", "bit"}
-        whole = source.kind == "numeric" and (source.scale in {None, 0} or source.dialect == "python")
+        whole = source.kind == "numeric" and (
+            source.scale in {None, 0} or source.dialect == "python"
+        )
         return source.kind in _INTS or is_flag or whole
     if source.dialect == "python" and (source.kind, kind) in {
         ("timestamptz", "timestamp"),
@@ -267,9 +266,7 @@ def _date(value: Any, column: TableColumn) -> Any:
 def _timestamp(value: Any, column: TableColumn) -> Any:
     if isinstance(value, str):
         if not _TIMESTAMP.fullmatch(value):
-            raise Misfit(
-                "it is a text that is not written as 2020-01-31 12:30:00, without a zone"
-            )
+            raise Misfit("it is a text that is not written as 2020-01-31 12:30:00, without a zone")
         if value.startswith("0000-"):
             _zero()
         value = _parsed(datetime.fromisoformat, value)
@@ -289,9 +286,7 @@ def _timestamp(value: Any, column: TableColumn) -> Any:
 def _timestamptz(value: Any, column: TableColumn) -> Any:
     if isinstance(value, str):
         if not _ZONED.fullmatch(value):
-            raise Misfit(
-                "it is a text that is not written as 2020-01-31 12:30:00+00, with a zone"
-            )
+            raise Misfit("it is a text that is not written as 2020-01-31 12:30:00+00, with a zone")
         if value.startswith("0000-"):
             _zero()
         value = _parsed(datetime.fromisoformat, value)
@@ -580,7 +575,10 @@ class Encoder:
         done: list[Any] = []
         try:
             for value in values:
-                done.append(None if value is None else bind(convert(value, column), column))
+                # One by one, so that its place is known where one does not fit.
+                done.append(  # noqa: PERF401
+                    None if value is None else bind(convert(value, column), column)
+                )
         except Misfit as misfit:
             raise self._refusal(column, str(misfit), first + len(done)) from None
         except (ValueError, ArithmeticError):

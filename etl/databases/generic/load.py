@@ -7,12 +7,12 @@ it has a connection of its own, and stands after the checkpoint that it belongs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
 from sys import getsizeof
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 from etl.batch import Batch
 from etl.connector import Sink
@@ -31,22 +31,21 @@ from etl.databases.generic.encode import Encoder, accepts
 from etl.databases.generic.table import ROW, STAGING, Table, TableColumn, listed
 from etl.databases.sql import split_name
 from etl.engine import failpoints
-from etl.errors import ConfigError, DataError, EtlError, SchemaMismatchError
+from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Layout, Row, Shape, TextRows, ValueRows, shape_of
 
 _SLICE = 5_000
 """Rows of one call of the driver."""
 
-class Ddl(Protocol):
-    """Makes and drops tables, on a connection of its own."""
+Ddl: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+"""A connection on which tables can be made while another has a transaction open."""
 
-    async def __call__(self, sql: str) -> None:
-        """Run a statement."""
-        ...
 
-    def connected(self) -> AbstractAsyncContextManager[Connection]:
-        """That connection, for several statements."""
-        ...
+async def run_ddl(connection: Connection, sql: str) -> None:
+    """Make or drop a table, outside of a transaction: in MySQL it would end that."""
+    await connection.rollback()
+    await connection.execute(sql, timeout_s=LONG_S)
+    await connection.commit()
 
 
 def staging_names(table: str, pipeline: str, flow: str) -> tuple[str, str]:
@@ -181,16 +180,16 @@ class Load:
 
     def _plan(self, connection: Connection, shape: Shape) -> Plan:
         key = self.sink.key or shape.key
-        plan = plan_table(
-            connection.dialect, shape, key, self.sink.key, self._source, self.label
-        )
+        plan = plan_table(connection.dialect, shape, key, self.sink.key, self._source, self.label)
         self.notes = list(plan.notes)
         return plan
 
     async def _create(self, connection: Connection, shape: Shape) -> Table:
         plan = self._plan(connection, shape)
         await connection.rollback()
-        await self._ddl(create_table(connection.dialect, self.qualified(connection), plan))
+        await run_ddl(
+            connection, create_table(connection.dialect, self.qualified(connection), plan)
+        )
         found = await self.find(connection)
         assert found is not None
         name = self.qualified(connection)
@@ -277,7 +276,9 @@ class Load:
                 f" {self.staging!r} and appended when the run has ended"
             )
         if self._shape is not None:
-            computed = [c.name for c in final.columns if c.generated and c.name in self._shape.names]
+            computed = [
+                c.name for c in final.columns if c.generated and c.name in self._shape.names
+            ]
             if computed:
                 notes.append(
                     f"{self.label}: {listed(computed)} of {final.name!r} is computed by the"
@@ -309,7 +310,7 @@ class Load:
         the two makes the next run do the same.
         """
         self.forget()
-        await self._ddl(f"DROP TABLE IF EXISTS {self.staged(connection)}")
+        await run_ddl(connection, f"DROP TABLE IF EXISTS {self.staged(connection)}")
         if self._shape is not None:
             await self._create_staging(connection, self._shape)
 
@@ -322,7 +323,9 @@ class Load:
         else:
             plan = self._plan(connection, shape)
             columns = [(name, declared) for name, declared, _ in plan.columns]
-        await self._ddl(create_staging(connection.dialect, self.staged(connection), columns))
+        await run_ddl(
+            connection, create_staging(connection.dialect, self.staged(connection), columns)
+        )
 
     async def make_final(self, connection: Connection) -> Table | None:
         """Before a publication: the table that staged rows go into, made where it is missing."""
@@ -381,7 +384,7 @@ class Load:
 
     async def drop_staging(self, connection: Connection) -> None:
         """After a publication."""
-        await self._ddl(f"DROP TABLE IF EXISTS {self.staged(connection)}")
+        await run_ddl(connection, f"DROP TABLE IF EXISTS {self.staged(connection)}")
 
     async def build(self, connection: Connection) -> None:
         """Add the foreign keys that a table which etl made is to have.
@@ -397,11 +400,15 @@ class Load:
         there = await connection.dialect.foreign_keys(connection, self.schema, self.name)
         await connection.rollback()
         have = {(key.columns, key.table) for key in there}
-        for key in self._source.foreign_keys if self._source is not None else ():
+        for given in self._source.foreign_keys if self._source is not None else ():
+            key = given
             if (key.columns, key.table) in have or not set(key.columns) <= set(final.names):
                 continue
+            if not key.references:
+                other = await connection.dialect.find_table(connection, key.schema, key.table)
+                key = replace(key, references=other.key if other is not None else ())
             try:
-                await self._ddl(add_foreign_key(connection.dialect, name, key))
+                await run_ddl(connection, add_foreign_key(connection.dialect, name, key))
             except DataError as error:
                 raise DataError(
                     f"{self.label}: the rows break the foreign key {key.name!r} to {key.table!r}:"
@@ -570,7 +577,7 @@ class Load:
                 shape = await self._shape_of(connection, rows, names)
             if not self.is_staged and not self.sink.create:
                 raise self._not_there(connection)
-            async with self._ddl.connected() as other:
+            async with self._ddl() as other:
                 await (self._create_staging if self.is_staged else self._create)(other, shape)
             table = await look(connection)
             if table is None:

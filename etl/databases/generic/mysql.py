@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from etl.connector import RunInfo
 from etl.databases.database import Finding
 from etl.databases.definition import ColumnDefinition, ForeignKey
 from etl.databases.generic import mysql_types
-from etl.databases.generic.dialect import Dialect
+from etl.databases.generic.dialect import Dialect, Misfit
 from etl.databases.generic.mysql_types import base_of, labels_of, mysql_type
 from etl.databases.generic.table import ROW, Index, RelationType, Table, TableColumn
 from etl.databases.sql import literal
@@ -48,12 +49,13 @@ _log = logging.getLogger("etl")
 # server allows stay as they are. Nothing else, so that SQL means the same on every server.
 _SETTINGS = (
     "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
-    "ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
-    "SET SESSION time_zone = '+00:00'",
+    "ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00',"
     # A reader waits while its flow is full, and a target's session while it waits for rows.
-    "SET SESSION net_write_timeout = 86400, net_read_timeout = 600, wait_timeout = 86400,"
-    " lock_wait_timeout = 60, innodb_lock_wait_timeout = 30",
-    "SET NAMES utf8mb4",
+    " net_write_timeout = 86400, net_read_timeout = 600, wait_timeout = 86400,"
+    " lock_wait_timeout = 60, innodb_lock_wait_timeout = 30,"
+    # What bends a value is refused before it is sent, or an error of the strict mode. The rest
+    # ("unknown table" of a DROP IF EXISTS) would be logged by the driver.
+    " sql_notes = 0, max_error_count = 0"
 )
 
 _COLUMNS = """
@@ -119,7 +121,9 @@ class MySQL(Dialect):
 
     @staticmethod
     def _is_by_bytes(column: TableColumn, *, is_unique: bool) -> bool:
-        return column.base in {"enum", "set"} or (not is_unique and column.base in mysql_types.TEXTS)
+        return column.base in {"enum", "set"} or (
+            not is_unique and column.base in mysql_types.TEXTS
+        )
 
     def sorts(self, column: TableColumn, mark: str, *, is_unique: bool) -> str:
         """See the class: by the column's own collation."""
@@ -133,20 +137,18 @@ class MySQL(Dialect):
 
     async def set_up(self, connection: Connection) -> None:
         """See the class."""
-        offset = await connection.value("SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(), NOW())")
-        connection.limits["offset_s"] = round(int(offset) / 60) * 60
-        for setting in _SETTINGS:
-            await connection.execute(setting)
-        packet = await connection.value("SELECT @@max_allowed_packet")
-        connection.limits["packet"] = int(packet)
+        found = await connection.fetch(
+            "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(), NOW()), @@max_allowed_packet,"
+            " CONNECTION_ID()"
+        )
+        offset, packet, session = map(int, found[0])
+        connection.limits.update(offset_s=round(offset / 60) * 60, packet=packet)
+        connection.session = session
+        await connection.execute(_SETTINGS)
 
     async def open_snapshot(self, connection: Connection) -> None:
         """See the class."""
         await connection.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-
-    async def session_id(self, connection: Connection) -> int | None:
-        """See the class."""
-        return int(await connection.value("SELECT CONNECTION_ID()"))
 
     async def end(self, connection: Connection, session: int) -> None:
         """See the class."""
@@ -241,8 +243,8 @@ class MySQL(Dialect):
         """See the class. The server tells whole seconds, in its own time zone."""
         await connection.execute("SET SESSION time_zone = 'SYSTEM'")
         age = await connection.value(
-            "SELECT TIMESTAMPDIFF(SECOND, MIN(trx_started), NOW()) FROM information_schema.innodb_trx"
-            " WHERE trx_mysql_thread_id <> CONNECTION_ID()"
+            "SELECT TIMESTAMPDIFF(SECOND, MIN(trx_started), NOW())"
+            " FROM information_schema.innodb_trx WHERE trx_mysql_thread_id <> CONNECTION_ID()"
         )
         await connection.execute("SET SESSION time_zone = '+00:00'")
         if age is None:
@@ -298,15 +300,10 @@ class MySQL(Dialect):
             return None
         _, kind, engine, comment = found
         is_view = kind == "VIEW"
-        jsons = await self._json_columns(connection, at)
-        columns = [
-            self._of_catalogue(row, jsons) for row in await connection.fetch(_COLUMNS, at)
-        ]
-        triggers = await connection.fetch(
-            "SELECT trigger_name FROM information_schema.triggers WHERE event_object_schema ="
-            " COALESCE(:etl_0, DATABASE()) AND event_object_table = :etl_1",
-            at,
-        )
+        rows_of_columns = await connection.fetch(_COLUMNS, at)
+        has_long = any(_text(row[1]).lower().startswith("longtext") for row in rows_of_columns)
+        jsons = await self._json_columns(connection, at) if has_long else set[str]()
+        columns = [self._of_catalogue(row, jsons) for row in rows_of_columns]
         return Table(
             name=name,
             schema=schema,
@@ -314,9 +311,14 @@ class MySQL(Dialect):
             columns=tuple(columns),
             indexes=() if is_view else _indexes(await connection.fetch(_INDEXES, at)),
             engine=str(engine or ""),
-            is_transactional=str(engine or "").lower() in {"innodb", "rocksdb", "ndbcluster", "tokudb"},
+            is_transactional=str(engine or "").lower()
+            in {"innodb", "rocksdb", "ndbcluster", "tokudb"},
             comment=str(comment) if comment and not is_view else None,
-            left_out=tuple(f"trigger {row[0]!r}" for row in triggers),
+            left_out=tuple(
+                f"that {row[0]!r} is set anew by each UPDATE"
+                for row in rows_of_columns
+                if "on update" in str(row[6]).lower()
+            ),
         )
 
     async def _json_columns(self, connection: Connection, at: Mapping[str, Any]) -> set[str]:
@@ -333,7 +335,18 @@ class MySQL(Dialect):
         return {one[1].replace("``", "`") for one in found if one is not None}
 
     def _of_catalogue(self, row: Sequence[Any], jsons: set[str]) -> TableColumn:
-        name, declared, octets, collation, nullable, default, extra, expression, comment, charset = row
+        (
+            name,
+            declared,
+            octets,
+            collation,
+            nullable,
+            default,
+            extra,
+            expression,
+            comment,
+            charset,
+        ) = row
         declared, extra = _text(declared), str(extra or "").lower()
         base = base_of(declared)
         is_json = base == "json" or name in jsons
@@ -369,13 +382,10 @@ class MySQL(Dialect):
 
     async def describe_query(self, connection: Connection, sql: str) -> tuple[TableColumn, ...]:
         """See the class. The result's own description tells the types."""
-        found: list[TableColumn] = []
         async with connection.stream(f"SELECT * FROM {sql} LIMIT 0", {}) as result:  # noqa: S608
-            cursor = cast("Any", result)._real_result.cursor
-            fields = getattr(getattr(cursor, "_cursor", None), "_result", None)
-            for field in getattr(fields, "fields", ()):
-                found.append(_of_result(field))
-        return tuple(found)
+            # SQLAlchemy hands on too little of what the server tells.
+            cursor = cast("Any", result)._real_result.cursor._cursor
+            return tuple(map(_of_result, cursor._result.fields))
 
     async def foreign_keys(
         self, connection: Connection, schema: str | None, name: str
@@ -400,6 +410,15 @@ class MySQL(Dialect):
             )
             for constraint, parts in by_name.items()
         ]
+
+    async def triggers(self, connection: Connection, table: Table) -> Sequence[str]:
+        """See the class."""
+        rows = await connection.fetch(
+            "SELECT trigger_name FROM information_schema.triggers WHERE event_object_schema ="
+            " COALESCE(:etl_0, DATABASE()) AND event_object_table = :etl_1",
+            {"etl_0": table.schema, "etl_1": table.name},
+        )
+        return [str(row[0]) for row in rows]
 
     async def last_number(self, connection: Connection, table: Table) -> int | None:
         """See the class."""
@@ -476,7 +495,9 @@ class MySQL(Dialect):
     def table_options(self) -> str:
         """See the class. Texts differ where they differ in the source: by their bytes."""
         collation = "utf8mb4_nopad_bin" if self.is_mariadb else "utf8mb4_0900_bin"
-        return f" ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}"
+        return (
+            f" ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}"
+        )
 
     def index_bytes(self) -> int | None:
         """See the class."""
@@ -524,9 +545,11 @@ class MySQL(Dialect):
     # -- writing -----------------------------------------------------------------------------
 
     def bind(self, value: Any, column: TableColumn) -> Any:
-        """See the class. The server drops the sign of a zero that is a number, not of a text."""
-        if type(value) is float and value == 0:
-            return repr(value)
+        """See the class."""
+        if type(value) is float and value == 0 and math.copysign(1, value) < 0:
+            raise Misfit(
+                "it is a negative zero, whose sign the server drops; add 0.0 in a function"
+            )
         return value
 
     def row_limit(self, connection: Connection) -> int | None:
@@ -549,12 +572,12 @@ class MySQL(Dialect):
         self, connection: Connection, into: Table, names: Sequence[str], key: Sequence[str]
     ) -> None:
         """See the class: a table of the session's own, with the key's own collations."""
-        columns = ", ".join(map(self.quote, names))
-        keys = ", ".join(map(self.quote, key))
+        columns, keys = ", ".join(map(self.quote, names)), ", ".join(map(self.quote, key))
+        table = self.qualify(into.schema, into.name)
         await connection.execute(f"DROP TEMPORARY TABLE IF EXISTS {self.quote(_TEMPORARY)}")
         await connection.execute(
             f"CREATE TEMPORARY TABLE {self.quote(_TEMPORARY)} (PRIMARY KEY ({keys}))"  # noqa: S608
-            f" ENGINE=InnoDB SELECT {columns} FROM {self.qualify(into.schema, into.name)} WHERE 1 = 0"
+            f" ENGINE=InnoDB SELECT {columns} FROM {table} WHERE 1 = 0"
         )
 
     async def upsert(
@@ -591,9 +614,10 @@ class MySQL(Dialect):
             for name in names
             if name not in key
         )
-        # New rows first are found first: an update never looks at what the insert brings.
         if changes:
-            await connection.execute(f"UPDATE {table} AS etl_old JOIN {new} ON {match} SET {changes}")
+            await connection.execute(
+                f"UPDATE {table} AS etl_old JOIN {new} ON {match} SET {changes}"  # noqa: S608
+            )
         wanted = ", ".join(f"{new}.{q(name)}" for name in names)
         await connection.execute(
             f"INSERT INTO {table} ({columns}) SELECT {wanted} FROM {new}"  # noqa: S608
@@ -740,7 +764,7 @@ _CODES: Mapping[ErrorClass, frozenset[int]] = {
     "lost": frozenset({2006, 2013, 2014, 2055, 1053, 1080, 1152, 1158, 1159, 1160, 1161, 1184, 1927,
                        4031}),
     "not_ready": frozenset({2002, 2003, 1040, 1203, 1226, 1129}),
-    "transient": frozenset({1205, 1213, 1317, 1412, 1969, 3024, 1969, 1637, 1180, 1836}),
+    "transient": frozenset({1205, 1213, 1317, 1412, 1969, 3024, 1637, 1180, 1836}),
     "resources": frozenset({1021, 1114, 1037, 1038, 1041, 1206, 3, 28, 1030}),
     "data": frozenset({1048, 1062, 1169, 1216, 1217, 1264, 1265, 1292, 1366, 1367, 1406, 1411, 1416,
                        1441, 1451, 1452, 1526, 1557, 1586, 1644, 1690, 1761, 1762, 3140, 3156, 3157,
@@ -750,10 +774,12 @@ _CODES: Mapping[ErrorClass, frozenset[int]] = {
     "schema": frozenset({1049, 1050, 1051, 1054, 1060, 1061, 1064, 1067, 1068, 1069, 1070, 1071,
                          1072, 1074, 1075, 1091, 1101, 1103, 1110, 1113, 1117, 1118, 1136, 1146,
                          1149, 1166, 1170, 1171, 1178, 1273, 1286, 1347, 1356, 1364, 1115, 1253,
-                         1293, 1294, 1347, 1426, 1427, 1439, 1005, 3780, 4161, 1901, 1906, 3105}),
+                         1293, 1294, 1426, 1427, 1439, 1005, 3780, 4161, 1901, 1906, 3105}),
 }  # fmt: skip
 
-_COLUMN = re.compile(r"column (?:[`'\"]?[^`'\".]*[`'\"]?\.){0,2}[`'\"]([^`'\"]*)[`'\"]", re.IGNORECASE)
+_COLUMN = re.compile(
+    r"column (?:[`'\"]?[^`'\".]*[`'\"]?\.){0,2}[`'\"]([^`'\"]*)[`'\"]", re.IGNORECASE
+)
 _KEY = re.compile(r"for key '([^']*)'\s*$")
 _CONSTRAINT = re.compile(r"CONSTRAINT `([^`]*)`(?:\.`([^`]*)`)?")
 
@@ -797,5 +823,3 @@ def _safe(code: int, text: str) -> str:
             return "the server is read-only"
         case _:
             return text
-
-

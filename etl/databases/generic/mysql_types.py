@@ -1,4 +1,4 @@
-"""MySQL's and MariaDB's column types, and what a column for values of another type is declared as."""
+"""MySQL's and MariaDB's column types, and how a column for values of another is declared."""
 
 from __future__ import annotations
 
@@ -52,7 +52,17 @@ _KINDS: Mapping[str, Kind] = {
 
 TEXTS = frozenset({"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"})
 LARGE = frozenset(
-    {"text", "mediumtext", "longtext", "blob", "mediumblob", "longblob", "json", "geometry", "vector"}
+    {
+        "text",
+        "mediumtext",
+        "longtext",
+        "blob",
+        "mediumblob",
+        "longblob",
+        "json",
+        "geometry",
+        "vector",
+    }
 )
 """Of these a single value may be larger than a batch."""
 _DIGITS = re.compile(r"\((\d+)(?:,(\d+))?\)")
@@ -100,7 +110,9 @@ def mysql_type(declared: str, *, is_json: bool = False) -> Type:
 def _bits(count: int) -> Kind:
     if count == 1:
         return "bool"
-    return "int16" if count < 16 else "int32" if count < 32 else "int64" if count < 64 else "numeric"
+    return (
+        "int16" if count < 16 else "int32" if count < 32 else "int64" if count < 64 else "numeric"
+    )
 
 
 def base_of(declared: str) -> str:
@@ -145,7 +157,7 @@ def declare(column: Column, *, room: int | None, is_mariadb: bool) -> str:
     """
     type_ = column.type
     if type_.dialect == DIALECT and type_.name:
-        return type_.name
+        return "JSON" if type_.kind == "json" and is_mariadb else type_.name
     scale = 6 if type_.scale is None else min(6, max(0, type_.scale))
     match type_.kind:
         case "bool":

@@ -1,4 +1,4 @@
-"""Reads a table or query of a generic dialect, at one instant where the dialect has such, in key order.
+"""Reads a table or query of a generic dialect, in key order, at one instant where it has such.
 
 One streamed statement serves a whole read. A connection whose read was cut is closed and never
 used again: the rest of its rows would have to be read first.
@@ -361,14 +361,10 @@ class GenericReader:
         found = [tuple(row) for row in rows]
         for place in self._large:
             if any(type(row[place]) is int and row[place] >> 63 > 0 for row in found):
-                found = [
-                    (*row[:place], _wide(row[place]), *row[place + 1 :]) for row in found
-                ]
+                found = [(*row[:place], _wide(row[place]), *row[place + 1 :]) for row in found]
         return found
 
-    def _made(
-        self, tuples: list[Fields], nbytes: int
-    ) -> tuple[Sequence[Any], tuple[Reject, ...]]:
+    def _made(self, tuples: list[Fields], nbytes: int) -> tuple[Sequence[Any], tuple[Reject, ...]]:
         """The rows as they are handed on, and those that a dataclass cannot hold."""
         row = self._spec.row
         if row is None:

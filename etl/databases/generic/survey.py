@@ -15,7 +15,7 @@ from etl.databases.definition import (
 )
 from etl.databases.digest import Snapshot
 from etl.databases.generic.connect import Connection, opened
-from etl.databases.generic.table import STAGING, Table
+from etl.databases.generic.table import STAGING, Table, index_name
 from etl.databases.url import Url
 from etl.errors import ConfigError, EtlError, SchemaMismatchError
 
@@ -64,6 +64,7 @@ async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefin
 async def definition_of(connection: Connection, table: Table) -> TableDefinition:
     """What a table has beside rows."""
     last = await connection.dialect.last_number(connection, table)
+    triggers = await connection.dialect.triggers(connection, table)
     return TableDefinition(
         dialect="mysql" if connection.dialect.name == "mysql" else "generic",
         schema=table.schema,
@@ -73,7 +74,8 @@ async def definition_of(connection: Connection, table: Table) -> TableDefinition
                 name=column.name,
                 declared=column.declared,
                 required=not column.nullable,
-                default=column.default,
+                # A backslash escapes in MySQL, and means itself elsewhere.
+                default=column.default if "\\" not in (column.default or "") else None,
                 identity="by default" if column.numbered else None,
                 sequence=SequenceDefinition(schema=None, name="", options="", last=last)
                 if column.numbered
@@ -85,7 +87,8 @@ async def definition_of(connection: Connection, table: Table) -> TableDefinition
         ),
         indexes=tuple(
             IndexDefinition(
-                name=index.name,
+                # Names of indexes are the table's own in MySQL, and its schema's elsewhere.
+                name=index_name(table.name, index.name),
                 columns=index.columns,
                 unique=index.unique,
                 constraint="primary" if index.primary else None,
@@ -100,7 +103,11 @@ async def definition_of(connection: Connection, table: Table) -> TableDefinition
         if table.type == "table"
         else (),
         comment=table.comment,
-        left_out=(*table.left_out, *(("that it is a view",) if table.type == "view" else ())),
+        left_out=(
+            *(f"trigger {name!r}" for name in triggers),
+            *table.left_out,
+            *(("that it is a view",) if table.type == "view" else ()),
+        ),
     )
 
 
@@ -122,6 +129,6 @@ def open_snapshot(
         ConfigError: Always.
     """
     raise ConfigError(
-        f"{url.name}: etl verify compares PostgreSQL and SQLite databases; it has no hashes for this"
-        " dialect yet. Nothing was compared"
+        f"{url.name}: etl verify compares PostgreSQL and SQLite databases; it has no hashes for"
+        " this dialect yet. Nothing was compared"
     )

@@ -115,3 +115,8 @@ def missing_column(where: str, name: str, table: Table, what: str = "") -> Schem
     return SchemaMismatchError(
         f"{where} has no column {name!r}{what}; it has {listed(table.names)}"
     )
+
+
+def index_name(table: str, name: str) -> str:
+    """A name for an index that is no other table's."""
+    return f"{table}_{name}"

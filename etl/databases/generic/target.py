@@ -22,7 +22,7 @@ from etl.connector import (
     Sink,
 )
 from etl.databases.generic import checkpoints
-from etl.databases.generic.connect import LONG_S, Connection, connect, make_engine
+from etl.databases.generic.connect import Connection, connect, make_engine
 from etl.databases.generic.load import Load
 from etl.databases.generic.rejects import Rejects, publish_rejects
 from etl.databases.generic.table import Table
@@ -74,7 +74,6 @@ class GenericTarget:
         self.where = url.name
         self.info = info
         self.control: Connection | None = None
-        self.ddl = _Ddl(self)
         self._has_lock = False
         self._sessions: list[GenericSession] = []
         self._staged: dict[str, tuple[str, str]] = {}
@@ -95,8 +94,8 @@ class GenericTarget:
         self._has_lock = why is None
         if why is not None and not self.info.take_over:
             _log.warning(
-                "pipeline %r: no lock in %s (%s): two runs at once are told apart only by the epoch,"
-                " and the older one fails",
+                "pipeline %r: no lock in %s (%s): two runs at once are told apart only by the"
+                " epoch, and the older one fails",
                 self.info.pipeline,
                 self.where,
                 why,
@@ -110,7 +109,6 @@ class GenericTarget:
         """Close every connection; the one with the lock last."""
         for session in self._sessions:
             await session.close()
-        await self.ddl.close()
         if self.control is not None:
             if self._has_lock and self.control.is_open:
                 await self.control.dialect.unlock(self.control)
@@ -119,6 +117,15 @@ class GenericTarget:
     async def connect(self) -> Connection:
         """A new connection."""
         return await connect(self.engine, self.url, "target")
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncGenerator[Connection, None]:
+        """A connection for a moment."""
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await finish(connection.close())
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         """See the protocol."""
@@ -159,7 +166,7 @@ class GenericTarget:
         """See the protocol: foreign keys of tables that were made hold from here on."""
         loads = [load for load in self._loads if not load.is_staged]
         if loads:
-            async with self.ddl.connected() as connection:
+            async with self.connected() as connection:
                 for load in loads:
                     await load.build(connection)
 
@@ -250,31 +257,6 @@ class GenericTarget:
         await self._end(connection)
 
 
-class _Ddl:
-    """See :class:`etl.databases.generic.load.Ddl`. Connects for each use."""
-
-    def __init__(self, target: GenericTarget) -> None:
-        self._target = target
-
-    async def __call__(self, sql: str) -> None:
-        """Run a statement."""
-        async with self.connected() as connection:
-            await connection.execute(sql, timeout_s=LONG_S)
-            await connection.commit()
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncGenerator[Connection, None]:
-        """A connection."""
-        connection = await self._target.connect()
-        try:
-            yield connection
-        finally:
-            await finish(connection.close())
-
-    async def close(self) -> None:
-        """Nothing stays open."""
-
-
 class GenericSession:
     """See :class:`etl.connector.Session`.
 
@@ -286,7 +268,8 @@ class GenericSession:
     def __init__(self, target: GenericTarget, flow: str, sinks: Sequence[Sink[Any]]) -> None:
         self.flow = flow
         self.loads = [
-            Load(sink, pipeline=target.info.pipeline, flow=flow, ddl=target.ddl) for sink in sinks
+            Load(sink, pipeline=target.info.pipeline, flow=flow, ddl=target.connected)
+            for sink in sinks
         ]
         self.rejects = Rejects(self, target.info)
         self._target = target
@@ -455,7 +438,7 @@ class GenericSession:
         connection = self._connection
         if not self._is_working or connection is None or connection.session is None:
             return None
-        async with self._target.ddl.connected() as other:
+        async with self._target.connected() as other:
             return await other.dialect.blocked_by(other, connection.session)
 
     # -- the connection ----------------------------------------------------------------------
