@@ -195,7 +195,8 @@ def driver_of(url: Url) -> Driver:
 class Database:
     """A database by URL: PostgreSQL, SQLite, MySQL or another. Makes sources and sinks.
 
-    Connects to nothing. Equal URLs make equal databases: sinks of one flow in equal databases share a transaction.
+    Connects to nothing. Equal URLs make equal databases: sinks of one flow in equal databases share
+    a transaction.
 
     Args:
         url: ``postgresql://...``, ``sqlite:///file.db`` or ``env:NAME``, which is read when

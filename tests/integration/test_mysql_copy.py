@@ -110,8 +110,9 @@ CREATE TABLE kinds (id bigint PRIMARY KEY, b boolean, s smallint, i int, f4 real
     n numeric, n2 numeric(12,3), t text, v varchar(20), c char(4), y bytea, d date, ti time,
     ts timestamp, tz timestamptz, iv interval, u uuid, j json, jb jsonb, a int[], e inet);
 INSERT INTO kinds VALUES
-    (1, true, -32768, 2147483647, 0.1, 0.1, 12345678901234567890.5, 1.500, 
-     E'a\\tb\\nc\\\\d ''" %s :x 😀', 'x  ', 'ab', '\\x00ff275c', '0001-01-01', '24:00:00', '9999-12-31 23:59:59.999999',
+    (1, true, -32768, 2147483647, 0.1, 0.1, 12345678901234567890.5, 1.500,
+     E'a\\tb\\nc\\\\d ''" %s :x 😀', 'x  ', 'ab', '\\x00ff275c', '0001-01-01',
+     '24:00:00', '9999-12-31 23:59:59.999999',
      '2020-06-01 12:00:00.25+02', '1 year 2 mons 3 days', 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11',
      '{"b" : 1.10}', '{"b": 1}', '{1,2,NULL}', '10.0.0.1'),
     (2, false, 0, 0, 0, 0.0, 0, 0, '', '', '', '', '2020-02-29', '00:00',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -60,7 +60,7 @@ def make_engine(url: Url) -> AsyncEngine:
     if scheme.startswith("mysql+"):
         address = address.update_query_dict({"charset": "utf8mb4"})
     try:
-        return create_async_engine(address, poolclass=NullPool)
+        return create_async_engine(address, poolclass=NullPool, pool_reset_on_return=None)
     except ModuleNotFoundError as error:
         extra = "etl[mysql]" if "asyncmy" in scheme else f"the package {error.name!r}"
         raise ConfigError(f"{url.name} needs {extra}, which is not installed") from error
@@ -213,13 +213,15 @@ class Connection:
 
     async def close(self) -> None:
         """Close it in bounded time; what is not committed is rolled back."""
-        self_was_open, self.is_open = self.is_open, False
-        if not self_was_open:
-            await self._drop()
-            return
-        with suppress(Exception):
-            async with asyncio.timeout(CLOSE_S):
-                await self._raw.close()
+        was_open, self.is_open = self.is_open, False
+        if was_open:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await self._raw.close()
+                return
+            except Exception:
+                pass  # it was lost, and nobody had noticed yet
+        await self._drop()
 
     async def _drop(self) -> None:
         """Close the socket without another word to the server."""
@@ -239,7 +241,7 @@ class Connection:
             async with asyncio.timeout(CLOSE_S):
                 await self._raw.close()
 
-    async def _guarded(self, work: Callable[[], Any], timeout_s: float) -> Any:
+    async def _guarded(self, work: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         if not self.is_open:
             raise translated(ConnectionError("closed"), self.dialect, self._side, self.where)
         try:
@@ -294,7 +296,7 @@ def _isolate(sync: sa.Connection, wanted: str) -> None:
     dialect = sync.dialect
     dbapi: Any = sync.connection.dbapi_connection
     if wanted in dialect.get_isolation_level_values(dbapi):
-        sync.execution_options(isolation_level=wanted)  # type: ignore[call-overload]
+        sync.execution_options(isolation_level=wanted)
 
 
 @asynccontextmanager

@@ -216,6 +216,8 @@ def _text(value: Any, column: TableColumn) -> Any:
 
 
 def _check_text(value: str, column: TableColumn) -> None:
+    if not _is_unicode(value):
+        raise Misfit("it holds a lone surrogate, which is no character")
     if column.base == "enum":
         if value not in column.labels:
             raise Misfit("it is none of the labels")
@@ -229,7 +231,7 @@ def _check_text(value: str, column: TableColumn) -> None:
     if column.base == "char" and value.endswith(" ") and column.type.dialect == "mysql":
         raise Misfit("it ends in a space, which a CHAR column drops; use VARCHAR")
     if length is None and column.octets is not None and 4 * len(value) > column.octets:
-        if len(value.encode("utf-8", "replace")) > column.octets:
+        if len(value.encode()) > column.octets:
             raise Misfit(f"it is longer than {column.octets} bytes")
 
 
@@ -616,11 +618,24 @@ class Encoder:
         )
 
 
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_short(values: _Values, column: TableColumn) -> bool:
     """Whether texts fit whatever they are: no label, no cut space, room for each."""
     if column.base in {"enum", "set", "char"} or not values:
         return False
-    most = max((len(value) for value in values if value is not None), default=0)
+    present = [value for value in values if value is not None]
+    if not _is_unicode("".join(present)):
+        return False
+    most = max(map(len, present), default=0)
     length = column.type.length
     if length is not None:
         return most <= length
