@@ -65,7 +65,7 @@ def decoder(column: Column) -> Decoder:
     """
     kind, name = column.type.kind, column.name
     if kind == "bool" or (kind == "dynamic" and column.type.name.lower() == "tinyint(1)"):
-        return lambda value: bool(value) if type(value) is int and value in {0, 1} else value
+        return _flag
     if kind == "numeric" and column.type.scale == 0 and column.type.name.startswith("bigint"):
         return lambda value: int(value) if isinstance(value, Decimal) else value
     if kind == "dynamic":
@@ -91,11 +91,15 @@ def decoder(column: Column) -> Decoder:
     return decode
 
 
+def _flag(value: Any) -> Any:
+    return bool(value) if isinstance(value, int) and value in {0, 1} else value
+
+
 def _only(*kinds: type[Any]) -> Callable[[Any], Any]:
     wanted = " or ".join(kind.__name__ for kind in kinds)
 
     def convert(value: Any) -> Any:
-        if type(value) in kinds:
+        if any(type(value) is kind for kind in kinds):
             return value
         _fail(f"it is {type(value).__name__}, not {wanted}")
 

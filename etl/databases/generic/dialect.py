@@ -196,7 +196,8 @@ class Dialect:
 
     def _column(self, found: Mapping[str, Any]) -> TableColumn:
         type_ = found["type"]
-        kind = next((kind for base, kind in _KINDS if isinstance(type_, base)), "other")
+        kinds = [kind for base, kind in _KINDS if isinstance(type_, base)]
+        kind: Kind = kinds[0] if kinds else "other"
         if kind == "timestamp" and type_.timezone:
             kind = "timestamptz"
         declared = str(type_.compile(self.sqlalchemy))
@@ -372,7 +373,7 @@ class Dialect:
         rows: Sequence[tuple[Any, ...]],
     ) -> int:
         """Insert rows; return how many the server took."""
-        table = sa.table(into.name, *(sa.column(name) for name in names), schema=into.schema)
+        table = sa.table(into.name, *columns_of(names), schema=into.schema)
         marks = {name: sa.bindparam(f"p{i}", None, sat.NullType()) for i, name in enumerate(names)}
         many = [{f"p{i}": value for i, value in enumerate(row)} for row in rows]
         await connection.execute(sa.insert(table).values(marks), many)
@@ -396,7 +397,7 @@ class Dialect:
 
         Row by row, so it is right in any database, and slow in all of them.
         """
-        table = sa.table(into.name, *(sa.column(name) for name in names), schema=into.schema)
+        table = sa.table(into.name, *columns_of(names), schema=into.schema)
         marks = {
             name: sa.bindparam(f"p{i}", None, sa.types.NullType()) for i, name in enumerate(names)
         }
@@ -430,6 +431,11 @@ class Dialect:
         """
 
 
+def columns_of(names: Sequence[str]) -> list[sa.ColumnClause[Any]]:
+    """Columns without a type: values go to the driver as they are."""
+    return [sa.column(name) for name in names]
+
+
 def _indexes(inspector: sa.Inspector, schema: str | None, name: str) -> tuple[Index, ...]:
     found: list[Index] = []
     primary = inspector.get_pk_constraint(name, schema)
@@ -450,5 +456,5 @@ def _indexes(inspector: sa.Inspector, schema: str | None, name: str) -> tuple[In
 
 
 def _is_partial(index: Mapping[str, Any]) -> bool:
-    options = index.get("dialect_options") or {}
+    options: Mapping[str, Any] = index.get("dialect_options") or {}
     return any(name.endswith("_where") and value for name, value in options.items())

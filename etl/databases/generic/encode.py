@@ -238,7 +238,7 @@ def _check_text(value: str, column: TableColumn) -> None:
 def _bytes(value: Any, column: TableColumn) -> Any:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise Misfit(f"it is {_a(value)}, not bytes")
-    found = bytes(value)
+    found = bytes(cast("bytes", value))
     if column.octets is not None and len(found) > column.octets:
         raise Misfit(f"it is longer than {column.octets} bytes")
     if column.base == "binary" and len(found) != column.octets:
@@ -474,7 +474,7 @@ class Encoder:
         first = 0
         for _, run in groupby(rows, key=lambda row: id(row.layout)):
             part = list(run)
-            changes = [row.changes or {} for row in part]
+            changes: list[Mapping[str, Any]] = [row.changes or {} for row in part]
             columns = list(zip(*(row.fields for row in part), strict=True))
             parts.append(self._of_layout(part[0].layout, columns, changes, first))
             first += len(part)
@@ -539,11 +539,11 @@ class Encoder:
         if len(set(map(type, rows))) > 1:
             raise self._mixed(rows)
         one = rows[0]
-        kind: type[Any] = type(one)
+        kind = kind_of(one)
         if is_dataclass(kind):
             names = tuple(field.name for field in dataclass_fields(kind))
             pick: Callable[[Any, str], Any] = lambda row, name: attrgetter(name)(row)  # noqa: E731
-        elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        elif hasattr(kind, "_fields") and issubclass(kind, tuple):
             names = cast("tuple[str, ...]", one._fields)
             pick = getattr
         else:
@@ -616,6 +616,11 @@ class Encoder:
             f"{self._label} got rows of several types in one batch ({kinds}). Nothing of it was"
             " written; let the function return one type"
         )
+
+
+def kind_of(row: object) -> type[Any]:
+    """A row's class."""
+    return type(row)
 
 
 def _is_unicode(text: str) -> bool:

@@ -59,5 +59,5 @@ def translated(
 
 def column_in(said: str) -> str | None:
     """The column that a message names."""
-    before, found, rest = said.partition("column '")
+    _, found, rest = said.partition("column '")
     return rest.partition("'")[0] if found and rest else None

@@ -27,12 +27,12 @@ from etl.databases.generic.ddl import (
     plan_table,
     staging_columns,
 )
-from etl.databases.generic.encode import Encoder, accepts
+from etl.databases.generic.encode import Encoder, accepts, kind_of
 from etl.databases.generic.table import ROW, STAGING, Table, TableColumn, listed
 from etl.databases.sql import split_name
 from etl.engine import failpoints
 from etl.errors import ConfigError, DataError, SchemaMismatchError
-from etl.rows import Layout, Row, Shape, TextRows, ValueRows, shape_of
+from etl.rows import Layout, Row, Shape, TextRows, Type, ValueRows, shape_of
 
 _SLICE = 5_000
 """Rows of one call of the driver."""
@@ -594,7 +594,7 @@ class Load:
         layout = layout_of(rows)
         if layout is not None:
             return Shape(columns=layout.columns)
-        kind: type[Any] = type(rows[0])
+        kind = kind_of(rows[0])
         if is_dataclass(kind):
             return shape_of(kind)
         final = await self.find(connection)
@@ -617,7 +617,7 @@ def _sent_bytes(value: Any) -> int:
     return 64
 
 
-def _named(type_: Any) -> str:
+def _named(type_: Type) -> str:
     return type_.name or type_.kind
 
 
@@ -638,10 +638,10 @@ def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
     if layout is not None:
         return layout.names
     one = rows[0]
-    kind: type[Any] = type(one)
+    kind = kind_of(one)
     if is_dataclass(kind):
         return tuple(field.name for field in dataclass_fields(kind))
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+    if hasattr(kind, "_fields") and issubclass(kind, tuple):
         return cast("tuple[str, ...]", one._fields)
     if issubclass(kind, Mapping):
         names = tuple(cast("Mapping[str, Any]", one))

@@ -230,8 +230,10 @@ class MySQL(Dialect):
         except EtlError:
             return "the user may not see others' transactions (GRANT PROCESS)"
         if await connection.value("SELECT @@GLOBAL.read_only"):
-            return "the source is read-only (a replica), which does not show the transactions of"
-            " its primary"
+            return (
+                "the source is read-only (a replica), which does not show the transactions of its"
+                " primary"
+            )
         return None
 
     async def clock(self, connection: Connection) -> datetime:
@@ -266,7 +268,8 @@ class MySQL(Dialect):
         args = getattr(error, "args", ())
         code = args[0] if args and isinstance(args[0], int) else 0
         text = str(args[1]) if len(args) > 1 else str(error)
-        kind = next((kind for kind, codes in _CODES.items() if code in codes), None)
+        kinds: list[ErrorClass] = [kind for kind, codes in _CODES.items() if code in codes]
+        kind = kinds[0] if kinds else None
         if kind is None:
             found = classify(error)
             if "not connected" in text.lower() or "network operation failed" in text.lower():
