@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncResult, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -69,7 +69,7 @@ def make_engine(url: Url) -> AsyncEngine:
             f"{url.name}: SQLAlchemy knows no dialect {scheme!r}; write dialect+driver://... with"
             " one that is installed"
         ) from None
-    except (ArgumentError, sa.exc.InvalidRequestError) as error:
+    except (ArgumentError, InvalidRequestError) as error:
         first = str(error).partition("\n")[0].partition(". (Background")[0]
         raise ConfigError(f"{url.name}: {first}") from None
 

@@ -265,7 +265,7 @@ class MySQL(Dialect):
 
     def classify(self, error: BaseException) -> tuple[ErrorClass, str]:
         """See the class."""
-        args = getattr(error, "args", ())
+        args: tuple[Any, ...] = getattr(error, "args", ())
         code = args[0] if args and isinstance(args[0], int) else 0
         text = str(args[1]) if len(args) > 1 else str(error)
         kinds: list[ErrorClass] = [kind for kind, codes in _CODES.items() if code in codes]
