@@ -103,6 +103,7 @@ class Connection:
         self.limits: dict[str, int] = {}
         self._raw = raw
         self._side: Side = side
+        self._transport: asyncio.ReadTransport | None = None
 
     async def execute(
         self,
@@ -184,12 +185,27 @@ class Connection:
             return await self._raw.stream(sql_text(sql), parameters)
 
         result = await self._guarded(run, LONG_S)
+        real = (await self._raw.get_raw_connection()).driver_connection
+        self._transport = self.dialect.unbounded_transport(real)
         try:
+            self._hold()
             yield result
+            self._let_in()
             await result.close()
         except BaseException:
             self.is_open = False
             raise
+        finally:
+            self._transport = None
+
+    def _hold(self) -> None:
+        """Read nothing more from the socket: a driver that reads ahead would take in all rows."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def _let_in(self) -> None:
+        if self._transport is not None and not self._transport.is_reading():
+            self._transport.resume_reading()
 
     async def fetch_some(self, result: AsyncResult[Any], count: int) -> Sequence[Sequence[Any]]:
         """The next rows of a large result."""
@@ -197,7 +213,11 @@ class Connection:
         async def run() -> Sequence[Sequence[Any]]:
             return await result.fetchmany(count)
 
-        return await self._guarded(run, STATEMENT_S)
+        self._let_in()
+        try:
+            return await self._guarded(run, STATEMENT_S)
+        finally:
+            self._hold()
 
     async def savepoint(self, name: str, action: Literal["set", "undo"]) -> None:
         """Set a savepoint, or go back to it."""

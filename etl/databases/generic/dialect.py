@@ -6,6 +6,7 @@ deserves better overrides parts of it: ``etl.databases.generic.mysql``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,10 @@ class Dialect:
 
     async def set_up(self, connection: Connection) -> None:
         """Settings of a new session; notes what is known of it on the connection."""
+
+    def unbounded_transport(self, driver: Any) -> asyncio.ReadTransport | None:
+        """The transport of a driver that reads rows ahead without a bound; None: it has one."""
+        return None
 
     async def open_snapshot(self, connection: Connection) -> None:
         """Begin a transaction that sees one instant."""

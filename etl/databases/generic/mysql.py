@@ -146,6 +146,11 @@ class MySQL(Dialect):
         connection.session = session
         await connection.execute(_SETTINGS)
 
+    def unbounded_transport(self, driver: Any) -> asyncio.ReadTransport | None:
+        """See the class: asyncmy's receive buffer grows as long as the server sends."""
+        found = getattr(driver, "_transport", None)
+        return found if isinstance(found, asyncio.ReadTransport) else None
+
     async def open_snapshot(self, connection: Connection) -> None:
         """See the class."""
         await connection.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
