@@ -84,7 +84,7 @@ def parse_url(text: str) -> Url:
         raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")
     if dialect == "sqlite":
         return _sqlite(text, where)
-    url = _postgresql(text)
+    url = _of_server(text, dialect)
     if url is None:
         raise ConfigError(
             f"{where} cannot be read; write {_FORMS}, with %40 for @, %2F for / and %23 for # in a"
@@ -95,7 +95,7 @@ def parse_url(text: str) -> Url:
     return url
 
 
-def _postgresql(text: str) -> Url | None:
+def _of_server(text: str, dialect: str) -> Url | None:
     """The parts of a URL; None where it cannot be read, as an error would quote it."""
     try:
         parts = urlsplit(text)
@@ -117,7 +117,7 @@ def _postgresql(text: str) -> Url | None:
         else:
             others.append((name, value))
     return Url(
-        dialect="postgresql",
+        dialect=dialect,
         path=unquote(parts.path.lstrip("/")),
         host=unquote(parts.hostname) if parts.hostname else None,
         port=port,

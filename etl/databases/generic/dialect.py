@@ -201,7 +201,7 @@ class Dialect:
 
     def _column(self, found: Mapping[str, Any]) -> TableColumn:
         type_ = found["type"]
-        kinds = [kind for base, kind in _KINDS if isinstance(type_, base)]
+        kinds: list[Kind] = [kind for base, kind in _KINDS if isinstance(type_, base)]
         kind: Kind = kinds[0] if kinds else "other"
         if kind == "timestamp" and type_.timezone:
             kind = "timestamptz"
