@@ -288,9 +288,8 @@ class GenericSession:
         await connection.rollback()
         return found
 
-    def takes_frames(self, sink: int, form: str) -> bool:
+    def takes_frames(self, sink: int, form: str) -> None:
         """Never: it has no binary form."""
-        return False
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See the protocol."""
