@@ -288,6 +288,13 @@ class GenericSession:
         await connection.rollback()
         return found
 
+    async def has_table(self, sink: int) -> bool:
+        """See the protocol."""
+        connection = await self._connected()
+        found = await self.loads[sink].find(connection)
+        await connection.rollback()
+        return found is not None
+
     def takes_frames(self, sink: int, form: str) -> None:
         """Never: it has no binary form."""
 
