@@ -24,7 +24,7 @@ demo: $(VENV)/.installed ## real flights, from an operational database into a wa
 	exit $$code'
 	@$(RUN) python -m pipelines.flights report
 
-test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine
+test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine, and a MariaDB where there is one
 	@$(RUN) python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format

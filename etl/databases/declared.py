@@ -6,7 +6,7 @@ drop and no column that they leave out ever reaches Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -82,16 +82,18 @@ class Projection:
     Attributes:
         hidden: Columns of the order that the result lacks, under names of our own.
         order: What each column of the order is called in the result.
+        quote: How the dialect spells a name.
     """
 
     outputs: tuple[Output, ...]
     hidden: tuple[Output, ...]
     order: Mapping[str, str]
     conditions: tuple[str, ...]
+    quote: Callable[[str], str] = quote
 
     def sql(self, origin: str) -> str:
         """The SELECT over what stands after FROM."""
-        wanted = ", ".join(f"{one.sql} AS {quote(one.name)}" for one in self.all)
+        wanted = ", ".join(f"{one.sql} AS {self.quote(one.name)}" for one in self.all)
         text = f"SELECT {wanted} FROM {origin}"  # noqa: S608  quoted names and the user's own SQL
         if self.conditions:
             # A line end closes a comment at the end of a condition.
@@ -105,12 +107,20 @@ class Projection:
 
 
 def project(
-    steps: Sequence[Declared], columns: Sequence[str], order: Sequence[str], label: str
+    steps: Sequence[Declared],
+    columns: Sequence[str],
+    order: Sequence[str],
+    label: str,
+    *,
+    quote: Callable[[str], str] = quote,
+    literal: Callable[[object], str] = literal,
 ) -> Projection:
     """Apply declared steps, in order, to the columns of a table or query.
 
     Args:
         order: Columns that order the read; they stay readable whatever is selected.
+        quote: How the dialect spells a name.
+        literal: How it spells a constant.
 
     Raises:
         SchemaMismatchError: A step names a column that is not there.
@@ -124,7 +134,11 @@ def project(
                 conditions += [condition] if condition else []
                 for name, value in equal:
                     _need(name, columns, label, "where()")
-                    conditions.append(_equality(name, value))
+                    conditions.append(
+                        f"{quote(name)} IS NULL"
+                        if value is None
+                        else f"{quote(name)} = {literal(value)}"
+                    )
             case Select(chosen, expressions):
                 by_name = {one.name: one for one in outputs}
                 for name in chosen:
@@ -165,6 +179,7 @@ def project(
         hidden=hidden,
         order={name: called[name] for name in order},
         conditions=tuple(conditions),
+        quote=quote,
     )
 
 
@@ -174,10 +189,6 @@ def _need(name: str, columns: Sequence[str], label: str, step: str) -> None:
             f"{label}: {step} names the column {name!r}, which is not there; there are"
             f" {', '.join(columns)}. Nothing was moved"
         )
-
-
-def _equality(name: str, value: object) -> str:
-    return f"{quote(name)} IS NULL" if value is None else f"{quote(name)} = {literal(value)}"
 
 
 def _shown(value: object) -> str:

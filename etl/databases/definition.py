@@ -137,7 +137,7 @@ class TableDefinition:
         left_out: What hangs on it and is never carried over (triggers, policies, grants).
     """
 
-    dialect: Literal["postgresql", "sqlite"]
+    dialect: Literal["postgresql", "sqlite", "mysql", "generic"]
     schema: str | None
     name: str
     columns: tuple[ColumnDefinition, ...]

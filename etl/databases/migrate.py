@@ -108,7 +108,7 @@ def script(dialect: str) -> str:
 
     text = io.StringIO()
     with _alembic_in_use:
-        config = _config({"dialect": dialect}, output=text)
+        config = _config({"dialect": dialect.partition("+")[0]}, output=text)
         command.upgrade(config, "head", sql=True)
     grants = (
         f"-- Then let the user of the pipelines use them:\n"
@@ -169,6 +169,10 @@ async def _engine(url: Url) -> AsyncGenerator[AsyncEngine]:
             # and their version would not be one transaction.
             connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
         )
+    elif url.dialect != "postgresql":
+        from etl.databases.generic.connect import make_engine
+
+        engine = make_engine(url)
     else:
         from etl.databases.postgres.connect import connect
 
@@ -194,7 +198,16 @@ def _migrate(connection: Connection, schema: str | None) -> None:
 
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
+    elif connection.dialect.name == "mysql":
+        # Released with the session. The name is the server's, so it holds the database.
+        connection.exec_driver_sql("SET SESSION max_error_count = 0")  # the driver logs warnings
+        lock = sa.text("SELECT GET_LOCK(LEFT(CONCAT('etl_migrate_', DATABASE()), 64), :timeout)")
+        if not connection.scalar(lock, {"timeout": LOCK_TIMEOUT_S}):
+            raise TargetUnavailableError(
+                f"etl's tables: another session has migrated them for more than {LOCK_TIMEOUT_S} s;"
+                " nothing was changed. Run again when it is done"
+            )
+    elif connection.dialect.name == "postgresql":
         connection.execute(
             sa.text("SELECT set_config('lock_timeout', :timeout, true)"),
             {"timeout": f"{LOCK_TIMEOUT_S}s"},
@@ -211,6 +224,8 @@ def _migrate(connection: Connection, schema: str | None) -> None:
     if inspector.has_table(VERSION_TABLE, schema):
         version = sa.table(VERSION_TABLE, sa.column("version_num", sa.Text), schema=schema)
         found = connection.scalars(sa.select(version.c.version_num)).all()
+        if not found and connection.dialect.name == "mysql":
+            found = None  # a crash in the middle of the first migration
     elif inspector.has_table("etl_checkpoint", schema):
         raise ConfigError(
             f"the target has a table etl_checkpoint but no table {VERSION_TABLE}, so the version "
@@ -224,6 +239,8 @@ def _migrate(connection: Connection, schema: str | None) -> None:
 def _translated(error: Exception, url: Url) -> EtlError:
     """The driver's error as a sentence of ours."""
     where = f"etl's tables in {url.name}"
+    if url.dialect not in {"postgresql", "sqlite"}:
+        return _of_generic(error, url, where)
     for one in chain(error):
         if type(one).__module__.startswith("sqlalchemy"):
             continue  # wraps the driver's error, which says the same in one line
@@ -240,6 +257,19 @@ def _translated(error: Exception, url: Url) -> EtlError:
     if broken or isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
         return _lost(where, _line(error))
     return ConfigError(f"{where} cannot be made: {_line(error)}; nothing was changed")
+
+
+def _of_generic(error: Exception, url: Url, where: str) -> EtlError:
+    from etl.databases.generic.connect import dialect_of, make_engine
+    from etl.databases.generic.errors import translated
+
+    found = translated(error, dialect_of(make_engine(url)), "target", where)
+    if type(found) is ConfigError:
+        return ConfigError(
+            f"{found}. Nothing was changed; let someone who has the right run the output of:"
+            " etl migrate URL --sql"
+        )
+    return found
 
 
 def _lost(where: str, message: str) -> EtlError:

@@ -133,10 +133,10 @@ def declare_postgres(type: Type) -> str:
     """How PostgreSQL spells a column of this type.
 
     A bounded type of another dialect becomes its unbounded kind: SQLite, for one, does not
-    enforce ``VARCHAR(10)``. SQLite's JSON is text, and ``json`` keeps that text; ``jsonb`` would
-    order its keys and drop double ones.
+    enforce ``VARCHAR(10)``. SQLite's and MySQL's JSON is text, and ``json`` keeps that text;
+    ``jsonb`` would order its keys and drop double ones.
     """
-    if type.dialect == "sqlite" and type.kind == "json":
+    if type.dialect in {"sqlite", "mysql"} and type.kind == "json":
         return "json"
     return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
 

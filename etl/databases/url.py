@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -14,10 +15,16 @@ _SCHEMES = {
     "postgresql+asyncpg": "postgresql",
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+    "mysql+asyncmy": "mysql",
+    "mariadb+asyncmy": "mysql",
 }
 _FORMS = (
-    "postgresql://user:password@host:port/database, sqlite:///file.db or sqlite:////full/path.db"
+    "postgresql://user:password@host:port/database, mysql://user:password@host:port/database,"
+    " sqlite:///file.db or sqlite:////full/path.db"
 )
+_WITH_DRIVER = re.compile(r"[a-z][a-z0-9]*\+[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class Url:
     """A database's address.
 
     Attributes:
-        dialect: ``postgresql`` or ``sqlite``.
+        dialect: ``postgresql``, ``sqlite``, ``mysql``; or ``dialect+driver`` for any other of
+            SQLAlchemy's.
         path: The database's name, or the file's path as given.
         options: The query string.
     """
@@ -69,12 +77,14 @@ def parse_url(text: str) -> Url:
         text = found
     scheme, colon, _ = text.partition(":")
     dialect = _SCHEMES.get(scheme.lower()) if colon else None
+    if dialect is None and colon and _WITH_DRIVER.fullmatch(scheme.lower()):
+        dialect = scheme.lower()
     if dialect is None:
         shown = f" ({scheme.lower()}:)" if colon and scheme.isascii() and len(scheme) < 24 else ""
         raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")
     if dialect == "sqlite":
         return _sqlite(text, where)
-    url = _postgresql(text)
+    url = _of_server(text, dialect)
     if url is None:
         raise ConfigError(
             f"{where} cannot be read; write {_FORMS}, with %40 for @, %2F for / and %23 for # in a"
@@ -85,7 +95,7 @@ def parse_url(text: str) -> Url:
     return url
 
 
-def _postgresql(text: str) -> Url | None:
+def _of_server(text: str, dialect: str) -> Url | None:
     """The parts of a URL; None where it cannot be read, as an error would quote it."""
     try:
         parts = urlsplit(text)
@@ -107,7 +117,7 @@ def _postgresql(text: str) -> Url | None:
         else:
             others.append((name, value))
     return Url(
-        dialect="postgresql",
+        dialect=dialect,
         path=unquote(parts.path.lstrip("/")),
         host=unquote(parts.hostname) if parts.hostname else None,
         port=port,

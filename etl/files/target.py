@@ -148,9 +148,12 @@ class FileSession:
         """A file tells a number from a text, so each column's kind must be settled."""
         return True
 
-    def takes_frames(self, sink: int, form: str) -> bool:
+    async def has_table(self, sink: int) -> bool:
+        """Its rows are written anew by each run, so none can be missing."""
+        return True
+
+    def takes_frames(self, sink: int, form: str) -> None:
         """Never."""
-        return False
 
     async def prepare(self, shapes: Sequence[Shape | None], *, resumable: bool) -> Sequence[str]:
         """See the protocol."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
 
+# MySQL has no key over texts of any length, and names of four columns share 3,072 bytes.
+NAME = sa.Text().with_variant(mysql.VARCHAR(191), "mysql")
 # SQLite has no timestamps: ISO 8601 text in UTC, as etl writes it.
 MOMENT = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
@@ -23,12 +25,10 @@ def upgrade() -> None:
     """
     op.create_table(
         "etl_checkpoint",
-        sa.Column("pipeline", sa.Text, nullable=False, comment="name of the pipeline"),
-        sa.Column("flow", sa.Text, nullable=False, comment="name of the flow in it"),
-        sa.Column(
-            "sink", sa.Text, nullable=False, comment="target table, as the pipeline names it"
-        ),
-        sa.Column("partition", sa.Text, nullable=False, comment="key range of the source"),
+        sa.Column("pipeline", NAME, nullable=False, comment="name of the pipeline"),
+        sa.Column("flow", NAME, nullable=False, comment="name of the flow in it"),
+        sa.Column("sink", NAME, nullable=False, comment="target table, as the pipeline names it"),
+        sa.Column("partition", NAME, nullable=False, comment="key range of the source"),
         sa.Column(
             "epoch",
             sa.BigInteger,
@@ -73,6 +73,11 @@ def upgrade() -> None:
         sa.Column("holder", sa.Text, comment="JSON; process that runs it, or ran it last"),
         sa.Column("updated_at", MOMENT, nullable=False, comment="when the row changed last"),
         sa.PrimaryKeyConstraint("pipeline", "flow", "sink", "partition"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+        # MySQL commits at each of these, so a crash may leave some without their version.
+        if_not_exists=op.get_context().dialect.name == "mysql" or None,
         schema=op.get_context().version_table_schema,
         comment="etl: how far each pipeline has loaded this database; see etl state show",
     )

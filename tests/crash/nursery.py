@@ -23,7 +23,7 @@ from typing import IO
 import alembic.command  # noqa: F401
 import sqlalchemy.ext.asyncio  # noqa: F401
 
-from etl.databases import postgres, sqlite  # noqa: F401
+from etl.databases import generic, postgres, sqlite  # noqa: F401
 from etl.engine.failpoints import VARIABLE
 from tests.crash.victim import LIMITS, pipeline
 

@@ -54,7 +54,7 @@ class SqliteOutside:
         with self._connected() as connection:
             # Declared as SQLite wants it for the key of its rows.
             connection.execute(f"CREATE TABLE {name} {_TABLE.replace('BIGINT', 'INTEGER')}")
-            connection.executemany(f"INSERT INTO {name} VALUES (?, ?, ?)", map(_row, items))
+            connection.executemany(f"INSERT INTO {name} VALUES (?, ?, ?)", map(row_of, items))
             connection.execute("COMMIT")
 
     def empty(self) -> None:
@@ -70,7 +70,7 @@ class SqliteOutside:
         with self._connected() as connection:
             there = self._tables(connection)
             rows = {
-                name: sorted(connection.execute(f"SELECT {_seen(name)} FROM {name}"))
+                name: sorted(connection.execute(f"SELECT {seen_of(name)} FROM {name}"))
                 if name in there
                 else []
                 for name in tables
@@ -78,7 +78,7 @@ class SqliteOutside:
             found = None
             if "etl_checkpoint" in there:
                 found = connection.execute("SELECT position FROM etl_checkpoint").fetchone()
-        return rows, _position(found)
+        return rows, position_of(found)
 
     @staticmethod
     def _tables(connection: sqlite3.Connection) -> set[str]:
@@ -109,7 +109,7 @@ class PostgresOutside:
     def make_table(self, name: str, items: Sequence[Item]) -> None:
         async def make() -> None:
             await self._connection.execute(f"CREATE TABLE {name} {_TABLE}")
-            await self._connection.copy_records_to_table(name, records=map(_row, items))
+            await self._connection.copy_records_to_table(name, records=map(row_of, items))
 
         self._runner.run(make())
 
@@ -135,7 +135,9 @@ class PostgresOutside:
                 rows = {
                     name: sorted(
                         tuple(row)
-                        for row in await self._connection.fetch(f"SELECT {_seen(name)} FROM {name}")
+                        for row in await self._connection.fetch(
+                            f"SELECT {seen_of(name)} FROM {name}"
+                        )
                     )
                     if name in there
                     else []
@@ -147,7 +149,7 @@ class PostgresOutside:
             return rows, found
 
         rows, found = self._runner.run(read())
-        return rows, _position(found)
+        return rows, position_of(found)
 
     async def _tables(self) -> set[str]:
         found = await self._connection.fetch(
@@ -157,14 +159,14 @@ class PostgresOutside:
         return {row["relname"] for row in found}
 
 
-def _seen(name: str) -> str:
+def seen_of(name: str) -> str:
     """The columns of a table that are the same in each run."""
     return "sink, step, row_key, tries" if name == "etl_reject" else "*"
 
 
-def _row(item: Item) -> tuple[int, str, int]:
+def row_of(item: Item) -> tuple[int, str, int]:
     return item.id, item.kind, item.amount
 
 
-def _position(found: Sequence[str | None] | None) -> list[Any] | None:
+def position_of(found: Sequence[str | None] | None) -> list[Any] | None:
     return json.loads(found[0]) if found and found[0] else None

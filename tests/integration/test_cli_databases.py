@@ -274,7 +274,7 @@ def test_no_command_prints_a_password(shop: str, fault: str, command: tuple[str,
         "password": f"{good}:{port}{parts.path}?nonsense={SECRET}",
         "database": f"{good}:{port}/nothing_here",
         "port": f"{good}:1{parts.path}",
-        "scheme": f"mysql://me:{SECRET}@{host}/x",
+        "scheme": f"nosuch://me:{SECRET}@{host}/x",
     }[fault]
     arguments = [{"URL": url, "GOOD": shop}.get(word, word) for word in command]
     result = subprocess.run(

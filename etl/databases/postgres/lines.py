@@ -405,7 +405,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
         adapt = _meant(source, column.type)
         if adapt is not None:
             reads[place] = adapt
-        elif source.dialect != "sqlite" and layout.decoders[place] is not same:
+        elif source.dialect not in _RAW and layout.decoders[place] is not same:
             reads[place] = _by_value(layout.decoders[place])
     in_order = places == tuple(range(len(layout.columns)))
     return _Plan(
@@ -435,10 +435,14 @@ def _reader(layout: Layout, place: int, column: Column) -> Decoder:
     return reader_for(source, column.type) or layout.decoders[place]
 
 
+_RAW = frozenset({"sqlite", "mysql", "generic"})
+"""Dialects whose values are what PostgreSQL means by the same text or number, undecoded."""
+
+
 def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
     """How values of a source without the target's types are meant."""
     match source.dialect:
-        case "sqlite":
+        case "sqlite" | "mysql" | "generic":
             return from_sqlite(target)
         case "csv":
             return from_text(target)

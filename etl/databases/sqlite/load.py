@@ -220,7 +220,7 @@ class Load:
             await connection.execute(create_table(name, shape, key))
             return
         self.notes = []
-        if source.dialect == "postgresql":
+        if source.dialect != "sqlite":
             clauses, constraints, self.notes = lines_of(source, shape)
             own = source.primary_key.columns if source.primary_key is not None else ()
             self._indexes = [

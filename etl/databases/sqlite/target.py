@@ -29,7 +29,6 @@ from etl.databases.sqlite.load import Load, gone
 from etl.databases.sqlite.lock import run_lock
 from etl.databases.sqlite.rejects import Rejects, publish_rejects
 from etl.databases.sqlite.schema import find_table, table_name, table_names
-from etl.databases.types import FILES
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import (
@@ -236,9 +235,9 @@ class SqliteSession:
     # -- before the first row ----------------------------------------------------------------
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
-        """A table made here keeps the declared types, whatever the values are; a file has none."""
+        """A table made here keeps SQLite's types, whatever the values are; a file has none."""
         load = self.loads[sink]
-        if not load.sink.create or FILES.isdisjoint(c.type.dialect for c in shape.columns):
+        if not load.sink.create or all(c.type.dialect == "sqlite" for c in shape.columns):
             return False
         async with self._transaction() as connection:
             found = await find_table(connection, table_name(load.sink.table))

@@ -1,0 +1,653 @@
+"""How one sink gets its rows into its table: append, upsert, or through a staging table.
+
+Making and dropping tables ends a transaction in MySQL. So it never happens in a lane's transaction:
+it has a connection of its own, and stands after the checkpoint that it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import fields as dataclass_fields
+from sys import getsizeof
+from typing import Any, TypeAlias, cast
+
+from etl.batch import Batch
+from etl.connector import Sink
+from etl.databases.definition import TableDefinition
+from etl.databases.generic import made
+from etl.databases.generic.connect import LONG_S, Connection
+from etl.databases.generic.ddl import (
+    Plan,
+    add_foreign_key,
+    create_staging,
+    create_table,
+    plan_table,
+    staging_columns,
+)
+from etl.databases.generic.encode import Encoder, accepts, kind_of
+from etl.databases.generic.table import ROW, STAGING, Table, TableColumn, listed
+from etl.databases.sql import split_name
+from etl.engine import failpoints
+from etl.errors import ConfigError, DataError, SchemaMismatchError
+from etl.rows import Layout, Row, Shape, TextRows, Type, ValueRows, shape_of
+
+_SLICE = 5_000
+"""Rows of one call of the driver."""
+
+Ddl: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+"""A connection on which tables can be made while another has a transaction open."""
+
+
+async def run_ddl(connection: Connection, sql: str) -> None:
+    """Make or drop a table, outside of a transaction: in MySQL it would end that."""
+    await connection.rollback()
+    await connection.execute(sql, timeout_s=LONG_S)
+    await connection.commit()
+
+
+def staging_names(table: str, pipeline: str, flow: str) -> tuple[str, str]:
+    """The staging tables of a sink: that of a replaced table, and that of a gathered append.
+
+    Several flows may gather rows for one table, each in its own.
+    """
+    if len(table) > 40:  # a name has 64 characters at most
+        table = table[:31] + "_" + hashlib.sha256(table.encode()).hexdigest()[:8]
+    own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
+    return table + STAGING, f"{table}{STAGING}_{own[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How rows with some columns go into a table."""
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    encoder: Encoder
+
+
+class Load:
+    """One sink of a session.
+
+    Attributes:
+        is_staged: Rows go into a staging table, which is published at the end of the run.
+        staging: Its name.
+        is_building: etl made the table, and foreign keys may be missing.
+        notes: What could not be made as the source has it.
+    """
+
+    def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str, ddl: Ddl) -> None:
+        self.sink = sink
+        self.flow = flow
+        self.is_staged = sink.mode == "replace"
+        self.label = f"sink {sink.table!r}"
+        self.is_building = False
+        self.notes: list[str] = []
+        self.schema, self.name = split_name(sink.table)
+        if self.name.lower().startswith("etl_"):
+            raise ConfigError(f"{self.label}: names that begin with etl_ are not for your tables")
+        replaced, appended = staging_names(self.name, pipeline, flow)
+        self.staging = appended if sink.mode == "append" else replaced
+        self._pipeline = pipeline
+        self._ddl = ddl
+        self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
+        self._shape: Shape | None = None
+        self._into: Table | None = None
+        self._ways: dict[tuple[str, ...], _Way] = {}
+        self._temporary_for: tuple[int, tuple[str, ...]] | None = None
+
+    # -- before the first row ----------------------------------------------------------------
+
+    async def prepare(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Sequence[str]:
+        """Check the table, or make it where that is allowed and its columns are known.
+
+        Raises:
+            SchemaMismatchError: It does not fit.
+        """
+        sink = self.sink
+        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        if sink.add and not resumable:
+            raise SchemaMismatchError(
+                f"{self.label}: the source cannot be resumed, and a second read would add its"
+                f" {listed(list(sink.add))} again. Nothing was written; give the source a key= with"
+                " a unique index"
+            )
+        self._shape = shape
+        final = await self.find(connection)
+        if final is None:
+            if not sink.create:
+                raise self._not_there(connection)
+            if shape is not None:
+                self._check_key_names(shape.names)
+                self._plan(connection, shape)  # refuses what has no type here
+            if self.is_staged or shape is None:
+                return []
+            final = await self._create(connection, shape)
+        self._check(connection, final)
+        await self._check_own(connection, final)
+        state = await made.state_of(connection, self.qualified(connection))
+        self.is_building = state == "building"
+        await connection.rollback()
+        return self._notes_on(final)
+
+    def qualified(self, connection: Connection) -> str:
+        """The quoted name of the table."""
+        return connection.dialect.qualify(self.schema, self.name)
+
+    def staged(self, connection: Connection) -> str:
+        """The quoted name of the staging table."""
+        return connection.dialect.qualify(self.schema, self.staging)
+
+    async def find(self, connection: Connection) -> Table | None:
+        """The table as it is."""
+        return await connection.dialect.find_table(connection, self.schema, self.name)
+
+    async def _find_staging(self, connection: Connection) -> Table | None:
+        return await connection.dialect.find_table(connection, self.schema, self.staging)
+
+    async def is_missing(self, connection: Connection) -> bool:
+        """Whether the table will be made."""
+        return self.sink.create and await self.find(connection) is None
+
+    def _not_there(self, connection: Connection) -> SchemaMismatchError:
+        suggestion = ""
+        if self._shape is not None:
+            plan = self._plan(connection, self._shape)
+            statement = create_table(connection.dialect, self.qualified(connection), plan)
+            suggestion = f"; this would make it:\n{statement}"
+        return SchemaMismatchError(
+            f"{self.label}: the table does not exist, and create=False forbids to make it."
+            f" Nothing was written{suggestion}"
+        )
+
+    async def _check_own(self, connection: Connection, final: Table) -> None:
+        """Refuse to replace somebody else's rows, where the sink asks for that."""
+        if self.sink.mode != "replace" or not self.sink.own_only:
+            return
+        name = self.qualified(connection)
+        if await made.state_of(connection, name) is not None:
+            return
+        if await connection.fetch(f"SELECT 1 FROM {name} LIMIT 1"):  # noqa: S608
+            raise SchemaMismatchError(
+                f"{self.label}: the table {final.name!r} holds rows, and etl did not make it, so it"
+                " is not replaced. Nothing was written; --force replaces it, --as writes to another"
+                " one, --mode append or upsert keep its rows"
+            )
+
+    def _plan(self, connection: Connection, shape: Shape) -> Plan:
+        key = self.sink.key or shape.key
+        plan = plan_table(connection.dialect, shape, key, self.sink.key, self._source, self.label)
+        self.notes = list(plan.notes)
+        return plan
+
+    async def _create(self, connection: Connection, shape: Shape) -> Table:
+        plan = self._plan(connection, shape)
+        await connection.rollback()
+        await run_ddl(
+            connection, create_table(connection.dialect, self.qualified(connection), plan)
+        )
+        found = await self.find(connection)
+        assert found is not None
+        name = self.qualified(connection)
+        state = "building" if plan.foreign_keys else "made"
+        await made.record(connection, name, self._pipeline, state)  # type: ignore[arg-type]
+        await connection.commit()
+        return found
+
+    def _check(self, connection: Connection, final: Table) -> None:
+        connection.dialect.check_target(final, self.label)
+        if self._shape is not None:
+            self._columns(final, self._shape.names)
+            for column in self._shape.columns:
+                target = final.column(column.name)
+                if target is not None and not target.generated:
+                    if not accepts(column.type, target):
+                        raise SchemaMismatchError(
+                            f"{self.label}: column {column.name!r} is {_named(column.type)} in the"
+                            f" rows and {target.type.name} in the table {final.name!r}, and there"
+                            " is no exact way from the one to the other. Nothing was written;"
+                            " convert it in a function, or change the table"
+                        )
+            self._check_key_names(self._shape.names)
+        if self.sink.mode != "upsert":
+            return
+        for name in (*self.sink.key, *self.sink.add):
+            self._existing(final, name)
+        if not final.has_index_on(self.sink.key):
+            keys = ", ".join(map(connection.dialect.quote, self.sink.key))
+            raise SchemaMismatchError(
+                f"{self.label}: no unique index is on exactly the key"
+                f" ({', '.join(self.sink.key)}) of {final.name!r}; one over prefixes or expressions"
+                " does not count. Nothing was written; for example: CREATE UNIQUE INDEX ... ON"
+                f" {self.qualified(connection)} ({keys})"
+            )
+
+    def _check_key_names(self, names: Sequence[str]) -> None:
+        for name in (*self.sink.key, *self.sink.add):
+            if name not in names:
+                raise SchemaMismatchError(
+                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
+                    f" names; they have {', '.join(names)}. Nothing was written"
+                )
+
+    def _existing(self, final: Table, name: str) -> TableColumn:
+        column = final.column(name)
+        if column is None:
+            raise SchemaMismatchError(
+                f"{self.label}: the table {final.name!r} has no column {name!r}, which upsert(key=,"
+                f" add=) names; it has {', '.join(final.names)}. Nothing was written"
+            )
+        return column
+
+    def _columns(self, table: Table, names: Sequence[str]) -> list[tuple[str, TableColumn]]:
+        """The rows' columns that are written, and the table's for each.
+
+        Raises:
+            SchemaMismatchError: The table lacks one, or needs one that the rows lack.
+        """
+        found = [(name, table.column(name)) for name in names]
+        unknown = [name for name, column in found if column is None]
+        if unknown:
+            raise SchemaMismatchError(
+                f"{self.label}: the table {table.name!r} has no column {listed(unknown)}; it has"
+                f" {', '.join(table.names)}. Nothing was written; add the column, or leave it out"
+                " of the rows"
+            )
+        needed = [c.name for c in table.columns if c.required and c.name not in names]
+        if needed:
+            raise SchemaMismatchError(
+                f"{self.label}: the rows have no {listed(needed)}, which the table {table.name!r}"
+                " needs (NOT NULL without a default). Nothing was written"
+            )
+        pairs = [(name, c) for name, c in found if c is not None and not c.generated]
+        if not pairs:
+            raise SchemaMismatchError(f"{self.label}: the rows have no column to write")
+        return pairs
+
+    def _notes_on(self, final: Table) -> list[str]:
+        notes: list[str] = []
+        if self.is_staged and self.sink.mode == "append":
+            notes.append(
+                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
+                f" {self.staging!r} and appended when the run has ended"
+            )
+        if self._shape is not None:
+            computed = [
+                c.name for c in final.columns if c.generated and c.name in self._shape.names
+            ]
+            if computed:
+                notes.append(
+                    f"{self.label}: {listed(computed)} of {final.name!r} is computed by the"
+                    " database and not written"
+                )
+        return notes
+
+    # -- staging -----------------------------------------------------------------------------
+
+    async def has_staging(self, connection: Connection) -> bool:
+        """Whether the staging table is there and still fits its table."""
+        staged = await self._find_staging(connection)
+        return staged is not None and self._fits(staged, await self.find(connection))
+
+    def _fits(self, staged: Table, final: Table | None) -> bool:
+        if final is None:
+            return True
+        have = {column.name: column.declared for column in final.columns}
+        return all(
+            have.get(column.name) == column.declared
+            for column in staged.columns
+            if column.name != ROW
+        )
+
+    async def make_staging(self, connection: Connection) -> None:
+        """Make it anew, empty; where the columns are not known yet, the first rows make it.
+
+        Called when the checkpoint that says "from the beginning" is committed: a crash between
+        the two makes the next run do the same.
+        """
+        self.forget()
+        await run_ddl(connection, f"DROP TABLE IF EXISTS {self.staged(connection)}")
+        if self._shape is not None:
+            await self._create_staging(connection, self._shape)
+
+    async def _create_staging(self, connection: Connection, shape: Shape) -> None:
+        final = await self.find(connection)
+        await connection.rollback()
+        if final is not None:
+            self._check(connection, final)
+            columns = staging_columns(final, shape.names)
+        else:
+            plan = self._plan(connection, shape)
+            columns = [(name, declared) for name, declared, _ in plan.columns]
+        await run_ddl(
+            connection, create_staging(connection.dialect, self.staged(connection), columns)
+        )
+
+    async def make_final(self, connection: Connection) -> Table | None:
+        """Before a publication: the table that staged rows go into, made where it is missing."""
+        final = await self.find(connection)
+        if final is None and self._shape is not None:
+            final = await self._create(connection, self._shape)
+        elif final is None:
+            staged = await self._find_staging(connection)
+            if staged is not None:
+                columns = tuple(c.column for c in staged.columns if c.name != ROW)
+                final = await self._create(connection, Shape(columns=columns))
+        await connection.rollback()
+        return final
+
+    async def empty(self, connection: Connection) -> None:
+        """Throw the rows away that a ``replace`` replaces, in the open transaction."""
+        if self.sink.mode == "replace" and await self.find(connection) is not None:
+            name = self.qualified(connection)
+            await connection.execute(f"DELETE FROM {name}", timeout_s=LONG_S)  # noqa: S608
+
+    async def pour(self, connection: Connection) -> Table | None:
+        """Put the staged rows into the table, in the open transaction; the table.
+
+        Raises:
+            DataError: A constraint of the table refuses one.
+            SchemaMismatchError: The table was changed meanwhile.
+        """
+        staged = await self._find_staging(connection)
+        final = await self.find(connection)
+        if final is None:
+            return None
+        self._check(connection, final)
+        if staged is not None:
+            if not self._fits(staged, final):
+                raise SchemaMismatchError(
+                    f"{self.label}: the columns of {final.name!r} were changed after its new rows"
+                    " had begun to be staged. It is as it was; run again, and the load starts from"
+                    " the beginning"
+                )
+            quote = connection.dialect.quote
+            columns = ", ".join(quote(name) for name in staged.names if name != ROW)
+            into, origin = self.qualified(connection), self.staged(connection)
+            expected = await connection.value(f"SELECT COUNT(*) FROM {origin}")  # noqa: S608
+            written = await connection.execute(
+                f"INSERT INTO {into} ({columns}) SELECT {columns} FROM {origin}"  # noqa: S608
+                f" ORDER BY {quote(ROW)}",
+                timeout_s=LONG_S,
+            )
+            self._check_count(final, int(expected), written)
+        if self.sink.mode == "replace":
+            name = self.qualified(connection)
+            is_new = await made.state_of(connection, name) == "building"
+            if not is_new:
+                await made.record(connection, name, self._pipeline)
+        return final
+
+    async def drop_staging(self, connection: Connection) -> None:
+        """After a publication."""
+        await run_ddl(connection, f"DROP TABLE IF EXISTS {self.staged(connection)}")
+
+    async def build(self, connection: Connection) -> None:
+        """Add the foreign keys that a table which etl made is to have.
+
+        Raises:
+            DataError: The rows break one.
+        """
+        name = self.qualified(connection)
+        final = await self.find(connection)
+        if final is None or await made.state_of(connection, name) != "building":
+            await connection.rollback()
+            return
+        there = await connection.dialect.foreign_keys(connection, self.schema, self.name)
+        await connection.rollback()
+        have = {(key.columns, key.table) for key in there}
+        for given in self._source.foreign_keys if self._source is not None else ():
+            key = given
+            if (key.columns, key.table) in have or not set(key.columns) <= set(final.names):
+                continue
+            if not key.references:
+                other = await connection.dialect.find_table(connection, key.schema, key.table)
+                key = replace(key, references=other.key if other is not None else ())
+            try:
+                await run_ddl(connection, add_foreign_key(connection.dialect, name, key))
+            except DataError as error:
+                raise DataError(
+                    f"{self.label}: the rows break the foreign key {key.name!r} to {key.table!r}:"
+                    f" {error}",
+                    reason=error.reason,
+                ) from error
+            except SchemaMismatchError as error:
+                self.notes.append(f"not carried: the foreign key {key.name!r}: {error}")
+        await made.record(connection, name, self._pipeline)
+        await connection.commit()
+
+    # -- rows --------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Look at the tables again before the next row."""
+        self._into = None
+        self._ways.clear()
+        self._temporary_for = None
+
+    async def get_ready(self, connection: Connection) -> None:
+        """Before a transaction: what an upsert needs of its session."""
+        if self.sink.mode != "upsert" or self._shape is None:
+            return
+        await self._open(connection, (), self._shape.names)
+        await self._make_temporary(connection, self._way(connection, self._shape.names))
+
+    async def _make_temporary(self, connection: Connection, way: _Way) -> None:
+        of = (id(connection), way.columns)
+        if self._temporary_for != of:
+            assert self._into is not None
+            await connection.dialect.before_upsert(
+                connection, self._into, way.columns, self.sink.key
+            )
+            self._temporary_for = of
+
+    async def write(self, connection: Connection, batches: Sequence[Batch[Any]]) -> int:
+        """Write the rows of a group, in the open transaction; return how many.
+
+        Raises:
+            DataError: A row does not fit or is refused.
+        """
+        written = 0
+        for batch in batches:
+            rows = batch.rows
+            if not len(rows):
+                continue
+            names = names_of(rows, self.label)
+            into = await self._open(connection, rows, names)
+            way = self._way(connection, names)
+            for first in range(0, len(rows), _SLICE):
+                part = rows if len(rows) <= _SLICE else rows[first : first + _SLICE]
+                try:
+                    tuples = way.encoder.tuples(part)
+                    self._check_size(connection, tuples, way)
+                    await self._send(connection, into, way, tuples)
+                except DataError as error:
+                    if error.row is not None:
+                        error.row += written
+                    raise
+                written += len(tuples)
+                failpoints.hit("lane.mid_copy")
+        return written
+
+    async def _send(
+        self,
+        connection: Connection,
+        into: Table,
+        way: _Way,
+        tuples: Sequence[tuple[Any, ...]],
+    ) -> None:
+        dialect = connection.dialect
+        try:
+            if self.sink.mode == "upsert":
+                self._refuse_null_keys(way, tuples)
+                await self._make_temporary(connection, way)
+                key, add = self.sink.key, self.sink.add
+                await dialect.upsert(connection, into, way.columns, key, add, tuples)
+            else:
+                count = await dialect.insert(connection, into, way.columns, tuples)
+                self._check_count(into, len(tuples), count)
+        except DataError as error:
+            if error.row is not None or str(error).startswith(self.label):
+                raise
+            raise DataError(
+                f"{self.label}: {error.reason}. Nothing of this group was written",
+                column=error.column,
+                reason=error.reason,
+            ) from error
+
+    def _check_size(
+        self, connection: Connection, tuples: Sequence[tuple[Any, ...]], way: _Way
+    ) -> None:
+        """Refuse a row that the server's packets cannot hold: it would cut the connection."""
+        limit = connection.dialect.row_limit(connection)
+        if limit is None or not tuples:
+            return
+        for number, row in enumerate(tuples):
+            size = sum(getsizeof(v) for v in row if v.__class__ is str or v.__class__ is bytes)
+            if size * 2 < limit:
+                continue
+            sent = 1024 + sum(_sent_bytes(value) for value in row)
+            if sent > limit:
+                raise DataError(
+                    f"{self.label}: row {number + 1} of the batch has {sent >> 20} MiB as it is"
+                    f" sent, and the server's max_allowed_packet is {limit >> 20} MiB. Nothing of"
+                    " this group was written; raise it on the server, and run again",
+                    row=number,
+                    reason="it is larger than the server's max_allowed_packet",
+                )
+
+    def _refuse_null_keys(self, way: _Way, tuples: Sequence[tuple[Any, ...]]) -> None:
+        for name in self.sink.key:
+            place = way.columns.index(name)
+            for number, row in enumerate(tuples):
+                if row[place] is None:
+                    raise DataError(
+                        f"{self.label}: the key column {name!r} is None in row {number + 1} of the"
+                        " batch. Nothing of this group was written",
+                        column=name,
+                        row=number,
+                        reason="NULL in the key",
+                    )
+
+    def _check_count(self, table: Table, expected: int, written: int) -> None:
+        if written not in {expected, -1}:
+            raise DataError(
+                f"{self.label}: the table {table.name!r} took {written} of {expected} rows. Nothing"
+                " of this transaction was kept",
+                reason="the table drops the row",
+            )
+
+    def _way(self, connection: Connection, names: tuple[str, ...] | Sequence[str]) -> _Way:
+        names = tuple(names)
+        way = self._ways.get(names)
+        if way is None:
+            assert self._into is not None
+            pairs = self._columns(self._into, names)
+            if self.sink.mode == "upsert":
+                self._check_key_names(names)
+            way = self._ways[names] = _Way(
+                names=names,
+                columns=tuple(column.name for _, column in pairs),
+                encoder=Encoder(
+                    self.label,
+                    [name for name, _ in pairs],
+                    [column for _, column in pairs],
+                    connection.dialect.bind,
+                ),
+            )
+        return way
+
+    async def _open(
+        self, connection: Connection, rows: Sequence[Any], names: Sequence[str]
+    ) -> Table:
+        """The table that rows go into: the staging table, or the final one; made if missing.
+
+        It is made on another connection, so that the open transaction is not ended by that.
+        """
+        if self._into is not None:
+            return self._into
+        look = self._find_staging if self.is_staged else self.find
+        table = await look(connection)
+        if table is None:
+            shape = self._shape
+            if shape is None:
+                shape = await self._shape_of(connection, rows, names)
+            if not self.is_staged and not self.sink.create:
+                raise self._not_there(connection)
+            async with self._ddl() as other:
+                await (self._create_staging if self.is_staged else self._create)(other, shape)
+            table = await look(connection)
+            if table is None:
+                raise SchemaMismatchError(f"{self.label}: its table is gone; run again")
+        if not self.is_staged:
+            self._check(connection, table)
+        self._into = table
+        return table
+
+    async def _shape_of(
+        self, connection: Connection, rows: Sequence[Any], names: Sequence[str]
+    ) -> Shape:
+        """The columns of a table to make, as the first rows tell them."""
+        layout = layout_of(rows)
+        if layout is not None:
+            return Shape(columns=layout.columns)
+        kind = kind_of(rows[0])
+        if is_dataclass(kind):
+            return shape_of(kind)
+        final = await self.find(connection)
+        if final is not None:
+            pairs = self._columns(final, names)
+            return Shape(columns=tuple(column.column for _, column in pairs))
+        raise SchemaMismatchError(
+            f"{self.label}: the table does not exist, and rows of type {kind.__name__} do not tell"
+            f" the types of its columns ({', '.join(names)}). Nothing was written; make it, or"
+            " return a dataclass"
+        )
+
+
+def _sent_bytes(value: Any) -> int:
+    """How much of a packet a value takes at most: some characters are escaped."""
+    if value.__class__ is bytes:
+        return len(value) + sum(value.count(one) for one in b"\0\n\r\\'\"\x1a") + 16
+    if value.__class__ is str:
+        return len(value.encode("utf-8", "replace")) + sum(map(value.count, "\0\n\r\\'\"\x1a")) + 8
+    return 64
+
+
+def _named(type_: Type) -> str:
+    return type_.name or type_.kind
+
+
+def layout_of(rows: Sequence[Any]) -> Layout | None:
+    """The layout of rows that came from a database; None for a function's own."""
+    if isinstance(rows, TextRows | ValueRows):
+        return rows.layout
+    return rows[0].layout if isinstance(rows[0], Row) else None
+
+
+def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
+    """The column names that rows bring.
+
+    Raises:
+        SchemaMismatchError: Rows without names: plain tuples, numbers.
+    """
+    layout = layout_of(rows)
+    if layout is not None:
+        return layout.names
+    one = rows[0]
+    kind = kind_of(one)
+    if is_dataclass(kind):
+        return tuple(field.name for field in dataclass_fields(kind))
+    if hasattr(kind, "_fields") and issubclass(kind, tuple):
+        return cast("tuple[str, ...]", one._fields)
+    if issubclass(kind, Mapping):
+        names = tuple(cast("Mapping[str, Any]", one))
+        if all(type(name) is str for name in names):
+            return names
+    raise SchemaMismatchError(
+        f"{label} got a row of type {kind.__name__}, which does not name its columns. Nothing of"
+        " this batch was written; return a dataclass, a dict, a NamedTuple or the row itself"
+    )

@@ -1,0 +1,267 @@
+"""``etl copy`` from and into MySQL: each value equal, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from etl.errors import DataError, PipelineFailedError, SchemaMismatchError
+from tests.integration.mysql_kit import (
+    CORPUS,
+    FAMILY,
+    ONLY_MYSQL,
+    copy,
+    fill,
+    of_mysql,
+    of_postgres,
+    of_sqlite,
+    rows_of,
+    same,
+)
+from tests.integration.postgres_kit import run_sql
+from tests.integration.sqlite_kit import script
+from tests.mysql_server import MySQLServer
+
+TABLES = (
+    "ints", "bigs", "nums", "texts", "bytes_", "times", "stamped", "docs", "parent", "child",
+    "nokey", "empty_", 'sel`ect "x" %s :y', "gen", "enumkey", "shapes",
+)  # fmt: skip
+
+
+def quoted(table: str) -> str:
+    return '"' + table.replace('"', '""') + '"' if '"' in table else table
+
+
+async def test_every_table_is_copied_to_mysql_exactly(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(mysql_server, source, *CORPUS, *ONLY_MYSQL)
+
+    await copy(source, target)
+
+    for table in (*TABLES, "zero"):
+        one, other = of_mysql(mysql_server, source, table), of_mysql(mysql_server, target, table)
+        assert not same(one, other), table
+    made = str(rows_of(mysql_server, target, "SHOW CREATE TABLE child")[0][1])
+    assert "CONSTRAINT `fk1` FOREIGN KEY (`parent_id`) REFERENCES `parent` (`id`)" in made
+    assert "ON DELETE CASCADE" in made
+    made = str(rows_of(mysql_server, target, "SHOW CREATE TABLE parent")[0][1])
+    assert "UNIQUE KEY `code` (`code`)" in made
+    assert "KEY `by_n` (`n`)" in made
+    assert "AUTO_INCREMENT" in made
+
+
+async def test_every_table_is_copied_to_sqlite_exactly(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str], sqlite_url: str
+) -> None:
+    source = mysql_database()
+    fill(mysql_server, source, *CORPUS, *ONLY_MYSQL)
+
+    await copy(source, sqlite_url)
+
+    for table in (*TABLES, "zero"):
+        assert not same(of_mysql(mysql_server, source, table), of_sqlite(sqlite_url, table)), table
+
+
+async def test_every_table_is_copied_to_postgresql_exactly(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str], postgres_url: str
+) -> None:
+    source = mysql_database()
+    fill(mysql_server, source, *CORPUS)
+
+    await copy(source, postgres_url)
+
+    for table in TABLES:
+        other = await of_postgres(postgres_url, table)
+        assert not same(of_mysql(mysql_server, source, table), other), table
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("d date", "'0000-00-00'"), ("d datetime", "'2020-02-31 00:00:00'"), ("d time", "'838:59:59'"),
+     ("d text", "'a\\0b'")],
+)  # fmt: skip
+async def test_what_postgresql_has_not_is_refused_by_name(
+    mysql_server: MySQLServer,
+    mysql_database: Callable[[], str],
+    postgres_url: str,
+    column: str,
+    value: str,
+) -> None:
+    source = mysql_database()
+    fill(
+        mysql_server,
+        source,
+        f"CREATE TABLE odd (id int PRIMARY KEY, {column})",
+        f"INSERT INTO odd VALUES (1, {value})",
+    )
+
+    with pytest.raises((PipelineFailedError, DataError), match=r"odd.*|'d'") as caught:
+        await copy(source, postgres_url)
+
+    assert "odd" in str(caught.value)
+    assert "'d'" in str(caught.value) or "date" in str(caught.value)
+
+
+POSTGRES = """
+CREATE TABLE kinds (id bigint PRIMARY KEY, b boolean, s smallint, i int, f4 real, f8 float8,
+    n numeric, n2 numeric(12,3), t text, v varchar(20), c char(4), y bytea, d date, ti time,
+    ts timestamp, tz timestamptz, iv interval, u uuid, j json, jb jsonb, a int[], e inet);
+INSERT INTO kinds VALUES
+    (1, true, -32768, 2147483647, 0.1, 0.1, 12345678901234567890.5, 1.500,
+     E'a\\tb\\nc\\\\d ''" %s :x 😀', 'x  ', 'ab', '\\x00ff275c', '0001-01-01',
+     '24:00:00', '9999-12-31 23:59:59.999999',
+     '2020-06-01 12:00:00.25+02', '1 year 2 mons 3 days', 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11',
+     '{"b" : 1.10}', '{"b": 1}', '{1,2,NULL}', '10.0.0.1'),
+    (2, false, 0, 0, 0, 0.0, 0, 0, '', '', '', '', '2020-02-29', '00:00',
+     '1000-01-01', '1970-01-01 00:00:01+00', '0', '00000000-0000-0000-0000-000000000000', 'null',
+     '[]', '{}', '::1'),
+    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+     NULL, NULL, NULL, NULL, NULL, NULL);
+UPDATE kinds SET f4 = 3.4e38 WHERE id = 2;
+CREATE TABLE words (w text PRIMARY KEY, n int);
+INSERT INTO words VALUES ('a', 1), ('A', 2), ('a ', 3), ('ä', 4), ('', 5);
+CREATE TABLE lines (id serial PRIMARY KEY, w text REFERENCES words, k int UNIQUE, q int DEFAULT 5);
+INSERT INTO lines (w, k) VALUES ('a ', 1), (NULL, 2);
+"""
+
+
+async def test_postgresql_is_copied_to_mysql_exactly(
+    mysql_server: MySQLServer, mysql_url: str, postgres_url: str
+) -> None:
+    await run_sql(postgres_url, POSTGRES)
+
+    await copy(postgres_url, mysql_url)
+
+    rows = rows_of(
+        mysql_server,
+        mysql_url,
+        "SELECT id, b, s, i, f4 * 1e0, f8, CAST(n AS CHAR), n2, t, v, c, y, CAST(d AS CHAR),"
+        " CAST(ti AS CHAR), CAST(ts AS CHAR), CAST(tz AS CHAR), iv, u, j, jb, a, e FROM kinds"
+        " ORDER BY id",
+    )
+    assert rows[0][:7] == (1, 1, -32768, 2147483647, 0.10000000149011612, 0.1,
+                           "12345678901234567890.500000000000000000000000000000")  # fmt: skip
+    assert str(rows[0][7]) == "1.500"
+    assert rows[0][8:12] == ("a\tb\nc\\d '\" %s :x 😀", "x  ", "ab  ", b"\x00\xff'\\")
+    assert rows[0][12:16] == ("0001-01-01", "24:00:00.000000", "9999-12-31 23:59:59.999999",
+                              "2020-06-01 10:00:00.250000")  # fmt: skip
+    assert rows[0][16:] == ("1 year 2 mons 3 days", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+                            '{"b" : 1.10}', '{"b": 1}', "{1,2,NULL}", "10.0.0.1")  # fmt: skip
+    assert rows[2] == (3, *[None] * 21)
+    words = rows_of(mysql_server, mysql_url, "SELECT w, n FROM words ORDER BY n")
+    assert words == [("a", 1), ("A", 2), ("a ", 3), ("ä", 4), ("", 5)]
+    assert rows_of(mysql_server, mysql_url, "SELECT * FROM `lines` ORDER BY id") == [
+        (1, "a ", 1, 5), (2, None, 2, 5)
+    ]  # fmt: skip
+    made = str(rows_of(mysql_server, mysql_url, "SHOW CREATE TABLE `lines`")[0][1])
+    assert "FOREIGN KEY (`w`) REFERENCES `words` (`w`)" in made
+    assert "UNIQUE KEY" in made
+    assert "DEFAULT 5" in made
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "why"),
+    [
+        ("timestamptz", "'2200-01-01 00:00+00'", "incorrect value for column 'v'"),
+        ("timestamp", "'infinity'", "'v'"),
+        ("date", "'0044-03-15 BC'", "'v'"),
+        ("float8", "'NaN'", "NaN, which MySQL has not"),
+        ("float8", "'-0'", "negative zero"),
+        ("numeric", "'NaN'", "not finite"),
+        ("numeric", "1e-31", "30 digits"),
+        ("numeric", "1e40", "out of range for column 'v'"),
+    ],
+)
+async def test_what_mysql_has_not_is_refused_by_name(
+    mysql_server: MySQLServer,
+    mysql_url: str,
+    postgres_url: str,
+    declared: str,
+    value: str,
+    why: str,
+) -> None:
+    await run_sql(
+        postgres_url,
+        f"CREATE TABLE odd (id int PRIMARY KEY, v {declared}); INSERT INTO odd VALUES (1, {value})",
+    )
+
+    with pytest.raises(PipelineFailedError) as caught:
+        await copy(postgres_url, mysql_url)
+
+    assert "sink 'odd'" in str(caught.value)
+    assert why in str(caught.value)
+
+
+async def test_sqlite_is_copied_to_mysql_exactly(
+    mysql_server: MySQLServer, mysql_url: str, sqlite_url: str
+) -> None:
+    script(
+        sqlite_url,
+        """CREATE TABLE t (id INTEGER PRIMARY KEY, n NUMERIC, r REAL, x TEXT, b BLOB, d DATE,
+            ok BOOLEAN, big INTEGER, price DECIMAL(10,2));
+        INSERT INTO t VALUES (1, 1.5, 0.1, 'a''\\ ', x'00ff', '2020-01-31', 1,
+            9223372036854775807, '1.10'), (2, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+        CREATE TABLE k (w TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
+        INSERT INTO k VALUES ('a'), ('A'), ('a ');
+        CREATE TABLE other (id INTEGER PRIMARY KEY, t INTEGER REFERENCES t, w TEXT REFERENCES k);
+        INSERT INTO other VALUES (1, 1, 'a ');""",
+    )
+
+    await copy(sqlite_url, mysql_url)
+
+    for table in ("t", "k", "other"):
+        assert not same(of_sqlite(sqlite_url, table), of_mysql(mysql_server, mysql_url, table)), (
+            table
+        )
+    made = str(rows_of(mysql_server, mysql_url, "SHOW CREATE TABLE other")[0][1])
+    assert made.count("FOREIGN KEY") == 2
+
+
+async def test_a_second_copy_replaces_every_table(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(mysql_server, source, *FAMILY)
+    await copy(source, target)
+    fill(
+        mysql_server,
+        source,
+        "DELETE FROM child WHERE a = 2",
+        "INSERT INTO parent VALUES (10, 'new', 1)",
+        "INSERT INTO child VALUES (7, 7, 10, 'new')",
+    )
+
+    await copy(source, target)
+
+    for table in ("parent", "child"):
+        one, other = of_mysql(mysql_server, source, table), of_mysql(mysql_server, target, table)
+        assert not same(one, other), table
+
+
+async def test_a_replaced_table_must_leave_no_orphans(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(mysql_server, source, *FAMILY)
+    await copy(source, target)
+    fill(mysql_server, source, "DELETE FROM child", "DELETE FROM parent WHERE id = 9")
+
+    with pytest.raises(PipelineFailedError, match="would leave 1 rows of 'child'"):
+        await copy(source, target, tables=("parent",))
+
+    assert len(of_mysql(mysql_server, target, "parent")) == 2
+    assert len(of_mysql(mysql_server, target, "child")) == 3
+
+
+async def test_an_engine_that_cannot_roll_back_is_refused(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(mysql_server, source, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    fill(mysql_server, target, "CREATE TABLE t (id int PRIMARY KEY) ENGINE=MyISAM")
+
+    with pytest.raises((PipelineFailedError, SchemaMismatchError), match="MyISAM, which cannot"):
+        await copy(source, target, mode="append")
