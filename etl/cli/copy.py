@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.cli.choose import Choice, choose, is_pattern, quoted
+from etl.cli.parents import parents_of
 from etl.connector import Mode, SchemaChange, Sink
 from etl.databases.database import Database, DatabaseSource, ReadSpec, TableInfo, driver_of
 from etl.databases.declared import Where
@@ -37,6 +38,8 @@ class CopyOptions:
         where: SQL of a condition on the rows of one table.
         limit: Most rows of each table.
         force: Replace tables that etl did not make.
+        snapshot: One for the whole ``run``, or one for each ``table``.
+        publish: Put all new tables in place when the ``run`` ends, or each ``table`` when it is in.
     """
 
     tables: tuple[str, ...] = ()
@@ -54,6 +57,8 @@ class CopyOptions:
     force: bool = False
     schema_change: SchemaChange = "freeze"
     name: str | None = None
+    snapshot: Literal["run", "table"] = "run"
+    publish: Literal["run", "table"] = "run"
 
     @property
     def choice(self) -> Choice:
@@ -123,8 +128,19 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         )
         for table, definition in zip(chosen, definitions, strict=True)
     ]
+    if options.mode != "replace":  # which puts all tables in place together
+        into_tables = {flow.name: flow.sinks[0].table for flow in flows}
+        parents, circles = await parents_of(target, into_tables)
+        flows = [replace(flow, after=parents.get(flow.name, ())) for flow in flows]
+        said += circles
     name = options.name or pipeline_name(source.url, target_url, _asked(chosen, options), options)
-    return Copy(pipeline=Pipeline(name, *flows), said=tuple(said))
+    pipeline = Pipeline(
+        name,
+        *flows,
+        one_instant=options.snapshot == "run",
+        publish="run" if options.publish == "run" else "flow",
+    )
+    return Copy(pipeline=pipeline, said=tuple(said))
 
 
 def _asked(chosen: Sequence[TableInfo], options: CopyOptions) -> list[str]:
@@ -204,6 +220,8 @@ def check_options(options: CopyOptions, target: Url) -> None:
             "--cursor copies only what is new since the last run, and --mode replace would throw"
             " the rest away; use --mode upsert or --mode append with it"
         )
+    if options.publish != "run" and options.mode != "replace":
+        raise ConfigError("--publish says when --mode replace puts the new tables in place")
     if options.swap != "rename" and options.mode != "replace":
         raise ConfigError("--swap says how --mode replace puts the new table in place")
     if options.rename is not None and not options.rename:
