@@ -128,7 +128,7 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         )
         for table, definition in zip(chosen, definitions, strict=True)
     ]
-    if options.mode != "replace":  # which puts all tables in place together
+    if options.mode != "replace" and len(flows) > 1:  # replace puts all in place together
         into_tables = {flow.name: flow.sinks[0].table for flow in flows}
         parents, circles = await parents_of(target, into_tables)
         flows = [replace(flow, after=parents.get(flow.name, ())) for flow in flows]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from etl.connector import RunInfo
 from etl.engine import failpoints
@@ -39,7 +39,6 @@ from etl.events import (
 from etl.foreign import said
 from etl.policy import Retry
 
-T = TypeVar("T")
 _log = logging.getLogger("etl")
 
 
