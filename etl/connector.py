@@ -6,8 +6,9 @@ The engine knows these protocols and no dialect. A database implements them in
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import (
@@ -37,6 +38,37 @@ Emit: TypeAlias = Callable[[Batch[T]], Awaitable[None]]
 """Hands a batch to the engine; waits while the flow is full. May raise to end the read."""
 
 
+class Commons:
+    """What the readers of one run have in common, each thing made when one first asks for it.
+
+    A driver keeps here what belongs to a database rather than to one read: connections that wait
+    to be used again. It is closed after the readers.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+        self._stack = AsyncExitStack()
+        self._making = asyncio.Lock()
+
+    async def get(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[T]]) -> T:
+        """The thing of this key; made, and opened until the end of the run, where it is new."""
+        async with self._making:
+            if key not in self._made:
+                self._made[key] = await self._stack.enter_async_context(make())
+            found: T = self._made[key]
+            return found
+
+    async def aclose(self) -> None:
+        """Close everything: nobody reads any more. Safe to repeat."""
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Commons:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """What a connector is told of the run it serves.
@@ -50,6 +82,9 @@ class RunInfo:
         take_over: Start although another run of the pipeline holds the lock; that run is fenced.
         sets_aside: A row that the source cannot build goes on as a reject of its batch; where
             False, it ends the read.
+        commons: What its readers share; None: each reader is alone.
+        one_instant: Full reads of one database are all of one instant, where it offers that.
+        publishes_each: Each flow's staging tables are put in place by themselves.
     """
 
     pipeline: str
@@ -61,6 +96,9 @@ class RunInfo:
     holder: str = "{}"
     take_over: bool = False
     sets_aside: bool = False
+    commons: Commons | None = None
+    one_instant: bool = False
+    publishes_each: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +291,32 @@ class Profiler(Protocol):
 
     async def profile(self) -> Shape:
         """The shape with every column's kind settled by a scan of the values."""
+        ...
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """A reader or session that does without its connection while its flow does not run."""
+
+    async def rest(self) -> None:
+        """Give the connection up, between two reads or transactions; the next one opens another.
+
+        It never fails: a connection that cannot be used again is closed.
+        """
+        ...
+
+
+@runtime_checkable
+class Instant(Protocol):
+    """A reader that can read at the instant of its run (see ``RunInfo.one_instant``)."""
+
+    @property
+    def at_one_instant(self) -> bool:
+        """Whether it does."""
+        ...
+
+    async def settle_instant(self) -> None:
+        """See to it that the instant is settled: all readers are open, and no row was read yet."""
         ...
 
 
@@ -568,7 +632,8 @@ class OpenTarget(Protocol):
         """Put staging tables in place and complete their checkpoints, in one transaction.
 
         Called once, after every flow of the pipeline has ended cleanly, with one step for each
-        key of a sink that loads through a staging table. The rejects of a staged load become those
+        key of a sink that loads through a staging table; or else (``RunInfo.publishes_each``) for
+        each flow by itself, while others still run. The rejects of a staged load become those
         of the table; those of the rows that a ``replace`` throws away go with them. Safe to repeat
         after a doubtful commit.
         """
@@ -606,6 +671,15 @@ class Surveyor(Protocol):
         ...
 
 
+@runtime_checkable
+class FlowBuilder(Protocol):
+    """A target that makes some of what ``build`` makes for one flow, before it is published."""
+
+    async def build_flow(self, flow: str) -> None:
+        """Finish the staging tables of one flow. What needs other tables waits for ``build``."""
+        ...
+
+
 class Target(Protocol):
     """A database that sinks write into; a description, hashable, opened by a run.
 
@@ -631,6 +705,6 @@ class Target(Protocol):
         """Connect, check, and migrate the tables that etl keeps.
 
         Args:
-            sessions: How many lanes will ask for one; the pool is made for that number.
+            sessions: How many will be in use at once; more may be asked for, and rest meanwhile.
         """
         ...

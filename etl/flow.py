@@ -436,12 +436,17 @@ def merge(*streams: Stream[T]) -> Stream[T]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """A stream and the sinks that it is written into: what a pipeline runs."""
+    """A stream and the sinks that it is written into: what a pipeline runs.
+
+    Attributes:
+        after: Flows of the same pipeline that must have ended before this one starts.
+    """
 
     stream: Stream[Any]
     sinks: tuple[Sink[Any], ...]
     name: str
     on_error: OnError | None = None
+    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.on_error is not None:

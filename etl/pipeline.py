@@ -38,11 +38,17 @@ class Pipeline:
         limits: Limits | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        one_instant: bool = False,
+        publish: Literal["run", "flow"] = "run",
     ) -> None:
         """Make a pipeline.
 
         Args:
             on_error: What becomes of the bad rows of flows that do not say it themselves.
+            one_instant: Read all tables that are read in full from one PostgreSQL database at one
+                instant, so that sums over several tables hold.
+            publish: When tables that are replaced are put in place: all together at the end of the
+                ``run``, or those of each ``flow`` when it has ended.
         """
         if not isinstance(name, str) or not name:
             raise ConfigError("Pipeline(): the first argument is its name, a text")
@@ -66,6 +72,10 @@ class Pipeline:
         self.retry = retry or Retry()
         check_on_error(on_error, f"pipeline {name!r}")
         self.on_error: OnError = on_error
+        self.one_instant = one_instant
+        if publish not in ("run", "flow"):
+            raise ConfigError(f'pipeline {name!r}: publish={publish!r} is neither "run" nor "flow"')
+        self.publish: Literal["run", "flow"] = publish
         self.plan()
 
     def plan(self, limits: Limits | None = None, on_error: OnError | None = None) -> Plan:
@@ -78,6 +88,8 @@ class Pipeline:
             limits or self.limits,
             on_error=on_error or self.on_error,
             override=on_error is not None,
+            one_instant=self.one_instant,
+            publishes_each=self.publish == "flow",
         )
 
     async def run(

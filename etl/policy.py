@@ -53,6 +53,8 @@ class Limits:
         batch_bytes: A batch is cut when its rows reach this size; one row may exceed it.
         channel_batches: Most batches that wait in a channel.
         group_rows: Most rows of one transaction.
+        flows: How many flows of the pipeline go on at once; each has connections and a share of the
+            memory while it does. The others wait for their turn, in the pipeline's order.
         lanes: How many key ranges of a full read are read and written at once, where the flow
             allows it; ``etl plan`` says where not, and why.
         drain_s: Seconds that a drain may take before it becomes an abort.
@@ -66,6 +68,7 @@ class Limits:
     batch_bytes: str | int = "256KiB"
     channel_batches: int = 16
     group_rows: int = 200_000
+    flows: int = 6
     lanes: int = 1
     drain_s: float = 25.0
     abort_grace_s: float = 5.0
@@ -77,7 +80,7 @@ class Limits:
         memory = _MEMORY if self.memory is None else parse_size(self.memory)
         object.__setattr__(self, "memory_bytes", memory)
         object.__setattr__(self, "batch_nbytes", parse_size(self.batch_bytes))
-        for name in ("batch_rows", "channel_batches", "group_rows", "lanes"):
+        for name in ("batch_rows", "channel_batches", "group_rows", "flows", "lanes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Limits({name}=...) must be at least 1")
         for name in ("stall_after_s", "abort_grace_s"):

@@ -44,6 +44,10 @@ Jobs = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Key ranges of a full read that go on at once."),
 ]
+Flows = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Flows (tables of a copy) that go on at once."),
+]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Memory for rows in flight, such as 256MiB.")
 ]
@@ -148,6 +152,7 @@ def run(
     full: Full = False,
     memory: Memory = None,
     jobs: Jobs = None,
+    flows: Flows = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
@@ -168,6 +173,7 @@ def run(
         take_over=take_over,
         memory=memory,
         jobs=jobs,
+        flows=flows,
         drain_s=drain,
         on_error=on_error,
         allow_rejects=allow_rejects,
@@ -213,6 +219,7 @@ def plan(
     *,
     memory: Memory = None,
     jobs: Jobs = None,
+    flows: Flows = None,
     connect: Annotated[
         bool,
         typer.Option(
@@ -230,7 +237,7 @@ def plan(
     from etl.cli.running import RunOptions
 
     pipeline = find_pipeline(target)
-    options = RunOptions(memory=memory, jobs=jobs)
+    options = RunOptions(memory=memory, jobs=jobs, flows=flows)
     limits = options.limits(pipeline.limits)
     show_plan(screen, pipeline.name, pipeline.plan(limits).explain())
     if not connect:
@@ -303,6 +310,14 @@ def copy(
         Literal["freeze", "evolve", "ignore"],
         typer.Option(help="Columns that a table there lacks: refuse the copy, add them, or not."),
     ] = "freeze",
+    snapshot: Annotated[
+        Literal["run", "table"],
+        typer.Option(help="Read all PostgreSQL tables at one instant, or each at its own."),
+    ] = "run",
+    publish: Annotated[
+        Literal["run", "table"],
+        typer.Option(help="Replace all tables together at the end, or each when it is in."),
+    ] = "run",
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the positions under this name.")
     ] = None,
@@ -326,6 +341,7 @@ def copy(
     full: Full = False,
     memory: Memory = None,
     jobs: Jobs = None,
+    flows: Flows = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
     take_over: TakeOver = False,
@@ -379,6 +395,8 @@ def copy(
         schema_change=schema_change,
         name=name,
         lossy=tuple(allow_lossy or ()),
+        snapshot=snapshot,
+        publish=publish,
     )
     options = RunOptions(
         full=full,
@@ -386,6 +404,7 @@ def copy(
         take_over=take_over,
         memory=memory,
         jobs=jobs,
+        flows=flows,
         drain_s=drain,
         on_error=on_error,
         allow_rejects=allow_rejects,

@@ -50,11 +50,18 @@ def choose(
     chosen = list({(t.schema, t.name): t for t in chosen}.values())
     excluded = [t for name in choice.exclude for t in _excluded(within, name, source)]
     chosen = [t for t in chosen if t not in excluded]
+    named = [find_table(within, one, source) for one in choice.tables if not is_pattern(one)]
+    bare = [t for t in chosen if not t.shape.columns and t not in named]
+    chosen = [t for t in chosen if t not in bare]
     if not chosen:
         raise ConfigError(
             f"{source.name} has no tables to copy" + (" but those left out" if tables else "")
         )
     said = [] if choice.tables else _left_out(within, chosen, excluded)
+    if bare:
+        how = "its rows hold nothing" if len(bare) == 1 else "their rows hold nothing"
+        what = plural(len(bare), "table")
+        said.append(f"left out: {what} without columns ({_names(bare)}): {how}")
     return chosen, said
 
 

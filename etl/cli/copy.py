@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.cli.choose import Choice, choose, is_pattern, matches, quoted
+from etl.cli.parents import parents_of
 from etl.connector import Mode, SchemaChange, Sink
 from etl.databases.database import Database, DatabaseSource, ReadSpec, TableInfo, driver_of
 from etl.databases.declared import Where
@@ -38,6 +39,8 @@ class CopyOptions:
         limit: Most rows of each table.
         force: Replace tables that etl did not make.
         lossy: Columns whose values may be bent, as ``table.column``, with patterns.
+        snapshot: One for the whole ``run``, or one for each ``table``.
+        publish: Put all new tables in place when the ``run`` ends, or each ``table`` when it is in.
     """
 
     tables: tuple[str, ...] = ()
@@ -56,6 +59,8 @@ class CopyOptions:
     schema_change: SchemaChange = "freeze"
     name: str | None = None
     lossy: tuple[str, ...] = ()
+    snapshot: Literal["run", "table"] = "run"
+    publish: Literal["run", "table"] = "run"
 
     @property
     def choice(self) -> Choice:
@@ -126,8 +131,19 @@ async def plan_copy(source: Database, target: Database, options: CopyOptions) ->
         )
         for table, definition in zip(chosen, definitions, strict=True)
     ]
+    if options.mode != "replace" and len(flows) > 1:  # replace puts all in place together
+        into_tables = {flow.name: flow.sinks[0].table for flow in flows}
+        parents, circles = await parents_of(target, into_tables)
+        flows = [replace(flow, after=parents.get(flow.name, ())) for flow in flows]
+        said += circles
     name = options.name or pipeline_name(source.url, target_url, _asked(chosen, options), options)
-    return Copy(pipeline=Pipeline(name, *flows), said=tuple(said))
+    pipeline = Pipeline(
+        name,
+        *flows,
+        one_instant=options.snapshot == "run",
+        publish="run" if options.publish == "run" else "flow",
+    )
+    return Copy(pipeline=pipeline, said=tuple(said))
 
 
 def _asked(chosen: Sequence[TableInfo], options: CopyOptions) -> list[str]:
@@ -207,6 +223,8 @@ def check_options(options: CopyOptions, target: Url) -> None:
             "--cursor copies only what is new since the last run, and --mode replace would throw"
             " the rest away; use --mode upsert or --mode append with it"
         )
+    if options.publish != "run" and options.mode != "replace":
+        raise ConfigError("--publish says when --mode replace puts the new tables in place")
     if options.swap != "rename" and options.mode != "replace":
         raise ConfigError("--swap says how --mode replace puts the new table in place")
     if options.rename is not None and not options.rename:

@@ -42,6 +42,7 @@ class RunOptions:
     take_over: bool = False
     memory: str | None = None
     jobs: int | None = None
+    flows: int | None = None
     drain_s: float | None = None
     on_error: Literal["fail", "skip", "reject"] | None = None
     allow_rejects: int = 0
@@ -63,6 +64,7 @@ class RunOptions:
         """
         limits = own if self.memory is None else replace(own, memory=self.memory)
         limits = limits if self.jobs is None else replace(limits, lanes=self.jobs)
+        limits = limits if self.flows is None else replace(limits, flows=self.flows)
         return limits if self.drain_s is None else replace(limits, drain_s=self.drain_s)
 
 
@@ -218,7 +220,8 @@ def _show_end(
         return stop.exit_code
     if report is not None and report.status == "drained":
         replaces = any(sink.mode == "replace" for flow in pipeline.flows for sink in flow.sinks)
-        staged = "; tables to be replaced keep their old rows until a run ends" if replaces else ""
+        until = "it has been read to its end" if pipeline.publish == "flow" else "a run ends"
+        staged = f"; a table to be replaced keeps its old rows until {until}" if replaces else ""
         screen.say(
             "stopped: what was read is committed; run the same command again, and it goes on from"
             f" there{staged}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias
 
 from etl.connector import Sink, Target
@@ -152,32 +153,38 @@ class Plan:
 
     Attributes:
         share: Bytes that one channel, one call or a third of a lane may hold.
+        one_instant: Full reads of one database are all of one instant, where it offers that.
+        publishes_each: A replaced table is put in place when its flow has ended, not when all have.
     """
 
     pipeline: str
     flows: tuple[FlowPlan, ...]
     limits: Limits
     share: int
+    one_instant: bool = False
+    publishes_each: bool = False
 
     @property
     def targets(self) -> Mapping[Target, int]:
-        """The databases written to, and the sessions that each needs.
+        """The databases written to, and the sessions that each needs at once.
 
         In order of their names: each is locked for the pipeline when it is opened, and two runs
         that lock in different orders would wait for each other.
         """
-        found: dict[Target, int] = {}
+        jobs: dict[Target, list[int]] = {}
         lanes = [(lane.target, flow.jobs) for flow in self.flows for lane in flow.lanes]
-        for target, jobs in sorted(lanes, key=lambda lane: lane[0].name):
-            found[target] = found.get(target, 0) + jobs
-        return found
+        for target, of_flow in sorted(lanes, key=lambda lane: lane[0].name):
+            jobs.setdefault(target, []).append(of_flow)
+        return {target: _at_once(of_flows, self.limits) for target, of_flows in jobs.items()}
 
     def explain(self) -> list[str]:
         """The plan in lines for a person."""
-        readers = sum(len(flow.branches) * flow.jobs for flow in self.flows)
+        readers = _at_once([len(flow.branches) * flow.jobs for flow in self.flows], self.limits)
+        number, most = len(self.flows), self.limits.flows
+        together = " together" if number <= most else f", {most} at once in this order"
         lines = [
             (
-                f"pipeline {self.pipeline}: {len(self.flows)} flow(s) together, {readers}"
+                f"pipeline {self.pipeline}: {number} flow(s){together}, {readers}"
                 f" connection(s) for reading, {sum(self.targets.values())} for writing"
             ),
             (
@@ -185,8 +192,15 @@ class Plan:
                 f" of {self.limits.batch_rows} rows or {_size(self.limits.batch_nbytes)} at most"
             ),
         ]
+        if self.one_instant:
+            lines.append(
+                "instant: all full reads from one PostgreSQL database are of one snapshot, which"
+                " holds vacuum back until the last of them has ended; other sources are read table"
+                " by table, each at an instant of its own"
+            )
         for flow in self.flows:
-            lines.append(f"flow {flow.name}")
+            after = f", after {', '.join(flow.flow.after)}" if flow.flow.after else ""
+            lines.append(f"flow {flow.name}{after}")
             for branch in flow.branches:
                 lines.append(f"  read   {branch.source.summary}")
                 if branch.inline:
@@ -199,7 +213,7 @@ class Plan:
                     " and transactions of its own; the slowest sets the pace"
                 )
             for sink in flow.sinks:
-                lines.append(f"  write  {_sink_line(sink)}")
+                lines.append(f"  write  {_sink_line(sink, each=self.publishes_each)}")
             lines += [f"  lanes  {line}" for line in _jobs_lines(flow)]
             lines.append(f"  resume {_resume_line(flow)}")
             if len(flow.sinks) > 1:
@@ -210,7 +224,7 @@ class Plan:
         replaced = {
             sink.target for flow in self.flows for sink in flow.sinks if sink.mode == "replace"
         }
-        if len(replaced) > 1:
+        if len(replaced) > 1 and not self.publishes_each:
             lines.append(
                 f"replaced tables in {len(replaced)} databases are put in place in one transaction"
                 " each, one after the other: together within a database, not across them"
@@ -225,6 +239,8 @@ def make_plan(
     *,
     on_error: OnError = "fail",
     override: bool = False,
+    one_instant: bool = False,
+    publishes_each: bool = False,
 ) -> Plan:
     """Plan a pipeline.
 
@@ -236,18 +252,31 @@ def make_plan(
         ConfigError: Flows or sinks that cannot run together.
     """
     _check_names(name, flows)
+    _check_order(name, flows)
     planned = tuple(
         _plan_flow(flow, on_error if override else flow.on_error or on_error, limits.lanes)
         for flow in flows
     )
-    parts = sum(flow.parts for flow in planned)
+    parts = _at_once([flow.parts for flow in planned], limits)
     share = limits.memory_bytes // parts
     if share < _SMALLEST_PART:
         raise ConfigError(
             f"pipeline {name!r}: memory {_size(limits.memory_bytes)} is too little for {parts}"
             f" shares; give it at least {_size(parts * _SMALLEST_PART)}"
         )
-    return Plan(pipeline=name, flows=planned, limits=limits, share=share)
+    return Plan(
+        pipeline=name,
+        flows=planned,
+        limits=limits,
+        share=share,
+        one_instant=one_instant,
+        publishes_each=publishes_each,
+    )
+
+
+def _at_once(of_flows: Sequence[int], limits: Limits) -> int:
+    """The most that the flows which go on at once need together."""
+    return sum(sorted(of_flows)[-limits.flows :])
 
 
 def _check_names(name: str, flows: Sequence[Flow]) -> None:
@@ -270,6 +299,23 @@ def _check_names(name: str, flows: Sequence[Flow]) -> None:
                     f"pipeline {name!r}: two sinks load {sink.table!r}, one of them as replace"
                 )
             modes[table] = sink.mode
+
+
+def _check_order(name: str, flows: Sequence[Flow]) -> None:
+    """Refuse flows that wait for what is not there, or for each other."""
+    waits = {flow.name: set(flow.after) for flow in flows}
+    for flow, others in waits.items():
+        for other in others - waits.keys():
+            raise ConfigError(
+                f"pipeline {name!r} has no flow {other!r}, after which {flow!r} is to run"
+            )
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        raise ConfigError(
+            f"pipeline {name!r}: flows wait for each other in a circle: {' after '.join(circle)}"
+        ) from error
 
 
 def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
@@ -416,7 +462,7 @@ def _labels(steps: Inline) -> str:
     return " > ".join(step_label(step) for step in steps)
 
 
-def _sink_line(sink: Sink[Any]) -> str:
+def _sink_line(sink: Sink[Any], *, each: bool) -> str:
     how: str = sink.mode
     if sink.key:
         how += f" by ({', '.join(sink.key)})"
@@ -425,7 +471,7 @@ def _sink_line(sink: Sink[Any]) -> str:
     if sink.mode == "upsert":
         how += "; deleted rows are not seen, a changed key leaves its old row"
     if sink.mode == "replace":
-        how += " when every flow has ended well"
+        how += " when its flow has ended well" if each else " when every flow has ended well"
     if sink.schema_change == "evolve":
         how += "; columns that the table lacks are added to it"
     if sink.schema_change == "ignore":

@@ -16,7 +16,7 @@ from typing import Any, cast
 from etl.batch import MAIN_PARTITION, Batch, Reject, Token
 from etl.connector import RunInfo, Session, Sink, StoredReject
 from etl.engine import failpoints
-from etl.engine.assemble import load_lookups
+from etl.engine.lookups import load_lookups
 from etl.engine.nodes import inline_chain, over_calls
 from etl.engine.plan import FlowPlan, Plan, make_legs
 from etl.engine.retry import Attempts

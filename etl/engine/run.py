@@ -10,27 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
-from etl.connector import Advance, OpenTarget, RunInfo
+from etl.connector import RunInfo
 from etl.engine import failpoints
 from etl.engine.assemble import Assembly
 from etl.engine.holder import this_process
 from etl.engine.plan import Plan
-from etl.engine.retry import Attempts
 from etl.engine.supervise import finish, guard, supervise, wait_for_root
 from etl.engine.watchdog import watched
-from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError, TransientError
+from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError
 from etl.events import (
     Event,
     Note,
     Observer,
     Report,
-    Retrying,
     RunEnded,
     RunStarted,
     RunState,
@@ -41,7 +39,6 @@ from etl.events import (
 from etl.foreign import said
 from etl.policy import Retry
 
-T = TypeVar("T")
 _log = logging.getLogger("etl")
 
 
@@ -79,6 +76,8 @@ class Run:
             row_bytes=plan.limits.row_bytes,
             holder=this_process(self.run_id),
             take_over=take_over,
+            one_instant=plan.one_instant,
+            publishes_each=plan.publishes_each,
         )
         self._assembly = Assembly(
             plan, info, retry=retry, full=full, accept_change=accept_change, tell=self._tell
@@ -223,57 +222,12 @@ class Run:
                     patient=assembly.patient,
                     on_forgotten=self._told_forgotten,
                 )
+            await assembly.reads_ended()
             done = all(flow.exhausted for flow in assembly.flows)
             if done:
-                await self._publish()
+                await assembly.publisher.publish_all(assembly.flows)
             failpoints.hit("run.before_exit")
         return self._end("completed" if done else "drained", None)
-
-    async def _publish(self) -> None:
-        """Finish the tables of each target and put what was staged in place, after all flows.
-
-        One transaction per target puts them in place.
-        """
-        for target, opened in self._assembly.targets.items():
-            failpoints.hit("run.before_build")
-            await self._with_retries(target.name, "finishing the tables", opened.build)
-            steps = [step for flow in self._assembly.flows for step in flow.publish_steps(target)]
-            if steps:
-                failpoints.hit("run.before_publish")
-
-                async def publish(
-                    to: OpenTarget = opened, what: Sequence[Advance] = tuple(steps)
-                ) -> None:
-                    await finish(to.publish(what))
-
-                await self._with_retries(target.name, "publishing", publish)
-                failpoints.hit("run.after_publish")
-            for flow in self._assembly.flows:
-                for message in opened.notes.get(flow.plan.name, ()):
-                    flow.notes.append(message)
-                    self._tell(Note(flow=flow.plan.name, message=message))
-
-    async def _with_retries(self, name: str, what: str, work: Callable[[], Awaitable[T]]) -> T:
-        attempts = Attempts(self._retry)
-        while True:
-            try:
-                return await work()
-            except TransientError as error:
-                if self._root.cancelling():
-                    raise asyncio.CancelledError from error  # held up while it went on
-                wait_s = attempts.next_wait_s()
-                if wait_s is None:
-                    raise
-                self._tell(
-                    Retrying(
-                        flow=name,
-                        what=what,
-                        attempt=attempts.failed,
-                        wait_s=round(wait_s, 3),
-                        error=said(error),
-                    )
-                )
-                await asyncio.sleep(wait_s)
 
     def _told_forgotten(self, unit: str, tasks: list[str]) -> None:
         # The user's own: they may be meant to go on in the program, so they are not cancelled.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, split_name
@@ -194,6 +195,18 @@ async def find_relation(connection: Connection, name: str) -> Relation | None:
     return (await _described(connection, [found]))[0] if found is not None else None
 
 
+async def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
+    """The relations that some users' names mean, of those that exist; in one round trip."""
+    quoted = [qualify(*split_name(name)) for name in names]
+    rows = await connection.fetch(
+        "SELECT DISTINCT found::oid::bigint AS oid FROM ("
+        " SELECT pg_catalog.to_regclass(name) AS found FROM unnest($1::text[]) AS name"
+        ") AS f WHERE found IS NOT NULL",
+        quoted,
+    )
+    return [row["oid"] for row in rows]
+
+
 async def get_relation(connection: Connection, name: str, what: str = "table") -> Relation:
     """The relation that a user's name means.
 
@@ -273,24 +286,37 @@ async def _described(connection: Connection, found: Sequence[Mapping[str, Any]])
     ]
 
 
+_FIRST_OWN_OID = 16384
+"""Types below it are the server's own (FirstNormalObjectId), and stay what they are."""
+
+_known: WeakKeyDictionary[Connection, dict[tuple[int, int], tuple[Type, str]]] = WeakKeyDictionary()
+"""The server's own types as a connection has described them: tables ask for the same ones."""
+
+
 async def describe_types(
     connection: Connection, wanted: Iterable[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Type, str]]:
     """Types by (oid, modifier), each with its name for a cast."""
-    pairs = list(wanted)
-    # The driver knows oid[] and text[]; for other arrays it asks each new session's catalogue,
-    # which takes longer than all that is asked here.
-    oids, mods = [oid for oid, _ in pairs], [str(mod) for _, mod in pairs]
-    rows = await connection.fetch(_TYPES, oids, mods)
-    return {
-        (row["asked"], row["asked_mod"]): (
-            postgres_type(
-                name=row["name"], base=row["base"], typmod=row["typmod"], labels=row["labels"]
-            ),
-            row["cast"],
-        )
-        for row in rows
-    }
+    wanted = set(wanted)
+    known = _known.setdefault(connection, {})
+    pairs = [pair for pair in wanted if pair not in known]
+    if pairs:
+        # The driver knows oid[] and text[]; for other arrays it asks each new session's catalogue,
+        # which takes longer than all that is asked here.
+        oids, mods = [oid for oid, _ in pairs], [str(mod) for _, mod in pairs]
+        rows = await connection.fetch(_TYPES, oids, mods)
+        for row in rows:
+            known[row["asked"], row["asked_mod"]] = (
+                postgres_type(
+                    name=row["name"], base=row["base"], typmod=row["typmod"], labels=row["labels"]
+                ),
+                row["cast"],
+            )
+    found = {pair: known[pair] for pair in wanted if pair in known}
+    for pair in pairs:
+        if pair[0] >= _FIRST_OWN_OID:
+            known.pop(pair, None)  # somebody may change it
+    return found
 
 
 async def fingerprint(connection: Connection, name: str) -> str | None:

@@ -191,9 +191,10 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
             return ConfigError(f"{url.name} refused the connection: {text}. Nothing was moved")
         if state == _TOO_MANY:
             return unavailable(
-                f"{url.name} takes no more connections: {text}. A run holds one or two for each"
-                " table and lane. Nothing was moved; run it again when others have ended, move"
-                " fewer tables at once (copy: --table, --exclude), or raise max_connections"
+                f"{url.name} takes no more connections: {text}. A run holds one for each flow"
+                " (table) and lane that is at work, and one or two more. What is committed stays;"
+                " run it again when others have ended, move fewer tables at once (--flows,"
+                " --jobs), or raise max_connections"
             )
         return unavailable(f"{url.name} takes no connections now: {text}. Nothing was moved")
     if isinstance(error, ssl.SSLError | ssl.CertificateError):

@@ -17,7 +17,7 @@ from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.asking import ask
-from etl.databases.postgres.catalogue import Relation, find_relation, fingerprint
+from etl.databases.postgres.catalogue import Relation, find_oids, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import Chunk, check_kept, copy_in
 from etl.databases.postgres.describe import describe
@@ -55,22 +55,34 @@ class Load:
 
     Attributes:
         staged: Rows go into a staging table, which is published at the end of the run.
+        is_published: They are in place, while other flows of the run go on.
+        described: The tables of the target that are replaced, by oid, as they were looked at last.
         notes: What could not be made as the source has it.
     """
 
     def __init__(
-        self, sink: Sink[Any], pipeline: str, flow: str, default_schema: str, kept: set[str]
+        self,
+        sink: Sink[Any],
+        pipeline: str,
+        flow: str,
+        default_schema: str,
+        kept: set[str],
+        *,
+        each: bool = False,
     ) -> None:
         """Make one.
 
         Args:
             kept: Staging tables with rows that are in; shared by the lanes of a run. From then on
                 they must exist.
+            each: It is published by itself, when its flow has ended.
         """
         self.sink = sink
         self.flow = flow
         self.label = f"sink {sink.table!r}"
         self.staged = sink.mode == "replace"
+        self.is_published = False
+        self._each = each
         schema, self._name = split_name(sink.table)
         self._schema = schema or default_schema
         self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
@@ -91,6 +103,8 @@ class Load:
         self._merger = Merger(self.label, sink.key, sink.add) if sink.mode == "upsert" else None
         self._marked: tuple[Any, ...] = ()
         self._kept = kept
+        self._is_unfinished = False  # its foreign keys are still to be made
+        self.described: Mapping[int, TableDefinition] = {}
 
     # --- before the first row ---
 
@@ -410,11 +424,23 @@ class Load:
 
     # --- after the load ---
 
+    @property
+    def _is_waiting(self) -> bool:
+        """The rows are in a staging table."""
+        return self.staged and not self.is_published
+
+    async def is_first(self, connection: Connection) -> bool:
+        """Whether the table is new: its foreign keys may name tables that come later."""
+        final = await self._final(connection)
+        if final is None:
+            return True
+        return await self._made.state(connection, final.schema, final.name) == "building"
+
     async def place(self, connection: Connection) -> tuple[tuple[str, str], str] | None:
         """The table's schema and name, and that of the staging table which becomes it."""
         await self._final(connection)
-        found = await find_relation(connection, self.staging_table) if self.staged else None
-        if found is None or not await self._becomes_table(connection):
+        found = await find_oids(connection, [self.staging_table]) if self._is_waiting else []
+        if not found or not await self._becomes_table(connection):
             return None
         return (self._schema, self._name), self._staging
 
@@ -425,9 +451,10 @@ class Load:
     async def _wanted(self, connection: Connection) -> TableDefinition | None:
         """What the table is to have when it is finished; None: it is to stay as it is."""
         final = await self._final(connection)
-        if self.staged and await self._becomes_table(connection):
+        if self._is_waiting and await self._becomes_table(connection):
             if final is not None:
-                return (await describe(connection, [final.oid]))[final.oid]
+                known = self.described.get(final.oid)
+                return known or (await describe(connection, [final.oid]))[final.oid]
         elif final is None or (
             await self._made.state(connection, final.schema, final.name) != "building"
         ):
@@ -440,9 +467,8 @@ class Load:
 
     async def _standing(self, connection: Connection) -> str | None:
         """The name under which the table to be finished stands now."""
-        name = self._staging if self.staged else self._name
-        found = await find_relation(connection, qualify(self._schema, name))
-        return name if found is not None else None
+        name = self._staging if self._is_waiting else self._name
+        return name if await find_oids(connection, [qualify(self._schema, name)]) else None
 
     async def build_indexes(self, connection: Connection) -> None:
         """Make the indexes that the table is to have, each in a transaction of its own."""
@@ -474,13 +500,16 @@ class Load:
                 await make.make_foreign_key(
                     connection, key, self._schema, name, places, self.notes, is_exact=is_exact
                 )
-        if not self.staged:
+        if not self._is_waiting:
             async with connection.transaction():
                 await make.set_sequences(connection, self._source, self._schema, self._name)
                 await self._made.record(connection, self._schema, self._name, "made")
 
     async def swap(self, connection: Connection) -> staging.Swap | None:
         """What is to be renamed; None where there is nothing, or rows are poured."""
+        self._is_unfinished = (
+            self._each and self._source is not None and await self.is_first(connection)
+        )
         found = await find_relation(connection, self.staging_table)
         if found is None or not await self._becomes_table(connection):
             return None
@@ -514,7 +543,8 @@ class Load:
     async def record(self, connection: Connection) -> None:
         """Remember that etl made the table, or all its rows."""
         if self.sink.mode == "replace" and await self._final(connection) is not None:
-            await self._made.record(connection, self._schema, self._name, "made")
+            state: State = "building" if self._is_unfinished else "made"
+            await self._made.record(connection, self._schema, self._name, state)
 
     # --- rows ---
 
@@ -536,6 +566,10 @@ class Load:
         self._encoder = None
         if self._merger is not None:
             self._merger.forget()
+
+    def drop_temporary(self) -> bool:
+        """Forget the temporary table, as the session changes its connection; was there one?"""
+        return self._merger is not None and self._merger.let_go()
 
     def mark(self) -> None:
         """A savepoint was set: note what is known of the database at this point."""

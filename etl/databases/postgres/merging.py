@@ -88,6 +88,12 @@ class Merger:
         """The transaction was rolled back: what it made is gone."""
         self._made = frozenset()
 
+    def let_go(self) -> bool:
+        """Forget the temporary tables, as the session changes its connection; were there any?"""
+        had = bool(self._made)
+        self._made = frozenset()
+        return had
+
     def mark(self) -> None:
         """A savepoint was set."""
         self._marked = (self._made, self._used)

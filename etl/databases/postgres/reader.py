@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -12,14 +13,15 @@ import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
 from etl.batch import Batch, Position, Reject
-from etl.connector import Emit, RunInfo
+from etl.connector import Commons, Emit, RunInfo
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
 from etl.databases.postgres.chunks import find_chunks
-from etl.databases.postgres.connect import Connection, application_name, close, connect
+from etl.databases.postgres.connect import Connection, close
 from etl.databases.postgres.frames import FORM, UNFIT, fitted, rows_of
 from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
+from etl.databases.postgres.origin import Origin, Snapshot, open_origin
 from etl.databases.postgres.ranges import (
     RANGE_BYTES,
     WIDE_BYTES,
@@ -41,6 +43,7 @@ from etl.databases.postgres.selection import (
     set_bounds,
 )
 from etl.databases.postgres.translate import translating
+from etl.databases.sql import literal
 from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -54,18 +57,25 @@ UNCHANGED = "the source was not changed"
 @asynccontextmanager
 async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator[PostgresReader]:
     """Connect, describe the read, and refuse what cannot be read safely."""
-    connection = await connect(url, "source", application_name(info, "source"))
-    reader: PostgresReader | None = None
-    try:
-        with translating("source", spec.label, UNCHANGED):
-            selection = await select(connection, spec)
-            if spec.cursor:
-                await check_rights(connection, selection, spec.settle)
-            before = await _fingerprint(connection, selection)
-        reader = PostgresReader(url, spec, info, selection, before, connection)
-        yield reader
-    finally:
-        await finish(close(connection) if reader is None else reader.aclose())
+    async with AsyncExitStack() as stack:
+        commons = info.commons
+        if commons is None:
+            commons = await stack.enter_async_context(Commons())
+        origin = await commons.get(("postgresql", url), partial(open_origin, url, info))
+        connection = await origin.stock.get()
+        reader: PostgresReader | None = None
+        try:
+            with translating("source", spec.label, UNCHANGED):
+                selection = await select(connection, spec)
+                if spec.cursor:
+                    await check_rights(connection, selection, spec.settle)
+                before = await _fingerprint(connection, selection)
+            if selection.relation is not None and not spec.cursor:
+                origin.will_read(selection.relation)
+            reader = PostgresReader(origin, spec, info, selection, before, connection)
+            yield reader
+        finally:
+            await finish(close(connection) if reader is None else reader.aclose())
 
 
 async def _fingerprint(connection: Connection, selection: Selection) -> str | None:
@@ -79,14 +89,14 @@ class PostgresReader:
 
     def __init__(
         self,
-        url: Url,
+        origin: Origin,
         spec: ReadSpec,
         info: RunInfo,
         selection: Selection,
         before: str | None,
         connection: Connection,
     ) -> None:
-        self._url = url
+        self._origin = origin
         self._spec = spec
         self._info = info
         self._selection = selection
@@ -99,6 +109,16 @@ class PostgresReader:
         self._frame_layout = self._layout
         self._table: Table | None = None  # as it was when frames were offered
         self._weighs = False
+        self._instant = 0  # the number of the last snapshot that was read
+
+    @property
+    def at_one_instant(self) -> bool:
+        """See :class:`etl.connector.Instant`. What is new is read up to a horizon of its own."""
+        return self._info.one_instant and not self._spec.cursor
+
+    async def settle_instant(self) -> None:
+        """See :meth:`etl.connector.Instant.settle_instant`."""
+        await self._origin.snapshot()
 
     @property
     def shape(self) -> Shape:
@@ -120,9 +140,9 @@ class PostgresReader:
 
     async def offers_frames(self) -> str | None:
         """See :meth:`etl.connector.Framer.offers_frames`."""
-        connection = self._connection
-        if self._spec.row is not None or self._spec.cursor or connection is None:
+        if self._spec.row is not None or self._spec.cursor:
             return None
+        connection = await self._connected()
         with translating("source", self._selection.label, UNCHANGED):
             self._table = await suits(connection, self._selection)
             return FORM if self._table is not None else None
@@ -216,14 +236,17 @@ class PostgresReader:
             return ()  # the rows are watched, in one piece, for keys that are NULL or double
         connection = await self._connected()
         with translating("source", selection.label, UNCHANGED):
-            return await find_chunks(connection, selection, most=most, least_rows=least_rows)
+            # Rows behind the last bound are not read: it must be the highest of that instant.
+            await self._begin(connection)
+            found = await find_chunks(connection, selection, most=most, least_rows=least_rows)
+            await connection.execute("COMMIT")
+            return found
 
     async def _connected(self) -> Connection:
         """The connection; a new one after a read that was cut short."""
         connection = self._connection
         if connection is None or connection.is_closed():
-            name = application_name(self._info, "source")
-            connection = self._connection = await connect(self._url, "source", name)
+            connection = self._connection = await self._origin.stock.get()
         return connection
 
     async def _read(
@@ -242,11 +265,9 @@ class PostgresReader:
             if horizon.upper is None:
                 return
             upper, below = horizon.upper, horizon.below
-        if self._frames_of:  # all ranges at one instant, which begins after the lock
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        else:
+        if not self._frames_of:
             await set_bounds(connection, after, until, upper)
-            await connection.execute("BEGIN")
+        await self._begin(connection)
         await self._lock(connection)
         if await _fingerprint(connection, selection) != self._before:
             raise SchemaMismatchError(
@@ -267,6 +288,31 @@ class PostgresReader:
             )
             await cutter.end()
         await connection.execute("COMMIT")
+
+    async def _begin(self, connection: Connection) -> None:
+        """Begin a transaction: at the run's instant where it has one, else at one of its own."""
+        if not self.at_one_instant:
+            # All ranges of frames at one instant, which begins after the lock.
+            many = " ISOLATION LEVEL REPEATABLE READ READ ONLY" if self._frames_of else ""
+            await connection.execute(f"BEGIN{many}")
+            return
+        lost: Snapshot | None = None
+        while True:
+            snapshot = await self._origin.snapshot(lost)
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                await connection.execute(f"SET TRANSACTION SNAPSHOT {literal(snapshot.name)}")
+                break
+            except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError):
+                await connection.execute("ROLLBACK")
+                lost = snapshot
+        if self._instant != snapshot.number and snapshot.number > 1:
+            self._notes.append(
+                f"{self._selection.label}: read at a second instant, because the connection that"
+                " held the first was lost: sums over it and other tables need not hold. A run with"
+                " --full reads everything at one instant again"
+            )
+        self._instant = snapshot.number
 
     async def _read_frames(
         self,
@@ -342,6 +388,12 @@ class PostgresReader:
             "SELECT pg_catalog.has_table_privilege($1::bigint::oid, 'SELECT')", relation.oid
         ):
             await connection.execute(f"LOCK TABLE {relation.qualified} IN ACCESS SHARE MODE")
+
+    async def rest(self) -> None:
+        """See :class:`etl.connector.Resting`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._origin.stock.give_back(connection)
 
     async def aclose(self) -> None:
         """Close the connection, in bounded time."""

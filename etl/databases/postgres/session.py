@@ -13,10 +13,11 @@ from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
 from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
-from etl.databases.postgres.connect import Connection, close, connect
+from etl.databases.postgres.connect import Connection, close
 from etl.databases.postgres.frames import FORM
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.rejects import Rejects
+from etl.databases.postgres.stock import Stock
 from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -44,6 +45,7 @@ class PostgresSession:
         self,
         url: Url,
         application: str,
+        stock: Stock,
         checkpoints: Checkpoints,
         sinks: Sequence[Sink[Any]],
         *,
@@ -52,12 +54,14 @@ class PostgresSession:
         schema: str,
         replaced: Callable[[Connection], Awaitable[Sequence[int]]],
         staged: set[str],
+        each: bool = False,
     ) -> None:
         self.flow = flow
         self._url = url
         self._application = application
+        self._stock = stock
         self._checkpoints = checkpoints
-        self.loads = [Load(sink, pipeline, flow, schema, staged) for sink in sinks]
+        self.loads = [Load(sink, pipeline, flow, schema, staged, each=each) for sink in sinks]
         self._replaced = replaced
         self._connection: Connection | None = None
         self._is_open = False  # a transaction
@@ -288,6 +292,22 @@ class PostgresSession:
         if self._is_working and self._connection is not None:
             self._connection.terminate()
 
+    async def rest(self) -> None:
+        """See :class:`etl.connector.Resting`."""
+        connection = self._connection
+        if connection is None or self._is_open or self._is_cut:
+            await self.aclose()
+            return
+        try:
+            had = [load.drop_temporary() for load in self.loads]
+            if any(had):
+                await connection.execute("DISCARD TEMP", timeout=ROLLBACK_S)
+        except DRIVER_ERRORS:
+            await self.aclose()
+        else:
+            self._connection = None
+            await self._stock.give_back(connection)
+
     async def aclose(self) -> None:
         """Close the connection, in bounded time."""
         connection, self._connection = self._connection, None
@@ -301,7 +321,7 @@ class PostgresSession:
             return connection
         if self._is_open:
             return self.connection  # which says that it was lost
-        self._connection = await connect(self._url, "target", self._application)
+        self._connection = await self._stock.get()
         return self._connection
 
     @contextmanager

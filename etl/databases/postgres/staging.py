@@ -275,14 +275,14 @@ async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
             )
             olds[swap.staging.qualified] = old
     together = [r.oid for r in (*olds.values(), *(swap.staging for swap in swaps))]
+    described = await describe(connection, [old.oid for old in olds.values()])
     for swap in swaps:
         old = olds.get(swap.staging.qualified)
         if old is not None:
             label = f"table {old.label!r}"
             await check_rename(connection, old, swap.staging.name, label, together)
-            now = (await describe(connection, [old.oid]))[old.oid]
             if not await is_like(connection, swap.staging, old) or await missing_indexes(
-                connection, now, old.schema, swap.staging.name
+                connection, described[old.oid], old.schema, swap.staging.name
             ):
                 raise _changed(old)
     if olds:

@@ -9,18 +9,20 @@ from typing import Any
 from etl.connector import Advance, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
 from etl.databases.postgres import lock
+from etl.databases.postgres.catalogue import find_oids
 from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
 from etl.databases.postgres.connect import (
     Connection,
     application_name,
-    close,
     connect,
 )
+from etl.databases.postgres.describe import describe
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.order import parents_first
 from etl.databases.postgres.rejects import publish_rejects
 from etl.databases.postgres.session import PostgresSession, commit
 from etl.databases.postgres.staging import put_in_place
+from etl.databases.postgres.stock import Stock
 from etl.databases.postgres.translate import translating
 from etl.databases.sql import qualify
 from etl.databases.url import Url
@@ -87,15 +89,18 @@ class PostgresTarget:
         self._info = info
         self._schema = schema
         self._application = application
+        self._stock = Stock(url, "target", application)
         self._checkpoints = Checkpoints(schema, info)
         self._sessions: list[PostgresSession] = []
         self._staged: set[str] = set()
+        self._replaces: tuple[int, list[int]] = (0, [])  # of how many sessions, which tables
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> PostgresSession:
         """See :meth:`etl.connector.OpenTarget.session`."""
         session = PostgresSession(
             self._url,
             self._application,
+            self._stock,
             self._checkpoints,
             sinks,
             pipeline=self._info.pipeline,
@@ -103,6 +108,7 @@ class PostgresTarget:
             schema=self._schema,
             replaced=self._replaced,
             staged=self._staged,
+            each=self._info.publishes_each,
         )
         self._sessions.append(session)
         return session
@@ -113,8 +119,7 @@ class PostgresTarget:
         One transaction: checkpoints first, so that an older run that still lives is fenced
         before a table changes.
         """
-        connection = await connect(self._url, "target", self._application)
-        try:
+        async with self._stock.lent() as connection:
             with translating("target", "publishing", "the old tables are in place"):
                 await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 moved = [
@@ -127,8 +132,8 @@ class PostgresTarget:
                 for load in loads:
                     await publish_rejects(connection, self._schema, self._info.pipeline, load)
             await commit(connection, self._url)
-        finally:
-            await finish(close(connection))
+            for load in self._loads_of([step.key for step in steps]):
+                load.is_published = True
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
@@ -138,13 +143,30 @@ class PostgresTarget:
             for session in self._leading
         }
 
+    async def build_flow(self, flow: str) -> None:
+        """See :class:`etl.connector.FlowBuilder`. Keys of a new table wait for the others."""
+        loads = [
+            load
+            for session in self._leading
+            if session.flow == flow
+            for load in session.loads
+            if load.staged
+        ]
+        async with self._stock.lent() as connection:
+            for load in loads:
+                with translating("target", load.label, "the old table is in place"):
+                    await load.build_indexes(connection)
+                    if not await load.is_first(connection):
+                        await load.build_keys(connection, {})
+
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
         loads = [load for session in self._leading for load in session.loads if load.needs_build]
         if not loads:
             return
-        connection = await connect(self._url, "target", self._application)
-        try:
+        async with self._stock.lent() as connection:
+            with translating("target", "finishing the tables", "the old tables are in place"):
+                await self._describe(connection, loads)
             for load in loads:
                 with translating("target", load.label, "the old tables are in place"):
                     await load.build_indexes(connection)
@@ -153,12 +175,18 @@ class PostgresTarget:
             for load in loads:
                 with translating("target", load.label, "the old tables are in place"):
                     await load.build_keys(connection, places)
-        finally:
-            await finish(close(connection))
+
+    async def _describe(self, connection: Connection, loads: Sequence[Load]) -> None:
+        """Look at all tables that are replaced at once: it takes many queries, however many."""
+        names = {load.sink.table for load in loads if load.renames}
+        described = await describe(connection, await find_oids(connection, sorted(names)))
+        for load in loads:
+            load.described = described
 
     async def _put_in_place(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Rename what is renamed, all together; pour the others, parents before children."""
         with translating("target", "publishing", "the old tables are in place"):
+            await self._describe(connection, loads)
             swaps = [await load.swap(connection) for load in loads]
             poured = [load for load, swap in zip(loads, swaps, strict=True) if swap is None]
             await put_in_place(connection, [swap for swap in swaps if swap is not None])
@@ -222,17 +250,23 @@ class PostgresTarget:
         return list(found.values())
 
     async def _replaced(self, connection: Connection) -> list[int]:
-        """The tables that are replaced, all in one transaction."""
-        loads = [
-            load
-            for session in self._leading
-            for load in session.loads
-            if load.sink.mode == "replace"
-        ]
-        found = [await load.find_final(connection) for load in loads]
-        return [relation.oid for relation in found if relation is not None]
+        """The tables that are replaced, all in one transaction, as they were at first."""
+        if self._info.publishes_each:
+            return []
+        known, oids = self._replaces
+        if known != len(self._sessions):
+            names = {
+                load.sink.table
+                for session in self._sessions
+                for load in session.loads
+                if load.sink.mode == "replace"
+            }
+            oids = await find_oids(connection, sorted(names))
+            self._replaces = (len(self._sessions), oids)
+        return oids
 
     async def aclose(self) -> None:
         """Close every session's connection."""
         for session in self._sessions:
             await session.aclose()
+        await self._stock.aclose()

@@ -192,6 +192,10 @@ class SqliteReader:
         if self._connection is not None:
             await self._connection.close()
 
+    async def rest(self) -> None:
+        """See :class:`etl.connector.Resting`."""
+        await self.close()
+
     async def profile(self) -> Shape:
         """The shape with the kinds that the stored values have: one scan of the source.
 

@@ -85,6 +85,7 @@ class SqliteTarget:
         self.info = info
         self._url = url
         self._sessions: list[SqliteSession] = []
+        self._idle: list[Connection] = []  # given back by sessions whose flows do not run
         self._staged: dict[str, tuple[str, str]] = {}
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -107,10 +108,20 @@ class SqliteTarget:
     async def _close(self) -> None:
         for session in self._sessions:
             await session.close()
+        while self._idle:
+            await self._idle.pop().close()
 
     async def connect(self) -> Connection:
-        """A new connection."""
+        """A connection: one that was given back, or a new one."""
+        if self._idle:
+            connection = self._idle.pop()
+            await connection.execute("PRAGMA foreign_keys=ON")  # as a new one has it
+            return connection
         return await connect_target(self.path, self.where)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection that is in no transaction, for the next that asks for one."""
+        self._idle.append(connection)
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         """See the protocol."""
@@ -426,6 +437,15 @@ class SqliteSession:
         return f"another process holds the write lock of {self._target.path}"
 
     # -- the connection ----------------------------------------------------------------------
+
+    async def rest(self) -> None:
+        """See :class:`etl.connector.Resting`."""
+        connection = self._connection
+        if connection is None or not connection.is_open or connection.in_transaction:
+            await self._disconnect()
+        else:
+            self._connection = None
+            self._target.give_back(connection)
 
     async def close(self) -> None:
         """Close the connection; what is not committed is rolled back."""

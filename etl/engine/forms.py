@@ -1,0 +1,115 @@
+"""In which form the rows of a flow reach its sinks: what both sides agree on before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from typing import Any, cast
+
+from etl.batch import Batch
+from etl.connector import Expecting, Framer, LineTaker, LineWriter, Profiler, Reader, Session
+from etl.engine.plan import FlowPlan
+from etl.flow import Filter, Lookup, Step, Stream
+from etl.rows import Shape, shape_of
+from etl.stages import texts_in
+
+
+async def reaching_shape(
+    plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
+) -> tuple[Shape | None, bool]:
+    """The shape of the rows that reach the sinks, where it is known before the first one.
+
+    And whether the source's values had to be looked at for it.
+    """
+    kind = plan.flow.stream.row_type
+    if isinstance(kind, type) and is_dataclass(kind):
+        return shape_of(kind, _source_key(plan, kind, readers)), False
+    shape, profiled = readers[0].shape, False
+    if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, sessions):
+        reader = readers[0]
+        assert isinstance(reader, Profiler)
+        shape, profiled = await reader.profile(), True
+    # What a function returns is seen when it comes: also a Row may have got other values.
+    return (shape if _rows_untouched(plan) else None), profiled
+
+
+async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Session]) -> bool:
+    """Whether a table is to be made for rows whose columns do not tell what they hold."""
+    if not any(column.type.kind == "dynamic" for column in shape.columns):
+        return False
+    for lane, session in zip(plan.lanes, sessions, strict=True):
+        for number in range(len(lane.sinks)):
+            if await session.wants_profile(number, shape):
+                return True
+    return False
+
+
+def packing(sessions: Sequence[Session]) -> Callable[[Batch[Any]], Batch[Any]]:
+    """Into the form that the only session wants; several may each want another one."""
+    return sessions[0].pack if len(sessions) == 1 else as_it_is
+
+
+def as_it_is(batch: Batch[Any]) -> Batch[Any]:
+    return batch
+
+
+async def agree_on_lines(
+    plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
+) -> None:
+    """Let the source write the rows as the target takes them, where nothing looks at them.
+
+    Where functions do, a source may be glad to know at which columns.
+    """
+    streams = (plan.flow.stream, *plan.flow.branches.values())
+    if texts := {text for one in streams for step in one.steps for text in _texts_of(step)}:
+        for reader in readers:
+            if isinstance(reader, Expecting):
+                reader.expect(texts)
+    if len(sessions) > 1 or any(stream.steps for stream in streams):
+        return  # lines for one table may not be right for another
+    if plan.on_error != "fail":
+        return  # rows that are kept must be the source's, not what they would be in the target
+    for reader in readers:
+        if isinstance(reader, LineWriter) and isinstance(sessions[0], LineTaker) and reader.shape:
+            columns = await sessions[0].line_columns(reader.shape.names)
+            if columns is not None:
+                reader.write_lines(columns)
+
+
+def _texts_of(step: Step) -> set[str]:
+    """Texts in the functions of a step."""
+    match step:
+        case Filter():
+            return texts_in(step.predicate)
+        case Lookup():
+            return texts_in((step.key, step.combine))
+        case _:
+            return texts_in(step.function)
+
+
+def _rows_untouched(plan: FlowPlan) -> bool:
+    streams: list[Stream[Any]] = [plan.flow.stream, *plan.flow.branches.values()]
+    return all(isinstance(step, Filter) for stream in streams for step in stream.steps)
+
+
+def _source_key(plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]) -> tuple[str, ...]:
+    """The source's key, where the rows still have it: the key of a table made for them."""
+    shape = readers[0].shape
+    if not _rows_untouched(plan) or shape is None:
+        return ()
+    names = getattr(row, "__dataclass_fields__", {})
+    return shape.key if all(name in names for name in shape.key) else ()
+
+
+async def offer_frames(
+    plan: FlowPlan, readers: Sequence[Reader[Any]], sessions: Sequence[Session]
+) -> None:
+    """Rows that nobody looks at may pass as bytes, where both sides speak of the same ones."""
+    # A bad row among bytes could not be told from the good ones.
+    if not plan.is_untouched or plan.on_error != "fail":
+        return
+    for reader in readers:
+        form = await reader.offers_frames() if isinstance(reader, Framer) else None
+        columns = sessions[0].takes_frames(0, form) if form is not None else None
+        if columns is not None:
+            cast("Framer", reader).use_frames(columns)

@@ -1,0 +1,333 @@
+"""Builds the tasks of a flow: from its plan and what was claimed to coroutines."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from time import monotonic
+from typing import Any, TypeAlias
+
+from etl.batch import Batch
+from etl.connector import CheckpointKey, NewReject, Reader, Session
+from etl.engine.channel import Channel
+from etl.engine.claims import Claim, Start
+from etl.engine.forms import as_it_is, packing
+from etl.engine.lane import Lane
+from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline, run_parallel
+from etl.engine.plan import Leg, Plan, is_own
+from etl.engine.publish import Publisher
+from etl.engine.running import Node, RunningFlow
+from etl.engine.segments import Route
+from etl.engine.turns import Turns
+from etl.events import Committed, Event, FlowEnded, Note, Retrying, RowsRefused
+from etl.flow import Stage
+from etl.foreign import said
+from etl.policy import Retry
+from etl.stages import RowStep
+
+Tell: TypeAlias = Callable[[Event], None]
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The steps of a flow with each look-up's side loaded: once, whatever the number of lanes."""
+
+    rows: Mapping[str, Sequence[RowStep]]
+    inline: Mapping[int, Sequence[RowStep | Stage[Any, Any]]]  # by the identity of the leg
+
+
+class Builder:
+    """Builds the tasks of a run, flow by flow. They wait for the turn of their flow.
+
+    Attributes:
+        units: The tasks' work, by name.
+        patient: Those of them that run no coroutine of the user's; see ``supervise``.
+    """
+
+    def __init__(
+        self, plan: Plan, turns: Turns, publisher: Publisher, *, retry: Retry, tell: Tell
+    ) -> None:
+        self.units: dict[str, Coroutine[Any, Any, None]] = {}
+        self.patient: set[str] = set()
+        self._plan = plan
+        self._turns = turns
+        self._publisher = publisher
+        self._retry = retry
+        self._tell = tell
+        self._heavy = HeavyRows(plan.limits)
+
+    def build(
+        self,
+        flow: RunningFlow,
+        readers: Sequence[Reader[Any]],
+        start: Start,
+        sessions: Sequence[Session],
+        queues: Sequence[deque[Route]],
+        steps: Steps,
+        lane: int = 0,
+    ) -> None:
+        plan = flow.plan
+        which = f" ({lane})" if lane > 1 else ""
+        routes = {route.partition: route for route in start.routes}
+        # One producer: what joins the branches, or else each of them.
+        ends = 1 if plan.shared else len(plan.branches)
+        row_keys = [reader.shape.key for reader in readers if reader.shape is not None]
+        row_keys += [sink.key for sink in plan.sinks]
+        last = self._lanes(flow, start, sessions, routes, row_keys, producers=ends, which=which)
+        left = plan.shared_size
+        if plan.shared:
+            joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
+            self._legs(flow, plan.name + which, plan.shared, joined, last, routes, steps, left)
+        else:
+            joined = last
+        for branch, reader, queue in zip(plan.branches, readers, queues, strict=True):
+            name = f"{plan.name}/{branch.partition}" if len(plan.branches) > 1 else plan.name
+            name += which
+            first = joined
+            if branch.legs:
+                first = self._channel(flow, f"{name}: read")
+                of_legs = left + branch.size - len(branch.inline)
+                self._legs(flow, name, branch.legs, first, joined, routes, steps, of_legs)
+            pump = Pump(
+                flow=plan.name,
+                reader=reader,
+                routes=queue,
+                steps=steps.rows[branch.partition],
+                steps_left=left + branch.size,
+                sets_aside=plan.sets_aside,
+                pack=packing(sessions) if first is last else as_it_is,
+                out=first,
+                heavy=self._heavy,
+                retry=self._retry,
+                on_retry=self._told_retry,
+            )
+            flow.pumps.append(pump)
+            source = f"source of flow {name!r}"
+            self._add(flow, source, pump.run, None, first)
+            if not is_own(branch.source):
+                self.patient.add(source)
+
+    def _lanes(
+        self,
+        flow: RunningFlow,
+        start: Start,
+        sessions: Sequence[Session],
+        routes: Mapping[str, Route],
+        row_keys: Sequence[Sequence[str]],
+        *,
+        producers: int,
+        which: str,
+    ) -> Channel[Batch[Any]]:
+        """Make the lanes, and the fan-out to them where there are several; what feeds them."""
+        plan = flow.plan
+        name = plan.name + which
+        to = "to the lanes" if len(start.claims) > 1 else "to the lane"
+        feed = self._channel(flow, f"{name}: {to}", producers=producers)
+        outs: list[Channel[Batch[Any]]] = []
+        for claim, session in zip(start.claims, sessions, strict=True):
+            where = f" into {claim.plan.target.name}" if len(plan.lanes) > 1 else ""
+            source = feed
+            if len(start.claims) > 1:
+                source = self._channel(flow, f"{name}:{where}")
+                outs.append(source)
+            lane = self._lane(flow, claim, session, routes, row_keys, source)
+            flow.lanes.append(lane)
+            unit = f"lane {len(flow.lanes)}" if len(plan.lanes) > 1 or which else "lane"
+            self._add_lane(f"{unit} of flow {plan.name!r}{where}", flow, lane, source)
+        if outs:
+            work = partial(run_fan_out, feed, outs)
+            self._add(flow, f"fan-out of flow {name!r}", work, feed, *outs)
+        return feed
+
+    def _add_lane(
+        self, unit: str, flow: RunningFlow, lane: Lane, source: Channel[Batch[Any]]
+    ) -> None:
+        self._add(flow, unit, partial(self._lane_to_end, flow, lane), source, lane=lane)
+        self.patient.add(unit)
+
+    def _lane(
+        self,
+        flow: RunningFlow,
+        claim: Claim,
+        session: Session,
+        routes: Mapping[str, Route],
+        row_keys: Sequence[Sequence[str]],
+        channel: Channel[Batch[Any]],
+    ) -> Lane:
+        plan = flow.plan
+        updated = updating(claim)
+
+        def completes() -> Sequence[CheckpointKey]:
+            if plan.incremental or not flow.exhausted:
+                return ()
+            return claim.completes()
+
+        def committed(name: str, rows: int, _: int, seconds: float) -> None:
+            total = sum(lane.rows_written for lane in flow.lanes)
+            self._tell(Committed(flow=name, rows=rows, total_rows=total, seconds=round(seconds, 6)))
+
+        return Lane(
+            flow=plan.name,
+            sinks={number: sink.table for number, sink in claim.plan.sinks.items()},
+            session=session,
+            checkpoints=claim.checkpoints,
+            starts=claim.starts,
+            routes=routes,
+            channel=channel,
+            limits=self._plan.limits,
+            group_bytes=self._plan.share,
+            retry=self._retry,
+            completes=completes,
+            bad_rows=flow.bad_rows,
+            # Read from the beginning, a row that is bad still comes again; one that is not updates.
+            forgets=[
+                key
+                for key, place in claim.starts.items()
+                if claim.layout is None and key.sink in updated and place is None
+            ],
+            row_keys=[names for names in row_keys if names],
+            on_refused=partial(self._told_refused, flow),
+            on_commit=committed,
+            on_retry=self._told_retry,
+        )
+
+    def _add(
+        self,
+        flow: RunningFlow,
+        name: str,
+        work: Work,
+        source: Channel[Batch[Any]] | None,
+        *outs: Channel[Batch[Any]],
+        lane: Lane | None = None,
+    ) -> None:
+        self.units[name] = self._in_turn(flow, work)
+        flow.nodes.append(Node(name, source, outs, lane))
+
+    async def _in_turn(self, flow: RunningFlow, work: Work) -> None:
+        await self._turns.wait(flow.plan.name)
+        await work()
+
+    def _legs(
+        self,
+        flow: RunningFlow,
+        name: str,
+        legs: Sequence[Leg],
+        first: Channel[Batch[Any]],
+        last: Channel[Batch[Any]],
+        routes: Mapping[str, Route],
+        steps: Steps,
+        steps_left: int,
+    ) -> None:
+        sets_aside = flow.plan.sets_aside
+        for number, leg in enumerate(legs):
+            out = last
+            if number < len(legs) - 1:
+                out = self._channel(flow, f"{name}: after {leg.label}")
+            work: Work
+            if leg.parallel is not None:
+                work = partial(
+                    run_parallel,
+                    leg.parallel,
+                    first,
+                    out,
+                    partial(self._told_retry, name),
+                    sets_aside=sets_aside,
+                    steps_left=steps_left,
+                )
+            else:
+                work = partial(
+                    run_inline,
+                    steps.inline[id(leg)],
+                    first,
+                    out,
+                    routes,
+                    sets_aside=sets_aside,
+                    steps_left=steps_left,
+                )
+            steps_left -= leg.size
+            self._add(flow, f"stage {number + 1} ({leg.label}) of flow {name!r}", work, first, out)
+            first = out
+
+    async def _lane_to_end(self, flow: RunningFlow, lane: Lane) -> None:
+        flow.started = flow.started or monotonic()
+        await lane.run()
+        flow.lanes_ended += 1
+        if flow.lanes_ended < len(flow.lanes):
+            return
+        await self._close(flow)
+        await flow.rest()  # the flows that come next use its connections
+        for reader in flow.readers:
+            for message in reader.notes:
+                if message not in flow.notes:
+                    flow.notes.append(message)
+                    self._tell(Note(flow=flow.plan.name, message=message))
+        if self._plan.publishes_each and flow.exhausted:
+            await self._publisher.publish_one(flow)
+        flow.ended = monotonic()
+        report = flow.report()
+        self._tell(
+            FlowEnded(
+                flow=flow.plan.name,
+                rows_read=report.rows_read,
+                rows_written=report.rows_written,
+                seconds=report.seconds,
+                rows_rejected=report.rows_rejected,
+                rows_skipped=report.rows_skipped,
+            )
+        )
+        self._turns.ended(flow.plan.name)
+        self._turns.begin()
+
+    async def _close(self, flow: RunningFlow) -> None:
+        """Every lane has ended: make one checkpoint of those of the key ranges."""
+        if not flow.exhausted:
+            return
+        for claim, lane in zip(flow.claims, flow.lanes, strict=False):
+            if claim.layout is not None and (steps := claim.closing(staged=False)):
+                await lane.apply(steps)
+
+    def _channel(self, flow: RunningFlow, name: str, *, producers: int = 1) -> Channel[Batch[Any]]:
+        channel: Channel[Batch[Any]] = Channel(
+            name,
+            max_items=self._plan.limits.channel_batches,
+            max_bytes=self._plan.share,
+            heavy_bytes=self._plan.share // 2,
+            producers=producers,
+        )
+        flow.channels.append(channel)
+        return channel
+
+    def _told_refused(self, running: RunningFlow, flow: str, rejects: Sequence[NewReject]) -> None:
+        bad = running.bad_rows
+        for sink, group in groupby(rejects, key=lambda one: one.key.sink):
+            of_sink = list(group)
+            self._tell(
+                RowsRefused(
+                    flow=flow,
+                    sink=sink,
+                    rows=len(of_sink),
+                    total_rows=bad.rejected + bad.skipped,
+                    kept=bad.keeps,
+                    step=of_sink[0].reject.step,
+                    reason=of_sink[0].reject.reason,
+                )
+            )
+
+    def _told_retry(
+        self, flow: str, what: str, attempt: int, wait_s: float, error: BaseException
+    ) -> None:
+        self._tell(
+            Retrying(
+                flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=said(error)
+            )
+        )
+
+
+def updating(claim: Claim) -> set[str]:
+    """The tables in which a row that comes again takes the place of the one that is there."""
+    sinks = claim.plan.sinks.values()
+    return {sink.table for sink in sinks if sink.mode == "upsert" and not sink.add}
