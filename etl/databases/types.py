@@ -579,9 +579,10 @@ def _write_text(values: Sequence[Any], column: Column) -> list[str]:
     if length is not None and max(map(len, texts)) > length:
         row = _first(texts, lambda text: len(text) > length)
         _refuse(column, f"it is longer than {length} characters", row)
-    if is_padded(column.type):
+    if is_padded(column.type) and length is not None:
         for i, text in enumerate(texts):
-            if text.endswith(" "):
+            # A text that fills the column comes back as it is: as it came from such a column.
+            if text.endswith(" ") and len(text) != length:
                 _refuse(column, "the column does not keep the spaces at its end", i)
     return _escape_all(texts, column)
 

@@ -63,12 +63,16 @@ _LOSSY: dict[tuple[Kind, Kind], Fit] = {
 }
 
 _SPELLED: Final = re.compile(
-    r"(?:inet|cidr|macaddr8?|tsvector|tsquery|xml|jsonpath|oid|pg_lsn|bit(?: varying)?(?:\(\d+\))?"
+    r"(?:inet|cidr|regclass"
+    r"|macaddr8?|tsvector|tsquery|xml|jsonpath|oid|pg_lsn|bit(?: varying)?(?:\(\d+\))?"
     r"|(?:int4|int8|num|date)(?:multi)?range"
     r"|(?:smallint|integer|bigint|numeric|text|uuid|boolean|date|inet|bytea)(?:\[\])+"
     r"|(?:.*\.)?(?:hstore|ltree|geometry|geography)(?:\(.*\))?)"
 )
-"""Types whose texts mean one value each, however they are spelled, or are refused."""
+"""Types whose texts mean one value each, however they are spelled, or are refused.
+
+A cast from text to ``regclass`` looks up a name only, where COPY also reads ``-`` and numbers.
+"""
 
 
 @cache
