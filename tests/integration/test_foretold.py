@@ -77,7 +77,7 @@ async def test_a_dry_run_tells_each_columns_way_and_writes_nothing(
     assert ["made", "timestamptz", "as", "text", "timestamp", "lossy"] in lines
     assert "'2024-05-06 12:30:00+02' would become '2024-05-06 10:30:00'" in out
     assert "path  text lines" in out
-    assert "not faster: column 'id' (integer) has not that type in the table" in out
+    assert "not faster: column 'made'" in out
     for part in (
         "'made'",
         "timestamp with time zone",
