@@ -187,6 +187,29 @@ def create_table(dialect: Dialect, where: str, plan: Plan) -> str:
     return f"CREATE TABLE {where} (\n    {body}\n){dialect.table_options()}"
 
 
+def add_columns(
+    dialect: Dialect,
+    where: str,
+    columns: Sequence[Column],
+    source: TableDefinition | None,
+    label: str,
+) -> str:
+    """The statement that gives a table columns, with NULL in the rows that are there.
+
+    Raises:
+        SchemaMismatchError: A column has no type here.
+    """
+    is_own = source is not None and source.dialect == dialect.name == "mysql"
+    own = {c.name: c for c in source.columns} if source is not None and is_own else {}
+    word = " NULL" if dialect.name == "mysql" else ""
+    added = ", ".join(
+        f"ADD COLUMN {dialect.quote(column.name)}"
+        f" {_declared(dialect, column, own.get(column.name), None, label)}{word}"
+        for column in columns
+    )
+    return f"ALTER TABLE {where} {added}"
+
+
 def create_staging(dialect: Dialect, where: str, columns: Sequence[tuple[str, str]]) -> str:
     """A table for rows on their way: no constraint but their number."""
     lines = [dialect.numbered()]

@@ -17,10 +17,12 @@ from typing import Any, TypeAlias, cast
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import TableDefinition
+from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
 from etl.databases.generic import made
 from etl.databases.generic.connect import LONG_S, Connection
 from etl.databases.generic.ddl import (
     Plan,
+    add_columns,
     add_foreign_key,
     create_staging,
     create_table,
@@ -32,7 +34,7 @@ from etl.databases.generic.table import ROW, STAGING, Table, TableColumn, listed
 from etl.databases.sql import split_name
 from etl.engine import failpoints
 from etl.errors import ConfigError, DataError, SchemaMismatchError
-from etl.rows import Layout, Row, Shape, TextRows, Type, ValueRows, shape_of
+from etl.rows import Column, Layout, Row, Shape, TextRows, Type, ValueRows, shape_of
 
 _SLICE = 5_000
 """Rows of one call of the driver."""
@@ -97,6 +99,7 @@ class Load:
         self._into: Table | None = None
         self._ways: dict[tuple[str, ...], _Way] = {}
         self._temporary_for: tuple[int, tuple[str, ...]] | None = None
+        self._added: tuple[str, ...] = ()
 
     # -- before the first row ----------------------------------------------------------------
 
@@ -108,8 +111,51 @@ class Load:
         Raises:
             SchemaMismatchError: It does not fit.
         """
+        final = await self._look_up(connection, shape, resumable=resumable)
+        if final is None:
+            if self.is_staged or shape is None:
+                return []
+            final = await self._create(connection, shape)
+        await self._check_own(connection, final)
+        final = await self._add_columns(connection, final)
+        self._check(connection, final)
+        state = await made.state_of(connection, self.qualified(connection))
+        self.is_building = state == "building"
+        await connection.rollback()
+        return self._notes_on(final)
+
+    async def look(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool, knows_own: bool
+    ) -> Table | None:
+        """Check the table as it stands, and change nothing; None where it is to be made.
+
+        Args:
+            knows_own: etl's own tables are there, which tell what etl has made.
+
+        Raises:
+            SchemaMismatchError: It does not fit, or must not be made.
+        """
+        final = await self._look_up(connection, shape, resumable=resumable)
+        if final is not None:
+            await self._check_own(connection, final, knows_own=knows_own)
+            names = self._names
+            if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
+                names = tuple(name for name in names if final.column(name) is not None)
+            self._check(connection, final, names)
+        return final
+
+    async def _look_up(
+        self, connection: Connection, shape: Shape | None, *, resumable: bool
+    ) -> Table | None:
+        """The table; None where it is missing, and may be made."""
         sink = self.sink
         self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
+        if sink.lossy:
+            raise SchemaMismatchError(
+                f"{self.label}: lossy= (--allow-lossy) is for PostgreSQL and SQLite targets; here"
+                " every value arrives exactly or is refused. Nothing was written; leave it out, and"
+                " convert such columns in the source with cast(...) or in a function"
+            )
         if sink.add and not resumable:
             raise SchemaMismatchError(
                 f"{self.label}: the source cannot be resumed, and a second read would add its"
@@ -123,16 +169,34 @@ class Load:
                 raise self._not_there(connection)
             if shape is not None:
                 self._check_key_names(shape.names)
-                self._plan(connection, shape)  # refuses what has no type here
-            if self.is_staged or shape is None:
-                return []
-            final = await self._create(connection, shape)
-        self._check(connection, final)
-        await self._check_own(connection, final)
-        state = await made.state_of(connection, self.qualified(connection))
-        self.is_building = state == "building"
-        await connection.rollback()
-        return self._notes_on(final)
+                self.plan(connection, shape)  # refuses what has no type here
+        return final
+
+    async def _add_columns(self, connection: Connection, final: Table) -> Table:
+        """Give the table what the rows have and it lacks, where the sink asks for that."""
+        self._added = ()
+        missing = self._lacking(final)
+        if self.sink.schema_change != "evolve" or not missing or final.type != "table":
+            return final
+        have = [name for name in self._names if final.column(name) is not None]
+        self._check(connection, final, have)  # what is added stays, whatever comes then
+        statement = add_columns(
+            connection.dialect, self.qualified(connection), missing, self._source, self.label
+        )
+        await run_ddl(connection, statement)
+        self._added = tuple(column.name for column in missing)
+        found = await self.find(connection)
+        assert found is not None
+        return found
+
+    def _lacking(self, final: Table) -> list[Column]:
+        """The rows' columns that a table has not, as far as they are known."""
+        columns = self._shape.columns if self._shape is not None else ()
+        return [column for column in columns if final.column(column.name) is None]
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self._shape.names if self._shape is not None else ()
 
     def qualified(self, connection: Connection) -> str:
         """The quoted name of the table."""
@@ -149,14 +213,22 @@ class Load:
     async def _find_staging(self, connection: Connection) -> Table | None:
         return await connection.dialect.find_table(connection, self.schema, self.staging)
 
-    async def is_missing(self, connection: Connection) -> bool:
-        """Whether the table will be made."""
-        return self.sink.create and await self.find(connection) is None
+    async def wants_profile(self, connection: Connection, shape: Shape) -> bool:
+        """Whether the table, or columns of it, will be made by what the rows hold."""
+        own = connection.dialect.name
+        if all(c.type.dialect == own for c in shape.columns if c.type.kind == "dynamic"):
+            return False  # by their names
+        final = await self.find(connection)
+        if final is None:
+            return self.sink.create
+        return self.sink.schema_change == "evolve" and any(
+            final.column(name) is None for name in shape.names
+        )
 
     def _not_there(self, connection: Connection) -> SchemaMismatchError:
         suggestion = ""
         if self._shape is not None:
-            plan = self._plan(connection, self._shape)
+            plan = self.plan(connection, self._shape)
             statement = create_table(connection.dialect, self.qualified(connection), plan)
             suggestion = f"; this would make it:\n{statement}"
         return SchemaMismatchError(
@@ -164,12 +236,14 @@ class Load:
             f" Nothing was written{suggestion}"
         )
 
-    async def _check_own(self, connection: Connection, final: Table) -> None:
+    async def _check_own(
+        self, connection: Connection, final: Table, *, knows_own: bool = True
+    ) -> None:
         """Refuse to replace somebody else's rows, where the sink asks for that."""
         if self.sink.mode != "replace" or not self.sink.own_only:
             return
         name = self.qualified(connection)
-        if await made.state_of(connection, name) is not None:
+        if knows_own and await made.state_of(connection, name) is not None:
             return
         if await connection.fetch(f"SELECT 1 FROM {name} LIMIT 1"):  # noqa: S608
             raise SchemaMismatchError(
@@ -178,14 +252,15 @@ class Load:
                 " one, --mode append or upsert keep its rows"
             )
 
-    def _plan(self, connection: Connection, shape: Shape) -> Plan:
+    def plan(self, connection: Connection, shape: Shape) -> Plan:
+        """The table that would be made."""
         key = self.sink.key or shape.key
         plan = plan_table(connection.dialect, shape, key, self.sink.key, self._source, self.label)
         self.notes = list(plan.notes)
         return plan
 
     async def _create(self, connection: Connection, shape: Shape) -> Table:
-        plan = self._plan(connection, shape)
+        plan = self.plan(connection, shape)
         await connection.rollback()
         await run_ddl(
             connection, create_table(connection.dialect, self.qualified(connection), plan)
@@ -198,10 +273,13 @@ class Load:
         await connection.commit()
         return found
 
-    def _check(self, connection: Connection, final: Table) -> None:
+    def _check(
+        self, connection: Connection, final: Table, names: Sequence[str] | None = None
+    ) -> None:
+        """Refuse a table into which rows with these columns (all of theirs) cannot go."""
         connection.dialect.check_target(final, self.label)
         if self._shape is not None:
-            self._columns(final, self._shape.names)
+            self._columns(final, self._names if names is None else names)
             for column in self._shape.columns:
                 target = final.column(column.name)
                 if target is not None and not target.generated:
@@ -251,11 +329,10 @@ class Load:
         """
         found = [(name, table.column(name)) for name in names]
         unknown = [name for name, column in found if column is None]
-        if unknown:
+        if unknown and self.sink.schema_change != "ignore":
             raise SchemaMismatchError(
                 f"{self.label}: the table {table.name!r} has no column {listed(unknown)}; it has"
-                f" {', '.join(table.names)}. Nothing was written; add the column, or leave it out"
-                " of the rows"
+                f" {', '.join(table.names)}. Nothing was written; {REMEDY}"
             )
         needed = [c.name for c in table.columns if c.required and c.name not in names]
         if needed:
@@ -269,7 +346,11 @@ class Load:
         return pairs
 
     def _notes_on(self, final: Table) -> list[str]:
-        notes: list[str] = []
+        notes = told_added(self._added, self.label)
+        if self._source is not None and self._shape is not None:
+            lost = [c.name for c in final.columns if not c.generated and c.name not in self._names]
+            notes += told_lost(lost, self.label)
+        notes += told_ignored([column.name for column in self._lacking(final)], self.label)
         if self.is_staged and self.sink.mode == "append":
             notes.append(
                 f"{self.label}: the read cannot be resumed, so its rows are gathered in"
@@ -294,6 +375,12 @@ class Load:
         return staged is not None and self._fits(staged, await self.find(connection))
 
     def _fits(self, staged: Table, final: Table | None) -> bool:
+        """Whether it holds all that rows bring, in the types of the table."""
+        brought = self._names
+        if final is not None:
+            brought = tuple(name for name, _ in staging_columns(final, self._names))
+        if not set(brought) <= set(staged.names):
+            return False
         if final is None:
             return True
         have = {column.name: column.declared for column in final.columns}
@@ -321,7 +408,7 @@ class Load:
             self._check(connection, final)
             columns = staging_columns(final, shape.names)
         else:
-            plan = self._plan(connection, shape)
+            plan = self.plan(connection, shape)
             columns = [(name, declared) for name, declared, _ in plan.columns]
         await run_ddl(
             connection, create_staging(connection.dialect, self.staged(connection), columns)

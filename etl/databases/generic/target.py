@@ -279,12 +279,9 @@ class GenericSession:
     # -- before the first row ----------------------------------------------------------------
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
-        """A table that is missing is made from the columns' kinds, so each must be settled."""
+        """What is missing is made from the columns' kinds, so each must be settled."""
         connection = await self._connected()
-        own = connection.dialect.name
-        if all(c.type.dialect == own for c in shape.columns if c.type.kind == "dynamic"):
-            return False  # by their names
-        found = await self.loads[sink].is_missing(connection)
+        found = await self.loads[sink].wants_profile(connection, shape)
         await connection.rollback()
         return found
 
