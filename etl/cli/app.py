@@ -421,6 +421,10 @@ def copy(
         if dry_run:
             return foretell(screen, pipeline, options)
         return run_pipeline(pipeline, options, screen)
+    if verify_after:
+        from etl.cli.verify import refuse_unhashed
+
+        refuse_unhashed(Database(source_url), Database(target_url))
     if to_files:
         copy = asyncio.run(plan_copy_to_files(Database(source_url), target_url, what, form))
     else:

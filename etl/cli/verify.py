@@ -10,7 +10,7 @@ from typing import Any
 
 from etl.cli.copy import CopyOptions, plan_copy
 from etl.cli.screen import Screen
-from etl.databases.database import Database, DatabaseSource
+from etl.databases.database import Database, DatabaseSource, driver_of
 from etl.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from etl.flow import Flow
 from etl.observe.figures import count, plural, printable
@@ -61,6 +61,17 @@ async def verify_pipeline(
             show_verdict(screen, verdict, most=like.most)
             code = code if verdict.equal else EXIT_FAILED
     return code
+
+
+def refuse_unhashed(source: Database, target: Database) -> None:
+    """Refuse databases that cannot be compared, before anything is copied between them.
+
+    Raises:
+        ConfigError: One has a dialect without hashes.
+    """
+    for database in (source, target):
+        url = database.url
+        driver_of(url).open_snapshot(url, side="source")  # is not entered, so nothing connects
 
 
 def _pairs(pipeline: Pipeline, like: Pair) -> list[tuple[Database, Database, list[Pair]]]:

@@ -26,7 +26,7 @@ from uuid import UUID
 from etl.databases.generic.dialect import Misfit
 from etl.databases.generic.table import TableColumn
 from etl.databases.texts import from_text
-from etl.databases.types import NULL, unescape, unhex
+from etl.databases.types import FILES, NULL, JsonText, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Kind, Layout, Row, TextRows, Type, ValueRows, place_of, split_lines
 
@@ -59,7 +59,7 @@ _ACCEPTED: Mapping[Kind, frozenset[Kind]] = {
 def accepts(source: Type, target: TableColumn) -> bool:
     """Whether values of a kind can be right for a column; each is still checked."""
     kind = target.type.kind
-    if source.kind == "dynamic" or source.dialect == "csv":
+    if source.kind == "dynamic" or source.dialect in FILES:
         return True
     if source.dialect == target.type.dialect and source.name == target.type.name:
         return True
@@ -101,12 +101,6 @@ def _of_copy_text(source: Type) -> Callable[[str], Any]:
             return unescape
 
 
-class JsonText(str):
-    """JSON that is text already."""
-
-    __slots__ = ()
-
-
 _NUMERAL = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 
 
@@ -117,11 +111,22 @@ def _of_database(source: Type, target: TableColumn) -> Callable[[_Values], _Valu
         return lambda values: [JsonText(v) if v.__class__ is str else v for v in values]
     if source.dialect == "sqlite" and (kind == "numeric" or kind in _INTS):
         # SQLite has no exact decimals: they are kept as texts there.
-        return lambda values: [
-            Decimal(v.strip()) if v.__class__ is str and _NUMERAL.fullmatch(v) else v
-            for v in values
-        ]
+        return _numbers
     return None
+
+
+def _of_file(source: Type, target: TableColumn) -> Callable[[_Values], _Values] | None:
+    """How the texts of a file are meant; one that looks like no value stays, and is refused."""
+    kind = target.type.kind
+    if kind == "json" and source.dialect == "json":
+        return None  # a text is a value too, and what has members is marked as JSON
+    return _numbers if kind in {"numeric", "dynamic"} else from_text(target.type)
+
+
+def _numbers(values: _Values) -> _Values:
+    return [
+        Decimal(v.strip()) if v.__class__ is str and _NUMERAL.fullmatch(v) else v for v in values
+    ]
 
 
 # -- single values -----------------------------------------------------------------------------
@@ -352,7 +357,7 @@ def _uuid(value: Any, column: TableColumn) -> Any:
 
 
 def _json(value: Any, column: TableColumn) -> Any:
-    if isinstance(value, JsonText):
+    if value.__class__ is JsonText:
         return str(value)
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_exact)
@@ -371,6 +376,8 @@ def _interval(value: Any, column: TableColumn) -> Any:
 
 
 def _a(value: Any) -> str:
+    if value.__class__ is JsonText:
+        return "JSON"
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
@@ -520,11 +527,9 @@ class Encoder:
                 None if field == NULL else read(field).rstrip(" ") if padded else read(field)
                 for field in given
             ]
-        elif source.dialect == "csv":
-            meant = from_text(column.type)
+        elif source.dialect in FILES:
+            meant = _of_file(source, column)
             values = given if meant is None else meant(given)
-            if column.type.kind == "json":
-                values = [JsonText(v) if isinstance(v, str) else v for v in values]
         else:
             if source.dialect == column.type.dialect and source.kind == column.type.kind:
                 same_base = source.name.partition("(")[0] == column.type.name.partition("(")[0]

@@ -445,6 +445,11 @@ class Load:
         if final is None:
             return None
         self._check(connection, final)
+        if staged is None and self._shape is not None:  # else only a first row makes it
+            raise SchemaMismatchError(
+                f"{self.label}: the staging table {self.staging!r} is gone. Nothing was replaced;"
+                " run again, and the load starts from the beginning"
+            )
         if staged is not None:
             if not self._fits(staged, final):
                 raise SchemaMismatchError(

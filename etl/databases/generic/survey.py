@@ -130,5 +130,5 @@ def open_snapshot(
     """
     raise ConfigError(
         f"{url.name}: etl verify compares PostgreSQL and SQLite databases; it has no hashes for"
-        " this dialect yet. Nothing was compared"
+        " this dialect yet. Nothing was compared or written"
     )

@@ -163,8 +163,11 @@ class GenericTarget:
         return [load for session in self._leading for load in session.loads]
 
     async def build(self) -> None:
-        """See the protocol: foreign keys of tables that were made hold from here on."""
-        loads = [load for load in self._loads if not load.is_staged]
+        """See the protocol: foreign keys of tables that were made hold from here on.
+
+        A table that was replaced before the others gets its keys here too: only now all are there.
+        """
+        loads = [load for load in self._loads if not load.is_staged or self.info.publishes_each]
         if loads:
             async with self.connected() as connection:
                 for load in loads:
@@ -180,7 +183,12 @@ class GenericTarget:
             DataError: The new rows break a constraint.
             FencedError: Another run took over.
         """
-        loads = {(load.flow, load.sink.table): load for load in self._loads if load.is_staged}
+        owners = {(step.key.flow, step.key.sink) for step in steps}
+        loads = {
+            owner: load
+            for load in self._loads
+            if load.is_staged and (owner := (load.flow, load.sink.table)) in owners
+        }
         ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
         connection = await self.connect()
         try:
@@ -197,7 +205,7 @@ class GenericTarget:
                 ) from error
             for load in loads.values():
                 await load.drop_staging(connection)
-            for load in loads.values():
+            for load in () if self.info.publishes_each else loads.values():
                 await load.build(connection)
         finally:
             connection.is_open = False  # what is not committed goes with it
