@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -77,6 +78,9 @@ class GenericTarget:
         self._has_lock = False
         self._sessions: list[GenericSession] = []
         self._staged: dict[str, tuple[str, str]] = {}
+        # Flows that are published each by itself would wait for each other's tables and catalogue.
+        self._publishing = asyncio.Lock()
+        self._ending = asyncio.Lock()  # a connection takes one statement at a time
 
     async def open(self) -> None:
         """Lock it for the pipeline, and bring etl's tables up to date.
@@ -190,6 +194,12 @@ class GenericTarget:
             if load.is_staged and (owner := (load.flow, load.sink.table)) in owners
         }
         ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
+        async with self._publishing:
+            await self._publish(ordered, loads)
+
+    async def _publish(
+        self, ordered: Sequence[Advance], loads: Mapping[tuple[str, str], Load]
+    ) -> None:
         connection = await self.connect()
         try:
             for load in loads.values():
@@ -256,9 +266,10 @@ class GenericTarget:
         await connection.close()
         control = self.control
         if is_cut and session is not None and control is not None and control.is_open:
-            with suppress(EtlError):
-                await control.dialect.end(control, session)
-                await control.rollback()
+            async with self._ending:
+                with suppress(EtlError):
+                    await control.dialect.end(control, session)
+                    await control.rollback()
 
     async def drop(self, connection: Connection) -> None:
         """Close a connection of a session."""
