@@ -5,17 +5,24 @@ Every case is checked for its exit code, and none may end in a traceback.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Generator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from etl.databases import trust
+from etl.databases.database import driver_of
+from etl.databases.url import parse_url
+from etl.errors import ConfigError
 from tests.integration.forked_etl import ForkedEtl, forked_etl
-from tests.integration.mysql_kit import FAMILY, fill, rows_of
+from tests.integration.mysql_kit import FAMILY, copy, fill, name_of, rows_of
 from tests.integration.sqlite_kit import fetch
 from tests.mysql_server import MySQLServer
 
@@ -152,3 +159,72 @@ def test_files_are_loaded_and_written(
     assert '"{""a"": [1.10]}",-1.50' in (tmp_path / "out.csv").read_text()
     assert '"j":{"a": [1.10]},"d":-1.50' in (tmp_path / "out.jsonl").read_text()
     assert pq.read_table(tmp_path / "out.parquet").column("d").to_pylist() == [Decimal("-1.50")]
+
+
+def test_a_wrong_address_is_one_sentence(
+    etl: ForkedEtl, mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    there = "sqlite:///out.db"
+    port = urlsplit(mysql_url).port
+    wrong = f"mysql://nobody:sesame@127.0.0.1:{port}/{name_of(mysql_url)}"
+    for case, sentence in {
+        (wrong, there): "access denied: the user or the password is wrong",
+        (mysql_url + "_not", there): "Unknown database",
+        (mysql_url + "?sslmode=require", there): "unknown option 'sslmode'; known are charset",
+        (mysql_url + "?ssl_ca=none.pem", there): "the file 'none.pem', which is not there",
+    }.items():
+        for more in ((), ("--dry-run",)):
+            said = refused(etl, "copy", *case, *more)
+            assert sentence in said
+            assert "sesame" not in said
+    code, said = etl("copy", "mysql://a:sesame@nowhere.invalid/a", there)
+    assert code == 75
+    assert "Name or service not known" in said or "nowhere.invalid" in said
+    assert "sesame" not in said
+
+
+async def test_a_remote_server_that_is_not_verified_is_warned_of(
+    mysql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = parse_url(mysql_url)
+    with caplog.at_level(logging.WARNING, "etl"):
+        await driver_of(url).list_tables(url)
+        assert not caplog.messages
+        # This machine stands for another one: a test may send nothing over a network.
+        monkeypatch.setattr(trust, "LOCAL", ())
+        for _ in range(2):
+            await driver_of(url).list_tables(url)
+    (message,) = caplog.messages  # once, for two connections
+    assert "not encrypted" in message
+    assert "ssl_ca=" in message
+
+
+async def test_a_driver_that_is_not_installed_is_named(
+    mysql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "asyncmy", None)
+    url = parse_url(mysql_url)
+    with pytest.raises(ConfigError, match=r"pip install 'etl\[mysql\]'"):
+        await driver_of(url).list_tables(url)
+
+
+@pytest.mark.parametrize("target", ["mysql", "sqlite", "postgresql"])
+async def test_check_constraints_are_told_as_not_carried(
+    mysql_server: MySQLServer,
+    mysql_database: Callable[[], str],
+    sqlite_url: str,
+    postgres_url: str,
+    target: str,
+) -> None:
+    here = mysql_database()
+    fill(
+        mysql_server,
+        here,
+        "CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n > 0), j json, CONSTRAINT few CHECK"
+        " (n < 100))",
+    )
+    there = {"mysql": mysql_database(), "sqlite": sqlite_url, "postgresql": postgres_url}[target]
+    notes = [one for one in await copy(here, there) if "CHECK" in one]
+    assert len(notes) == 2
+    assert "`n` > 0" in notes[0] + notes[1]
+    assert all("not carried" in one for one in notes)

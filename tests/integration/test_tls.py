@@ -10,8 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from etl import ConfigError
-from etl.databases import postgres
-from etl.databases.postgres import tls
+from etl.databases import postgres, trust
 from etl.databases.postgres.connect import connected
 from etl.databases.url import parse_url
 from etl.errors import EtlError
@@ -31,7 +30,7 @@ from tests.integration.tls_kit import (
 def _no_libpq_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No certificates of whoever runs the tests, and one warning for each test."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(tls, "_warned", set())
+    monkeypatch.setattr(trust, "_warned", set())
 
 
 @pytest.fixture
@@ -169,7 +168,7 @@ async def test_a_remote_server_that_is_not_verified_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # 127.0.0.2 stands for another machine: a test may send nothing over a network.
-    monkeypatch.setattr(tls, "LOCAL", (ip_network("127.0.0.1/32"),))
+    monkeypatch.setattr(trust, "LOCAL", (ip_network("127.0.0.1/32"),))
     async with tls_before(postgres_url, offer) as proxy:
         with caplog.at_level(logging.WARNING, "etl"):
             assert await _works(proxy.url("127.0.0.1", **options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from etl.databases.generic.dialect import Dialect
 from etl.databases.generic.errors import translated
+from etl.databases.trust import warn_where_unverified
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import ConfigError, EtlError
@@ -25,6 +27,7 @@ CONNECT_S = 15.0
 STATEMENT_S = 300.0
 COMMIT_S = 60.0
 CLOSE_S = 5.0
+_REMEDY = "ssl_ca= (the file of your authority)"
 LONG_S = 6 * 3600.0
 """For what works on whole tables: publishing, indexes."""
 
@@ -34,6 +37,29 @@ Parameters: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 def sql_text(text: str) -> sa.TextClause:
     """A statement whose colons are colons, but for those of ``:etl_0``, ``:etl_1``, ..."""
     return sa.text(text.replace(":", r"\:").replace(r"\:etl_", ":etl_"))
+
+
+# What of a URL asyncmy may be told. A misspelt ssl_ca must not turn TLS off.
+_MYSQL_OPTIONS = frozenset(
+    "ssl_ca ssl_capath ssl_cert ssl_key ssl_cipher ssl_check_hostname connect_timeout unix_socket"
+    " charset".split()
+)
+_MYSQL_FILES = ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key")
+
+
+def _check_options(url: Url) -> None:
+    options = dict(url.options)
+    for name in options:
+        if name not in _MYSQL_OPTIONS:
+            raise ConfigError(
+                f"{url.name}: the URL has an unknown option {name!r}; known are "
+                + ", ".join(sorted(_MYSQL_OPTIONS))
+            )
+    for name in _MYSQL_FILES:
+        if name in options and not Path(options[name]).exists():
+            raise ConfigError(
+                f"{url.name}: {name} names the file {options[name]!r}, which is not there"
+            )
 
 
 def make_engine(url: Url) -> AsyncEngine:
@@ -48,6 +74,8 @@ def make_engine(url: Url) -> AsyncEngine:
         scheme = "mysql+asyncmy"
     elif scheme.startswith("mariadb+"):
         scheme = "mysql+" + scheme.partition("+")[2]
+    if scheme == "mysql+asyncmy":
+        _check_options(url)
     address = sa.URL.create(
         scheme,
         username=url.user,
@@ -62,8 +90,13 @@ def make_engine(url: Url) -> AsyncEngine:
     try:
         return create_async_engine(address, poolclass=NullPool, pool_reset_on_return=None)
     except ModuleNotFoundError as error:
-        extra = "etl[mysql]" if "asyncmy" in scheme else f"the package {error.name!r}"
-        raise ConfigError(f"{url.name} needs {extra}, which is not installed") from error
+        if "asyncmy" in scheme:
+            raise ConfigError(
+                f"{url.name} needs etl[mysql], which is not installed: pip install 'etl[mysql]'"
+            ) from error
+        raise ConfigError(
+            f"{url.name} needs the package {error.name!r}, which is not installed"
+        ) from error
     except NoSuchModuleError:
         raise ConfigError(
             f"{url.name}: SQLAlchemy knows no dialect {scheme!r}; write dialect+driver://... with"
@@ -297,6 +330,8 @@ async def connect(engine: AsyncEngine, url: Url, side: Side) -> Connection:
             assert levels is not None
             wanted = "READ COMMITTED" if side == "target" else "REPEATABLE READ"
             await raw.run_sync(lambda sync: _isolate(sync, wanted))
+            real: Any = (await raw.get_raw_connection()).driver_connection
+            warn_where_unverified(getattr(real, "_transport", None), url, _REMEDY)
             await connection.dialect.set_up(connection)
             await connection.commit()
     except EtlError:

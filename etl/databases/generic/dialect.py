@@ -16,7 +16,7 @@ from sqlalchemy import types as sat
 
 from etl.connector import RunInfo
 from etl.databases.database import Finding
-from etl.databases.definition import ColumnDefinition, ForeignKey
+from etl.databases.definition import CheckDefinition, ColumnDefinition, ForeignKey
 from etl.databases.generic.table import ROW, Index, RelationType, Table, TableColumn
 from etl.errors import ConfigError, ErrorClass, SchemaMismatchError, classify
 from etl.rows import Column, Kind, Type
@@ -254,6 +254,10 @@ class Dialect:
 
     async def triggers(self, connection: Connection, table: Table) -> Sequence[str]:
         """The names of a table's triggers, as far as they can be seen."""
+        return ()
+
+    async def checks(self, connection: Connection, table: Table) -> Sequence[CheckDefinition]:
+        """The CHECK constraints of a table."""
         return ()
 
     async def last_number(self, connection: Connection, table: Table) -> int | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from etl.connector import RunInfo
 from etl.databases.database import Finding
-from etl.databases.definition import ColumnDefinition, ForeignKey
+from etl.databases.definition import CheckDefinition, ColumnDefinition, ForeignKey
 from etl.databases.generic import mysql_types
 from etl.databases.generic.dialect import Dialect, Misfit
 from etl.databases.generic.mysql_types import base_of, labels_of, mysql_type
@@ -70,6 +70,19 @@ FROM information_schema.statistics
 WHERE table_schema = COALESCE(:etl_0, DATABASE()) AND table_name = :etl_1
 ORDER BY index_name = 'PRIMARY' DESC, index_name, seq_in_index
 """
+_CHECKS = """
+SELECT c.constraint_name, c.check_clause FROM information_schema.check_constraints AS c
+JOIN information_schema.table_constraints AS t ON t.constraint_schema = c.constraint_schema
+    AND t.constraint_name = c.constraint_name AND t.constraint_type = 'CHECK'
+WHERE t.table_schema = COALESCE(:etl_0, DATABASE()) AND t.table_name = :etl_1
+ORDER BY c.constraint_name
+"""
+_CHECKS_MARIADB = """
+SELECT constraint_name, check_clause FROM information_schema.check_constraints
+WHERE constraint_schema = COALESCE(:etl_0, DATABASE()) AND table_name = :etl_1
+ORDER BY constraint_name
+"""
+_JSON_CHECK = re.compile(r"json_valid\(`((?:[^`]|``)*)`\)")
 _FOREIGN_KEYS = """
 SELECT k.constraint_name, k.column_name, k.referenced_table_schema, k.referenced_table_name,
     k.referenced_column_name, r.update_rule, r.delete_rule, k.table_schema = DATABASE(),
@@ -339,7 +352,7 @@ class MySQL(Dialect):
             " AND check_clause LIKE 'json_valid(%'",
             at,
         )
-        found = [re.fullmatch(r"json_valid\(`((?:[^`]|``)*)`\)", str(row[0])) for row in rows]
+        found = [_JSON_CHECK.fullmatch(str(row[0])) for row in rows]
         return {one[1].replace("``", "`") for one in found if one is not None}
 
     def _of_catalogue(self, row: Sequence[Any], jsons: set[str]) -> TableColumn:
@@ -427,6 +440,19 @@ class MySQL(Dialect):
             {"etl_0": table.schema, "etl_1": table.name},
         )
         return [str(row[0]) for row in rows]
+
+    async def checks(self, connection: Connection, table: Table) -> Sequence[CheckDefinition]:
+        """See the class. MariaDB's way to say JSON is none."""
+        at = {"etl_0": table.schema, "etl_1": table.name}
+        try:
+            rows = await connection.fetch(_CHECKS_MARIADB if self.is_mariadb else _CHECKS, at)
+        except SchemaMismatchError:
+            return ()  # a server that has none
+        return [
+            CheckDefinition(name=str(name), sql=f"CHECK ({_text(sql)})")
+            for name, sql in rows
+            if not (self.is_mariadb and _JSON_CHECK.fullmatch(_text(sql)))
+        ]
 
     async def last_number(self, connection: Connection, table: Table) -> int | None:
         """See the class."""

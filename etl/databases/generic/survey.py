@@ -102,6 +102,9 @@ async def definition_of(connection: Connection, table: Table) -> TableDefinition
         )
         if table.type == "table"
         else (),
+        checks=tuple(await connection.dialect.checks(connection, table))
+        if table.type == "table"
+        else (),
         comment=table.comment,
         left_out=(
             *(f"trigger {name!r}" for name in triggers),

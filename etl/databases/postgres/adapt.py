@@ -41,8 +41,9 @@ def adapted(
         columns.append(column if own is None else _column(column, own, kinds[column.name], notes))
     indexes = [*made.indexes, *_indexes(source, notes)]
     notes += [f"not carried: COLLATE {name}" for name in source.collations]
+    product = "SQLite" if source.dialect == "sqlite" else "another database"
     notes += [
-        f"not carried: {check.sql} (SQLite's expressions are not PostgreSQL's)"
+        f"not carried: {check.sql} ({product}'s expressions are not PostgreSQL's)"
         for check in source.checks
     ]
     return replace(

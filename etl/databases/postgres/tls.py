@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 from collections.abc import Mapping
-from contextlib import suppress
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from etl.databases import trust
 from etl.databases.url import Url
 from etl.errors import ConfigError
 
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[Any]
 
 Options: TypeAlias = Mapping[str, str]
-
-_log = logging.getLogger("etl")
 
 # libpq's options that have the same meaning here. Others are refused by name, so that a
 # misspelt sslmode does not turn TLS off.
@@ -46,11 +42,6 @@ _FILES = {
     "sslcrl": "PGSSLCRL",
 }
 _SYSTEM = "system"
-
-LOCAL = (ip_network("127.0.0.0/8"), ip_network("::1/128"), ip_network("::ffff:127.0.0.0/104"))
-"""Addresses of this machine: what goes there passes no network."""
-
-_warned: set[str] = set()  # one warning for each database of a process, not for each connection
 
 
 def options_of(url: Url) -> Options:
@@ -133,38 +124,13 @@ def trust_of(url: Url, options: Options) -> ssl.SSLContext | None:
 
 def warn_where_unverified(connection: Connection, url: Url) -> None:
     """Log a warning, once for each database, where nothing proves who is at the other end."""
-    why = unverified(connection)
-    if why is not None and url.name not in _warned:
-        _warned.add(url.name)
-        _log.warning(
-            "%s: %s. Put sslmode=verify-full and sslrootcert= (system, or the file of your"
-            " authority) into its URL",
-            url.name,
-            why,
-        )
+    remedy = "sslmode=verify-full and sslrootcert= (system, or the file of your authority)"
+    trust.warn_where_unverified(getattr(connection, "_transport", None), url, remedy)
 
 
 def unverified(connection: Connection) -> str | None:
     """What a connection over a network lacks; None where it is verified, or local."""
-    transport: Any = getattr(connection, "_transport", None)
-    if transport is None:
-        return None
-    peer: Any = transport.get_extra_info("peername")
-    if type(peer) is not tuple:
-        return None  # a socket in the file system
-    host = str(transport.get_extra_info("peername")[0])
-    with suppress(ValueError):
-        address = ip_address(host.partition("%")[0])
-        if any(address in network for network in LOCAL if network.version == address.version):
-            return None
-    context: ssl.SSLContext | None = transport.get_extra_info("sslcontext")
-    if context is None:
-        return (
-            "the connection is not encrypted, and whoever is between can read and change the rows"
-        )
-    if context.verify_mode is not ssl.CERT_REQUIRED:
-        return "the connection is encrypted, but the server's certificate is not checked"
-    return None
+    return trust.unverified(getattr(connection, "_transport", None))
 
 
 def is_encrypted(connection: Connection) -> bool:
