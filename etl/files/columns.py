@@ -61,7 +61,10 @@ def _typed(column: Column, label: str) -> Column:
     if type_.dialect == "sqlite" and type_.name:
         _refuse_other_class(column, label)
     if type_.dialect != "postgresql":
-        type_ = Type(kind=type_.kind, name=declare_postgres(type_), dialect="postgresql")
+        made = Type(kind=type_.kind, name=declare_postgres(type_), dialect="postgresql")
+        if type_.kind == "numeric":  # its digits tell which decimal of a Parquet file it is
+            made = replace(made, precision=type_.precision, scale=type_.scale)
+        type_ = made
     return replace(column, type=type_, nullable=True)
 
 
