@@ -29,10 +29,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import mysql_server as my
 
 T = TypeVar("T")
+
+# Machines differ in speed by ten, and a busy one is no fault of the code.
+settings.register_profile("etl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("etl")
 
 IMAGE = "postgres:15"
 # The data is thrown away, so it need not survive a power failure. Prepared transactions hold back
