@@ -271,7 +271,7 @@ async def test_an_upsert_refuses_a_key_of_none_and_an_addition_that_would_repeat
         (
             TRIGGER.format("ROLLBACK, 'not this'"),
             Item(2, "x"),
-            "not this",
+            "a trigger raised an error",
         ),
         ("CREATE TABLE t (id INTEGER PRIMARY KEY, v)", {"id": "x", "v": 1}, "datatype mismatch"),
         ("CREATE TABLE t (id INT, v) STRICT", {"id": "x", "v": 1}, ""),
