@@ -115,7 +115,11 @@ class SqliteTarget:
         """A connection: one that was given back, or a new one."""
         if self._idle:
             connection = self._idle.pop()
-            await connection.execute("PRAGMA foreign_keys=ON")  # as a new one has it
+            try:
+                await connection.execute("PRAGMA foreign_keys=ON")  # as a new one has it
+            except BaseException:
+                await connection.close()  # nobody else would
+                raise
             return connection
         return await connect_target(self.path, self.where)
 
