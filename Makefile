@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types verdicts soak crash-matrix cancel-points bench bench-peers constraints clean help
+.PHONY: demo test test-mysql lint types verdicts soak crash-matrix cancel-points bench bench-peers constraints clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed ## real flights, from an operational database into a wa
 
 test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine, and a MariaDB where there is one
 	@$(RUN) python -m pytest -n 2 $(ARGS)
+
+test-mysql: $(VENV)/.installed-dev ## the tests of MySQL, against a real MariaDB (Debian: apt install mariadb-server)
+	@$(RUN) ETL_TEST_MYSQL=1 python -m pytest tests/integration tests/crash -k mysql $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@$(RUN) ruff check .

