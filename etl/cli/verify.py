@@ -104,8 +104,6 @@ def _plain_source(flow: Flow) -> DatabaseSource[Any]:
         why = "reads a query"
     elif origin.spec.steps or origin.spec.limit is not None:
         why = "has declared steps or a limit"
-    elif origin.spec.limit is not None:
-        why = "reads some rows only"
     else:
         return origin
     raise ConfigError(
