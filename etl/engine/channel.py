@@ -65,7 +65,9 @@ class Channel(Generic[T]):
         self._get_wait_s = 0.0
         self._open = producers
         self._error: BaseException | None = None
-        self._items: deque[tuple[T, int]] = deque()
+        # Weights apart from items: a pair of both would be one more object for the collector.
+        self._items: deque[T] = deque()
+        self._weights: deque[int] = deque()
         self._putters: deque[_Putter[T]] = deque()
         self._getters: deque[asyncio.Future[None]] = deque()
         self._get_since: float | None = None
@@ -127,7 +129,8 @@ class Channel(Generic[T]):
             EndOfChannelError: The end, after a clean close.
             ChannelBrokenError: The channel failed.
         """
-        self._come_back()
+        if self._is_heavy_out:
+            self._come_back()
         if self._items:
             return self._pop()
         started: float | None = None
@@ -200,6 +203,7 @@ class Channel(Generic[T]):
             return
         self._error = error
         self._items.clear()
+        self._weights.clear()
         self.nbytes = 0
         while self._putters:
             turn = self._putters.popleft().turn
@@ -275,13 +279,14 @@ class Channel(Generic[T]):
         if weight > self.heavy_bytes:
             self._heavy = asyncio.get_running_loop().create_future()
             self._heavy_since = monotonic()
-        self._items.append((item, weight))
+        self._items.append(item)
+        self._weights.append(weight)
         self.nbytes += weight
         if self._getters:
             self._wake_getter()
 
     def _pop(self) -> T:
-        item, weight = self._items.popleft()
+        item, weight = self._items.popleft(), self._weights.popleft()
         self.nbytes -= weight
         self.moved += 1
         self._is_heavy_out = weight > self.heavy_bytes

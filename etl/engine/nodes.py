@@ -39,6 +39,9 @@ the garbage collector begins to look at them."""
 _SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON form
 
 
+_NOTHING: Batch[Any] = Batch([])
+
+
 class Breather:
     """Lets the loop run once in a while: a hand-over that never waits would starve it."""
 
@@ -141,6 +144,8 @@ class Pump:
         self._retry = retry
         self._on_retry = on_retry
         self._seq = 0
+        self._given = _NOTHING  # what waits to be let into the channel
+        self._accept = self._accepted  # bound once, not for each batch
         self._unsettled = False
         self._draining = False
         self._reading = False
@@ -271,23 +276,28 @@ class Pump:
         else:
             out = batch
 
-        def accepted() -> None:
-            # At this very moment: a driver may end a read that waits here because its
-            # connection was lost, and the next try must go on after what is in the channel.
-            self.rows += len(batch.rows) + len(batch.rejects)
-            self.nbytes += batch.nbytes
-            if batch.position is not None:
-                self._last = batch.position
-                self._unsettled = False
-                self._attempts.succeeded()
-
+        self._given = batch
         nbytes = max(batch.nbytes, out.nbytes)
         if not self._out.is_heavy(nbytes):
-            await self._out.put(out, out.nbytes, accepted)
+            await self._out.put(out, out.nbytes, self._accept)
             return
         self._heavy.check(f"source of flow {self._flow!r}", batch)
         async with self._heavy.turn:
-            await self._out.put(out, nbytes, accepted)
+            await self._out.put(out, nbytes, self._accept)
+
+    def _accepted(self) -> None:
+        """The batch is in the channel.
+
+        Called at this very moment: a driver may end a read that waits here because its connection
+        was lost, and the next try must go on after what is in the channel.
+        """
+        batch, self._given = self._given, _NOTHING
+        self.rows += len(batch.rows) + len(batch.rejects)
+        self.nbytes += batch.nbytes
+        if batch.position is not None:
+            self._last = batch.position
+            self._unsettled = False
+            self._attempts.succeeded()
 
     def _worked(self, batch: Batch[Any]) -> Batch[Any]:
         """The batch after the steps, packed.
