@@ -11,6 +11,8 @@ from etl import Database, DeadLetter, Limits, Pipeline, Row
 from etl.connector import Advance, CheckpointKey, Reader, Sink, Target
 from etl.databases import postgres, sqlite
 from etl.databases.database import ReadSpec
+from etl.databases.postgres import catalogue, load
+from etl.databases.postgres.connect import Connection
 from etl.databases.url import parse_url
 from etl.errors import FencedError
 from etl.testing import MemoryTarget
@@ -70,6 +72,31 @@ async def test_four_lanes_move_each_row_once(
         else:
             assert sqlite_kit.value(sqlite_url, query) == wanted
             assert sqlite_kit.value(sqlite_url, kept).startswith("main [")
+
+
+@pytest.mark.parametrize("look", [1, 2])
+async def test_a_table_that_another_lane_makes_between_two_looks_is_not_a_changed_one(
+    look: int, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_sql(postgres_url, POSTGRES)
+    looks = 0
+
+    async def fingerprint(connection: Connection, name: str) -> str | None:
+        """As the real one; after the look that is meant, the table is made."""
+        nonlocal looks
+        found = await catalogue.fingerprint(connection, name)
+        looks += name == '"copy"'
+        if looks == look and found is None:
+            await run_sql(postgres_url, "CREATE TABLE copy (id int, v text)")
+        return found
+
+    monkeypatch.setattr(load, "fingerprint", fingerprint)
+    database = Database(postgres_url)
+    flow = database.table("t").map(shout).into(database.append("copy"))
+    report = await Pipeline("t", flow).run()
+    assert looks >= look
+    assert report.rows_written == 1000
+    assert await value(postgres_url, "SELECT count(*) FROM copy") == 1000
 
 
 async def ranges(reader: Reader[object], count: int, most: int) -> None:

@@ -124,6 +124,10 @@ class Load:
         # Taken before the table is looked at: what is changed after this look is seen then.
         looked_at = await fingerprint(connection, self._qualified(self.sink.table))
         final = await self._find(connection, shape, resumable=resumable)
+        if final is not None and looked_at is None:
+            # Another lane or flow has made it between the two looks.
+            looked_at = await fingerprint(connection, final.qualified)
+            final = await self._final(connection)
         if final is not None and (added := await self._add_columns(connection, final)):
             final = added
             looked_at = await fingerprint(connection, final.qualified)
@@ -715,6 +719,10 @@ class Load:
             wanted = self.staging_table if self.staged else self._qualified(self.sink.table)
             self._fingerprint = await fingerprint(connection, wanted)
             found = await find_relation(connection, wanted)
+            if found is not None and self._fingerprint is None:
+                # Another lane has made it between the two looks.
+                self._fingerprint = await fingerprint(connection, wanted)
+                found = await find_relation(connection, wanted)
             if found is None:
                 found = await self._make(connection, rows)
                 self._fingerprint = await fingerprint(connection, found.qualified)
