@@ -85,6 +85,8 @@ class RunInfo:
         commons: What its readers share; None: each reader is alone.
         one_instant: Full reads of one database are all of one instant, where it offers that.
         publishes_each: Each flow's staging tables are put in place by themselves.
+        invitation: What the run gave to a worker process of its (see :class:`Joinable`); None: this
+            is the run itself.
     """
 
     pipeline: str
@@ -99,6 +101,7 @@ class RunInfo:
     commons: Commons | None = None
     one_instant: bool = False
     publishes_each: bool = False
+    invitation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +388,18 @@ class LineTaker(Protocol):
 
         Called after ``take_over``.
         """
+        ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A reader or an open target that worker processes of the run can open beside it.
+
+    What it keeps in memory is then either not needed by its like there, or in the invitation.
+    """
+
+    async def invitation(self) -> Mapping[str, Any]:
+        """What :attr:`RunInfo.invitation` will be there: plain data, as JSON has it."""
         ...
 
 
@@ -699,6 +714,12 @@ class Target(Protocol):
     @property
     def keeps_rejects(self) -> bool:
         """Whether it has a table for rows that were refused. A file has none."""
+        ...
+
+    @property
+    def takes_workers(self) -> bool:
+        """Whether worker processes of a run can write into it side by side (see
+        :class:`Joinable`), as far as that is known without opening it."""
         ...
 
     def open(self, info: RunInfo, *, sessions: int) -> AbstractAsyncContextManager[OpenTarget]:

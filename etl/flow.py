@@ -309,6 +309,12 @@ class Source(Stream[T_co]):
     incremental: bool = True
 
     @property
+    def takes_workers(self) -> bool:
+        """Whether worker processes of a run can read it side by side, as far as that is known
+        without opening it (see :class:`etl.connector.Joinable`)."""
+        return False
+
+    @property
     def origin(self) -> Source[Any]:
         return self
 

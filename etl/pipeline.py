@@ -9,6 +9,7 @@ from typing import Literal
 
 from etl.connector import RunInfo
 from etl.engine.holder import this_process
+from etl.engine.homes import home_of
 from etl.engine.plan import Plan, make_plan
 from etl.engine.redo import Redone, redo
 from etl.engine.run import Run, start
@@ -142,13 +143,15 @@ class Pipeline:
 
         See :meth:`run` for arguments and errors.
         """
+        plan = self.plan(limits, on_error)
         return await start(
-            self.plan(limits, on_error),
+            plan,
             retry=self.retry,
             observers=observers,
             full=full,
             accept_change=accept_change,
             take_over=take_over,
+            home=home_of(self, self.name) if plan.processes > 1 else None,
         )
 
     def run_sync(

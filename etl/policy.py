@@ -11,6 +11,8 @@ from etl.errors import ConfigError
 KIB = 1024
 MIB = 1024 * KIB
 _MEMORY = 64 * MIB
+WORKER_BYTES = 40 * MIB
+"""What a worker process takes for itself, before it holds a row."""
 COPIES_OF_A_ROW = 3
 """How often a row may exist at once: as it is read, as it is written, in a driver's buffers."""
 
@@ -57,6 +59,9 @@ class Limits:
             memory while it does. The others wait for their turn, in the pipeline's order.
         lanes: How many key ranges of a full read are read and written at once, where the flow
             allows it; ``etl plan`` says where not, and why.
+        processes: In how many worker processes that is done for a flow with functions, one key
+            range at a time in each, so that they use as many processor cores; ``etl plan`` says
+            where not, and why. With a ``memory``, each counts as 40 MiB of it.
         drain_s: Seconds that a drain may take before it becomes an abort.
         abort_grace_s: Seconds that a stage or source may go on after it was cancelled; then it is
             left behind and the run ends with an error that names it.
@@ -70,6 +75,7 @@ class Limits:
     group_rows: int = 200_000
     flows: int = 6
     lanes: int = 1
+    processes: int = 1
     drain_s: float = 25.0
     abort_grace_s: float = 5.0
     stall_after_s: float = 60.0
@@ -80,7 +86,7 @@ class Limits:
         memory = _MEMORY if self.memory is None else parse_size(self.memory)
         object.__setattr__(self, "memory_bytes", memory)
         object.__setattr__(self, "batch_nbytes", parse_size(self.batch_bytes))
-        for name in ("batch_rows", "channel_batches", "group_rows", "flows", "lanes"):
+        for name in ("batch_rows", "channel_batches", "group_rows", "flows", "lanes", "processes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Limits({name}=...) must be at least 1")
         for name in ("stall_after_s", "abort_grace_s"):
@@ -92,7 +98,22 @@ class Limits:
     @property
     def row_bytes(self) -> int:
         """The largest row that a run with these limits moves."""
-        return 1 << 62 if self.memory is None else self.memory_bytes // COPIES_OF_A_ROW
+        if self.memory is None:
+            return 1 << 62
+        # Each worker process may hold such a row at the same time.
+        return max(0, self.rows_bytes) // (COPIES_OF_A_ROW * self.processes)
+
+    @property
+    def workers_bytes(self) -> int:
+        """What the worker processes take of a memory limit for themselves."""
+        return (
+            WORKER_BYTES * self.processes if self.memory is not None and self.processes > 1 else 0
+        )
+
+    @property
+    def rows_bytes(self) -> int:
+        """What is left for rows in flight; not positive where the worker processes take it all."""
+        return self.memory_bytes - self.workers_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

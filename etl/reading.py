@@ -83,6 +83,7 @@ class _Reader:
 
     has_one_writer = False
     keeps_rejects = False
+    takes_workers = False
 
     def __init__(self, channel: Channel[Batch[Any]]) -> None:
         self.name = "the reader"

@@ -44,6 +44,14 @@ Jobs = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Key ranges of a full read that go on at once."),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="In how many worker processes, where functions see the rows. Default: as --jobs.",
+    ),
+]
 Flows = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Flows (tables of a copy) that go on at once."),
@@ -152,6 +160,7 @@ def run(
     full: Full = False,
     memory: Memory = None,
     jobs: Jobs = None,
+    processes: Processes = None,
     flows: Flows = None,
     drain: Drain = None,
     accept_change: AcceptChange = False,
@@ -173,6 +182,7 @@ def run(
         take_over=take_over,
         memory=memory,
         jobs=jobs,
+        processes=processes,
         flows=flows,
         drain_s=drain,
         on_error=on_error,
@@ -219,6 +229,7 @@ def plan(
     *,
     memory: Memory = None,
     jobs: Jobs = None,
+    processes: Processes = None,
     flows: Flows = None,
     connect: Annotated[
         bool,
@@ -237,7 +248,7 @@ def plan(
     from etl.cli.running import RunOptions
 
     pipeline = find_pipeline(target)
-    options = RunOptions(memory=memory, jobs=jobs, flows=flows)
+    options = RunOptions(memory=memory, jobs=jobs, processes=processes, flows=flows)
     limits = options.limits(pipeline.limits)
     show_plan(screen, pipeline.name, pipeline.plan(limits).explain())
     if not connect:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +12,7 @@ from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
 from etl.cli.sigterm import Terminated, came
 from etl.cli.view import View, make_view
+from etl.engine.process import own_this_process
 from etl.engine.run import Run
 from etl.errors import (
     EXIT_DONE,
@@ -28,9 +26,7 @@ from etl.files.file import File
 from etl.flow import Merged
 from etl.observe.figures import plural
 from etl.pipeline import Pipeline
-from etl.policy import MIB, DeadLetter, Limits, OnError
-
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
+from etl.policy import DeadLetter, Limits, OnError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +38,7 @@ class RunOptions:
     take_over: bool = False
     memory: str | None = None
     jobs: int | None = None
+    processes: int | None = None
     flows: int | None = None
     drain_s: float | None = None
     on_error: Literal["fail", "skip", "reject"] | None = None
@@ -59,11 +56,16 @@ class RunOptions:
     def limits(self, own: Limits) -> Limits:
         """The pipeline's limits with what was asked for instead.
 
+        Jobs of a flow with functions are processes: the command owns its process, and what it has
+        loaded from a file can be loaded again.
+
         Raises:
             ConfigError: Not a size, or a negative time.
         """
         limits = own if self.memory is None else replace(own, memory=self.memory)
+        processes = self.jobs if self.processes is None else self.processes
         limits = limits if self.jobs is None else replace(limits, lanes=self.jobs)
+        limits = limits if processes is None else replace(limits, processes=processes)
         limits = limits if self.flows is None else replace(limits, flows=self.flows)
         return limits if self.drain_s is None else replace(limits, drain_s=self.drain_s)
 
@@ -78,11 +80,7 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
         # Python drops what is raised while it collects garbage, or inside an import's callback.
         raise Terminated
     limits = options.limits(pipeline.limits)
-    # The command owns its process. With the usual threshold the collector would go through
-    # all objects of the program every few thousand rows; rows form no cycles.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    _give_large_memory_back()
+    own_this_process()
     view = make_view(screen, pipeline.name)
     shown = _Shown(screen)
     try:
@@ -90,19 +88,6 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
             return runner.run(_run(pipeline, options, limits, screen, view, shown))
     finally:
         view.close()
-
-
-def _give_large_memory_back() -> None:
-    """Let glibc map each large block by itself, so that a freed row is free again.
-
-    Else it keeps blocks of up to 32 MiB for later, in a heap for each thread: twice the memory
-    for rows of such sizes. And one heap for all threads: each more would take 64 MiB of a limit
-    on the address space (``ulimit -v``). Other C libraries have no such function.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, MIB)
-        library.mallopt(_M_ARENA_MAX, 1)
 
 
 async def _run(

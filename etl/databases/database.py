@@ -237,6 +237,11 @@ class Database:
         """In ``etl_reject``."""
         return True
 
+    @property
+    def takes_workers(self) -> bool:
+        """True for PostgreSQL; an ``env:`` reference is not read for this, and may be."""
+        return self._url is None or self._url.dialect == "postgresql"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Database) and self._text == other._text
 
@@ -505,6 +510,10 @@ class DatabaseSource(Source[T_co], Generic[T_co]):
     @property
     def row_type(self) -> type[Any]:
         return self.spec.row or Row
+
+    @property
+    def takes_workers(self) -> bool:
+        return self.database.takes_workers
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

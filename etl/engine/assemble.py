@@ -6,24 +6,37 @@ from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from time import monotonic
 from typing import Any, cast
 
 from etl.batch import MAIN_PARTITION, Batch
-from etl.connector import Commons, Instant, OpenTarget, Profiler, Reader, RunInfo, Session, Target
+from etl.connector import (
+    Commons,
+    Instant,
+    Joinable,
+    OpenTarget,
+    Profiler,
+    Reader,
+    RunInfo,
+    Session,
+    Target,
+)
+from etl.engine import wire
 from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.forms import agree_on_lines, offer_frames, reaching_shape
-from etl.engine.lane import Lane
+from etl.engine.homes import mark_of, seen_by
 from etl.engine.lookups import load_lookups
 from etl.engine.plan import Inline, Plan
 from etl.engine.publish import Publisher
 from etl.engine.running import RunningFlow
+from etl.engine.segments import Take, taking
 from etl.engine.supervise import finish
 from etl.engine.tasks import Builder, Steps, Tell, updating
 from etl.engine.turns import Turns
-from etl.errors import EtlError
-from etl.events import Note
+from etl.engine.workers import Worker
+from etl.events import Committed, Event, FlowEnded, Note, RowsRefused
 from etl.flow import Stage
 from etl.policy import Retry
 from etl.stages import RowStep
@@ -47,7 +60,13 @@ class Assembly:
         full: bool,
         accept_change: bool,
         tell: Tell,
+        home: Mapping[str, str] | None = None,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            home: Where worker processes find the pipeline; None: it has none.
+        """
         self.flows = [RunningFlow(flow, BadRows(flow.on_error, flow.name)) for flow in plan.flows]
         self.targets: dict[Target, OpenTarget] = {}
         self._plan = plan
@@ -56,9 +75,12 @@ class Assembly:
         self._full = full
         self._accept_change = accept_change
         self._tell = tell
+        self._home = home
         self._turns = Turns({one.name: one.flow.after for one in plan.flows}, plan.limits.flows)
         self.publisher = Publisher(self.targets, retry=retry, tell=tell)
-        self._builder = Builder(plan, self._turns, self.publisher, retry=retry, tell=tell)
+        self._builder = Builder(
+            plan, self._turns, retry=retry, tell=tell, writer_ended=self._writer_ended
+        )
 
     @property
     def units(self) -> Mapping[str, Coroutine[Any, Any, None]]:
@@ -78,21 +100,14 @@ class Assembly:
     @property
     def progress(self) -> int:
         """A figure that grows whenever anything moves."""
-        return sum(channel.moved for channel in self.channels) + sum(
-            lane.rows_written + lane.transactions for flow in self.flows for lane in flow.lanes
-        )
+        return sum(flow.moved for flow in self.flows)
 
     async def culprits(self) -> str:
         """The tasks that hold the run up (they wait for no channel), and what blocks them."""
         names: list[str] = []
         for flow in self.flows:
-            if flow.started is None or flow.ended is not None:
-                continue
-            for node in flow.nodes:
-                if not node.waits_for_a_channel:
-                    names.append(node.name)
-                    if node.lane is not None and (blocker := await _blocker(node.lane)):
-                        names[-1] += f" ({blocker})"
+            if flow.started is not None and flow.ended is None:
+                names += await flow.culprits()
         return ", ".join(names) or "every task waits for a channel"
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -128,6 +143,8 @@ class Assembly:
             await self._claim(flow, claimant, stack)
             await flow.rest()
         self._tell_of_instants()
+        # Worker processes serve one flow after the other: there are never more than was asked for.
+        self._turns.one_by_one([flow.plan.name for flow in self.flows if flow.workers])
         self._turns.begin()
 
     async def reads_ended(self) -> None:
@@ -202,18 +219,111 @@ class Assembly:
         )
         await agree_on_lines(plan, readers, sessions)
         if start.claims[0].layout is None:
-            queues = [deque([route]) for route in start.routes]
-            self._builder.build(flow, readers, start, sessions, queues, steps)
+            takes = [taking(deque([route])) for route in start.routes]
+            self._builder.build(flow, readers, start, sessions, takes, steps)
             return
         if start.is_cut_anew:
             for claim in start.claims:
                 await _forget_rejects(claim)
         work = deque(route for route in start.routes if route.segments)
-        self._note(flow, [f"read in {len(start.routes)} key ranges; {len(work)} are left"])
-        for number in range(max(1, min(plan.jobs, len(work)))):
+        take, lanes = taking(work), max(1, min(plan.jobs, len(work)))
+        ranges = f"read in {len(start.routes)} key ranges; {len(work)} are left"
+        if plan.processes > 1 and lanes > 1 and (job := await self._job(flow, start)):
+            self._note(flow, [f"{ranges}, in {lanes} worker processes"])
+            workers = [self._worker(flow, job, number + 1, take) for number in range(lanes)]
+            self._builder.build_workers(flow, readers, start, workers)
+            return
+        self._note(flow, [ranges])
+        for number in range(lanes):
             if number:
                 readers, sessions = await self._another(flow, start, stack)
-            self._builder.build(flow, readers, start, sessions, [work], steps, lane=number + 1)
+            self._builder.build(flow, readers, start, sessions, [take], steps, lane=number + 1)
+
+    async def _job(self, flow: RunningFlow, start: Start) -> dict[str, Any] | None:
+        """What worker processes are to do; None where a database does not take them."""
+        plan, (reader,) = flow.plan, flow.readers
+        numbers = [plan.lanes.index(claim.plan) for claim in start.claims]
+        targets = [self.targets[claim.plan.target] for claim in start.claims]
+        for one, name in [
+            (reader, plan.branches[0].source.summary),
+            *zip(targets, (claim.plan.target.name for claim in start.claims), strict=True),
+        ]:
+            if not isinstance(one, Joinable):
+                self._note(flow, [f"in one process: {name} takes no worker processes"])
+                return None
+        assert self._home is not None
+        return {
+            "home": self._home,
+            "flow": plan.name,
+            "mark": mark_of(plan),
+            "shape": seen_by(reader),
+            "limits": wire.of_limits(self._plan.limits),
+            "on_error": wire.of_policy(plan.on_error),
+            "info": wire.of_info(self._reading_info(flow)),
+            "source": await cast("Joinable", reader).invitation(),
+            "targets": [await cast("Joinable", one).invitation() for one in targets],
+            "claims": [
+                wire.of_claim(claim, number)
+                for claim, number in zip(start.claims, numbers, strict=True)
+            ],
+            "routes": [wire.of_route(route) for route in start.routes],
+        }
+
+    def _worker(self, flow: RunningFlow, job: Mapping[str, Any], number: int, take: Take) -> Worker:
+        def told(event: Event) -> None:
+            match event:
+                case Committed():
+                    event = replace(event, total_rows=flow.rows_written)
+                case RowsRefused():
+                    bad = flow.bad_rows
+                    event = replace(event, total_rows=bad.rejected + bad.skipped)
+                case Note() if event.message in flow.notes:
+                    return
+                case Note():
+                    flow.notes.append(event.message)
+                case _:
+                    pass
+            self._tell(event)
+
+        return Worker(
+            f"worker {number} of flow {flow.plan.name!r}",
+            {**job, "number": number},
+            take,
+            grace_s=self._plan.limits.abort_grace_s,
+            bad_rows=flow.bad_rows,
+            claims=flow.claims,
+            tell=told,
+        )
+
+    async def _writer_ended(self, flow: RunningFlow) -> None:
+        """One of a flow's lanes or worker processes has ended; after the last, the flow has."""
+        flow.writers_ended += 1
+        if flow.writers_ended < flow.writers:
+            return
+        if flow.exhausted:
+            for claim, lane in zip(flow.claims, flow.lanes, strict=False):
+                # Make one checkpoint of those of the key ranges.
+                if claim.layout is not None and (steps := claim.closing(staged=False)):
+                    await lane.apply(steps)
+        await flow.rest()  # the flows that come next use its connections
+        for reader in flow.readers:
+            self._note(flow, [one for one in reader.notes if one not in flow.notes])
+        if self._plan.publishes_each and flow.exhausted:
+            await self.publisher.publish_one(flow)
+        flow.ended = monotonic()
+        report = flow.report()
+        self._tell(
+            FlowEnded(
+                flow=flow.plan.name,
+                rows_read=report.rows_read,
+                rows_written=report.rows_written,
+                seconds=report.seconds,
+                rows_rejected=report.rows_rejected,
+                rows_skipped=report.rows_skipped,
+            )
+        )
+        self._turns.ended(flow.plan.name)
+        self._turns.begin()
 
     async def _another(
         self, flow: RunningFlow, start: Start, stack: AsyncExitStack
@@ -263,10 +373,3 @@ async def _forget_rejects(claim: Claim) -> None:
     except BaseException:
         await finish(session.rollback())
         raise
-
-
-async def _blocker(lane: Lane) -> str | None:
-    try:
-        return await lane.session.blocked_by()
-    except (EtlError, TimeoutError):
-        return None  # the database cannot be asked now; what is known is told all the same

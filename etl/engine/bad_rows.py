@@ -43,7 +43,8 @@ class _Window:
 
 
 class BadRows:
-    """The policy of a flow with its counts. The flow's lanes share it.
+    """The policy of a flow with its counts. The flow's lanes share it; those in worker processes
+    ask the run's (``engine/worker``).
 
     A group is judged before its commit (:meth:`judge`) and counted after it (:meth:`count`), so a
     group that is tried again is counted once.
@@ -74,7 +75,7 @@ class BadRows:
             row=reject.ordinal,
         )
 
-    def judge(self, batches: Sequence[tuple[int, int]], last: Reject | None) -> None:
+    async def judge(self, batches: Sequence[tuple[int, int]], last: Reject | None) -> None:
         """Whether a group may be committed.
 
         Args:

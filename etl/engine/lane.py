@@ -420,7 +420,7 @@ class Lane:
         if not attempt.group.rejects and not attempt.refused:
             return
         attempt.new_rejects = self._new_rejects(attempt)
-        self._bad_rows.judge(attempt.counts, attempt.new_rejects[-1].reject)
+        await self._bad_rows.judge(attempt.counts, attempt.new_rejects[-1].reject)
         if self._bad_rows.keeps:
             await self.session.rejects.add(attempt.new_rejects)
 

@@ -15,7 +15,7 @@ from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
-from etl.engine.segments import Follower, Route, Sinks
+from etl.engine.segments import Follower, Route, Sinks, Take
 from etl.engine.supervise import guard
 from etl.errors import (
     ConservationError,
@@ -78,11 +78,13 @@ class HeavyRows:
         """
         if batch.nbytes <= self._limits.row_bytes:
             return
-        memory, needed = self._limits.memory_bytes, COPIES_OF_A_ROW * batch.nbytes
+        limits, memory = self._limits, self._limits.memory_bytes
+        needed = COPIES_OF_A_ROW * limits.processes * batch.nbytes + limits.workers_bytes
+        each = f" in each of {limits.processes} processes" if limits.processes > 1 else ""
         at = "" if batch.position is None else f" at position {encode_position(batch.position)}"
         raise RowTooLargeError(
             f"{where}: the row{at} takes {batch.nbytes / MIB:.1f} MiB, and {COPIES_OF_A_ROW} times"
-            f" that must fit into the memory limit, which is {memory / MIB:.3g} MiB. It was"
+            f" that{each} must fit into the memory limit, which is {memory / MIB:.3g} MiB. It was"
             " not written and the checkpoint did not move past the rows before it; raise the limit"
             f" to {ceil(needed / MIB)} MiB or more (--memory, Limits(memory=))"
         )
@@ -111,7 +113,7 @@ class Pump:
         *,
         flow: str,
         reader: Reader[Any],
-        routes: deque[Route],
+        take: Take,
         steps: Sequence[RowStep],
         steps_left: int,
         sets_aside: bool,
@@ -124,13 +126,14 @@ class Pump:
         """Make a pump.
 
         Args:
+            take: What to read; other pumps may share it.
             pack: Brings what the steps made into the form that it waits in.
         """
         self.rows = 0
         self.nbytes = 0
         self.exhausted = False
         self._flow = flow
-        self._routes = routes
+        self._take = take
         self._partition = ""
         self._reader = reader
         self._last: Position | None = None
@@ -168,9 +171,8 @@ class Pump:
         """Read to the end, or to a drain; then close the channel cleanly."""
         self._task = asyncio.current_task()
         try:
-            while self._routes:
-                # Another pump may serve the same routes, so each is taken off before it is read.
-                await self._follow(self._routes.popleft())
+            while (route := await self._take()) is not None:
+                await self._follow(route)
             self.exhausted = True
         except _Drained:
             pass

@@ -34,7 +34,7 @@ from etl.flow import (
     Stream,
     name_of,
 )
-from etl.policy import DeadLetter, Limits, OnError
+from etl.policy import WORKER_BYTES, DeadLetter, Limits, OnError
 
 Inline: TypeAlias = "tuple[Map | Filter | FlatMap | Lookup | Stage[Any, Any], ...]"
 
@@ -92,6 +92,8 @@ class FlowPlan:
     Attributes:
         jobs: How many key ranges are read and written at once, each by lanes of its own.
         one_job: Why it is one although more were asked for.
+        processes: In how many worker processes that is done: in 1, this one, or in ``jobs``.
+        one_process: Why in this one although more were asked for.
     """
 
     flow: Flow
@@ -101,6 +103,8 @@ class FlowPlan:
     on_error: OnError
     jobs: int = 1
     one_job: str | None = None
+    processes: int = 1
+    one_process: str | None = None
 
     @property
     def name(self) -> str:
@@ -142,6 +146,12 @@ class FlowPlan:
         return self.channels + self.jobs * (calls + _LANE_PARTS * len(self.lanes))
 
     @property
+    def connections(self) -> int:
+        """How many it has to each database at once. With worker processes the run itself has one
+        more, with which it begins and ends the flow."""
+        return self.jobs + (self.processes > 1)
+
+    @property
     def incremental(self) -> bool:
         """Whether a run continues after the last complete one."""
         return all(branch.source.incremental for branch in self.branches)
@@ -165,6 +175,11 @@ class Plan:
     publishes_each: bool = False
 
     @property
+    def processes(self) -> int:
+        """Worker processes at once; 1: none, all is done in this one."""
+        return max(flow.processes for flow in self.flows)
+
+    @property
     def targets(self) -> Mapping[Target, int]:
         """The databases written to, and the sessions that each needs at once.
 
@@ -172,14 +187,16 @@ class Plan:
         that lock in different orders would wait for each other.
         """
         jobs: dict[Target, list[int]] = {}
-        lanes = [(lane.target, flow.jobs) for flow in self.flows for lane in flow.lanes]
+        lanes = [(lane.target, flow.connections) for flow in self.flows for lane in flow.lanes]
         for target, of_flow in sorted(lanes, key=lambda lane: lane[0].name):
             jobs.setdefault(target, []).append(of_flow)
         return {target: _at_once(of_flows, self.limits) for target, of_flows in jobs.items()}
 
     def explain(self) -> list[str]:
         """The plan in lines for a person."""
-        readers = _at_once([len(flow.branches) * flow.jobs for flow in self.flows], self.limits)
+        readers = _at_once(
+            [len(flow.branches) * flow.connections for flow in self.flows], self.limits
+        )
         number, most = len(self.flows), self.limits.flows
         together = " together" if number <= most else f", {most} at once in this order"
         lines = [
@@ -192,6 +209,8 @@ class Plan:
                 f" of {self.limits.batch_rows} rows or {_size(self.limits.batch_nbytes)} at most"
             ),
         ]
+        if self.processes > 1:
+            lines.append(_processes_line(self.limits))
         if self.one_instant:
             lines.append(
                 "instant: all full reads from one PostgreSQL database are of one snapshot, which"
@@ -254,15 +273,18 @@ def make_plan(
     _check_names(name, flows)
     _check_order(name, flows)
     planned = tuple(
-        _plan_flow(flow, on_error if override else flow.on_error or on_error, limits.lanes)
+        _plan_flow(flow, on_error if override else flow.on_error or on_error, limits)
         for flow in flows
     )
+    limits = replace(limits, processes=max((flow.processes for flow in planned), default=1))
     parts = _at_once([flow.parts for flow in planned], limits)
-    share = limits.memory_bytes // parts
+    share = limits.rows_bytes // parts
     if share < _SMALLEST_PART:
+        beside = f" beside {limits.processes} worker processes" if limits.workers_bytes else ""
         raise ConfigError(
             f"pipeline {name!r}: memory {_size(limits.memory_bytes)} is too little for {parts}"
-            f" shares; give it at least {_size(parts * _SMALLEST_PART)}"
+            f" shares{beside}; give it at least"
+            f" {_size(parts * _SMALLEST_PART + limits.workers_bytes)}"
         )
     return Plan(
         pipeline=name,
@@ -318,7 +340,7 @@ def _check_order(name: str, flows: Sequence[Flow]) -> None:
         ) from error
 
 
-def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
+def _plan_flow(flow: Flow, on_error: OnError, limits: Limits) -> FlowPlan:
     stream = flow.stream
     branches = tuple(_plan_branch(name, branch) for name, branch in flow.branches.items())
     shared = make_legs(stream.steps) if isinstance(stream.origin, Merged) else ()
@@ -348,10 +370,15 @@ def _plan_flow(flow: Flow, on_error: OnError, jobs: int) -> FlowPlan:
             f"flow {flow.name!r}: replace loads the whole table anew, so its source takes no"
             " cursor=; use upsert or append for an incremental read"
         )
-    if jobs == 1:
+    if limits.lanes == limits.processes == 1:
         return plan
-    why = _one_job(plan)
-    return replace(plan, one_job=why) if why else replace(plan, jobs=jobs)
+    if why := _one_job(plan):
+        return replace(plan, one_job=why)
+    if limits.processes == 1:
+        return replace(plan, jobs=limits.lanes)
+    if why := _one_process(plan):
+        return replace(plan, jobs=limits.lanes, one_process=why)
+    return replace(plan, jobs=limits.processes, processes=limits.processes)
 
 
 def _check_rejects(plan: FlowPlan) -> None:
@@ -384,6 +411,22 @@ def _one_job(plan: FlowPlan) -> str | None:
             f"{step_label(changing[0])} may change the key of {upserts[0].table!r}, so two lanes"
             " could write one row"
         )
+    return None
+
+
+def _one_process(plan: FlowPlan) -> str | None:
+    """Why worker processes do not serve a flow that is cut into key ranges."""
+    source, steps = plan.branches[0].source, plan.flow.stream.steps
+    if not steps:
+        return "no function looks at the rows, so Python has little to do"
+    for step in steps:
+        if isinstance(step, Lookup):
+            return f"{step_label(step)} has its side table in the memory of this one"
+    for lane in plan.lanes:
+        if not lane.target.takes_workers:
+            return f"{lane.target.name} is not written by several at once"
+    if not source.takes_workers:
+        return f"{source.summary} is not read by several"
     return None
 
 
@@ -482,26 +525,38 @@ def _sink_line(sink: Sink[Any], *, each: bool) -> str:
 def _jobs_lines(flow: FlowPlan) -> list[str]:
     if flow.one_job is not None:
         return [f"one: {flow.one_job}"]
+    in_one = [f"in one process: {flow.one_process}"] if flow.one_process is not None else []
     if flow.jobs == 1:
-        return []
+        return in_one
+    each = "each in a process and" if flow.processes > 1 else "each"
     text = (
-        f"{flow.jobs}, each with connections of its own: the source is cut into key ranges, each"
+        f"{flow.jobs}, {each} with connections of its own: the source is cut into key ranges, each"
         " with a position of its own. A table of a few batches, or without a key, is not cut"
     )
-    lines = [text]
+    lines = [text, *in_one]
     if any(sink.mode == "upsert" for sink in flow.sinks):
         lines.append("only where the source's key is the key of the upsert; else one")
-    if any(
-        isinstance(step, Map | Filter | FlatMap | Stage | MapBatches | Lookup)
-        for step in flow.flow.stream.steps
-    ):
-        lines.append("functions run in one process: lanes share its one processor core for them")
+    if flow.flow.stream.steps and flow.processes == 1:
+        lines.append(
+            "functions run in one process: lanes share its one processor core for them"
+            " (--processes, Limits(processes=))"
+        )
     lines += [
         f"{lane.target.name} has one writer at a time: there the lanes take turns"
         for lane in flow.lanes
         if lane.target.has_one_writer
     ]
     return lines
+
+
+def _processes_line(limits: Limits) -> str:
+    own = _size(WORKER_BYTES)
+    counted = f"each counts as {own} of the memory"
+    beside = f"each takes about {own} beside the memory for rows"
+    return (
+        f"processes {limits.processes} at once, for one flow after the other;"
+        f" {counted if limits.workers_bytes else beside}"
+    )
 
 
 def _resume_line(flow: FlowPlan) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from time import monotonic
@@ -20,7 +20,9 @@ from etl.connector import RunInfo
 from etl.engine import failpoints
 from etl.engine.assemble import Assembly
 from etl.engine.holder import this_process
+from etl.engine.homes import check_not_loading
 from etl.engine.plan import Plan
+from etl.engine.strays import forgotten_note
 from etl.engine.supervise import finish, guard, supervise, wait_for_root
 from etl.engine.watchdog import watched
 from etl.errors import ConfigError, EtlError, PipelineFailedError, RunAbortedError
@@ -54,6 +56,7 @@ class Run:
         full: bool,
         accept_change: bool,
         take_over: bool,
+        home: Mapping[str, str] | None,
     ) -> None:
         self.run_id = uuid.uuid4().hex
         self.state: RunState = "starting"
@@ -80,7 +83,13 @@ class Run:
             publishes_each=plan.publishes_each,
         )
         self._assembly = Assembly(
-            plan, info, retry=retry, full=full, accept_change=accept_change, tell=self._tell
+            plan,
+            info,
+            retry=retry,
+            full=full,
+            accept_change=accept_change,
+            tell=self._tell,
+            home=home,
         )
         self._root = asyncio.create_task(self._run(), name=f"etl:run {plan.pipeline}")
 
@@ -130,8 +139,7 @@ class Run:
             return
         self._change("draining", reason)
         for flow in self._assembly.flows:
-            for pump in flow.pumps:
-                pump.request_drain()
+            flow.request_drain()
         seconds = self._plan.limits.drain_s if deadline_s is None else deadline_s
         self._deadline = asyncio.get_running_loop().call_later(
             seconds, self.request_abort, f"the drain took longer than {seconds:g} s"
@@ -231,11 +239,7 @@ class Run:
 
     def _told_forgotten(self, unit: str, tasks: list[str]) -> None:
         # The user's own: they may be meant to go on in the program, so they are not cancelled.
-        self._note(
-            f"{unit} left {'tasks' if len(tasks) > 1 else 'a task'} running:"
-            f" {', '.join(tasks[:5])}. etl does not cancel what it did not start; await it in the"
-            " stage, for example in an asyncio.TaskGroup"
-        )
+        self._note(forgotten_note(unit, tasks))
 
     def _note(self, message: str) -> None:
         """A note that belongs to the whole run; the report has it with the first flow."""
@@ -293,8 +297,12 @@ async def start(
     full: bool,
     accept_change: bool,
     take_over: bool,
+    home: Mapping[str, str] | None = None,
 ) -> Run:
     """Start a run; returns when every database is open and checked.
+
+    Args:
+        home: Where worker processes find the pipeline, where the plan has some.
 
     Raises:
         ConfigError: The set-up is wrong; nothing was moved.
@@ -303,6 +311,7 @@ async def start(
     """
     if asyncio.get_running_loop().is_closed():
         raise ConfigError("the event loop is closed")
+    check_not_loading(plan.pipeline)
     run = Run(
         plan,
         retry=retry,
@@ -310,6 +319,7 @@ async def start(
         full=full,
         accept_change=accept_change,
         take_over=take_over,
+        home=home,
     )
     root = run._root  # pyright: ignore[reportPrivateUsage]  this module's own class
     _running.add(root)

@@ -15,6 +15,8 @@ from etl.engine.claims import Claim
 from etl.engine.lane import Lane
 from etl.engine.nodes import Pump
 from etl.engine.plan import FlowPlan
+from etl.engine.workers import Worker
+from etl.errors import EtlError
 from etl.events import FlowReport, FlowStats
 from etl.rows import Shape
 
@@ -27,6 +29,7 @@ class Node:
     source: Channel[Batch[Any]] | None
     outs: Sequence[Channel[Batch[Any]]]
     lane: Lane | None = None
+    worker: Worker | None = None
 
     @property
     def waits_for_a_channel(self) -> bool:
@@ -50,7 +53,8 @@ class RunningFlow:
     nodes: list[Node] = field(default_factory=list[Node])
     claims: tuple[Claim, ...] = ()
     lanes: list[Lane] = field(default_factory=list[Lane])
-    lanes_ended: int = 0
+    workers: list[Worker] = field(default_factory=list[Worker])
+    writers_ended: int = 0
     shape: Shape | None = None  # of the rows that reach the sinks
     profiled: bool = False  # the shape was settled by a look at all values
     is_published: bool = False  # what it staged is in place, before the end of the run
@@ -61,19 +65,74 @@ class RunningFlow:
     @property
     def exhausted(self) -> bool:
         """Every source was read to its end."""
-        return self.is_done or (bool(self.pumps) and all(pump.exhausted for pump in self.pumps))
+        ends = [one.exhausted for one in self.pumps] + [one.exhausted for one in self.workers]
+        return self.is_done or (bool(ends) and all(ends))
+
+    @property
+    def writers(self) -> int:
+        """How many lanes, or worker processes, write it."""
+        return len(self.workers) or len(self.lanes)
+
+    @property
+    def rows_read(self) -> int:
+        return sum(one.rows for one in self.pumps) + sum(one.rows for one in self.workers)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(one.nbytes for one in self.pumps) + sum(one.nbytes for one in self.workers)
+
+    @property
+    def rows_written(self) -> int:
+        here = sum(lane.rows_written for lane in self.lanes)
+        return here + sum(worker.rows_written for worker in self.workers)
+
+    @property
+    def transactions(self) -> int:
+        here = sum(lane.transactions for lane in self.lanes)
+        return here + sum(worker.transactions for worker in self.workers)
+
+    @property
+    def moved(self) -> int:
+        """A figure that grows whenever anything moves."""
+        return (
+            sum(channel.moved for channel in self.channels)
+            + sum(worker.moved for worker in self.workers)
+            + sum(lane.rows_written + lane.transactions for lane in self.lanes)
+        )
+
+    def request_drain(self) -> None:
+        """Stop reading soon; what was read is still committed."""
+        for pump in self.pumps:
+            pump.request_drain()
+        for worker in self.workers:
+            worker.request_drain()
+
+    async def culprits(self) -> list[str]:
+        """The tasks that wait for no channel, and what blocks them."""
+        names: list[str] = []
+        for node in self.nodes:
+            if node.waits_for_a_channel:
+                continue
+            why = None
+            if node.lane is not None:
+                why = await _blocker(node.lane)
+            elif node.worker is not None:
+                why = await node.worker.culprits()
+            names.append(f"{node.name} ({why})" if why else node.name)
+        return names
 
     def stats(self) -> FlowStats:
         """Figures for now."""
         return FlowStats(
             name=self.plan.name,
             state="ended" if self.ended else "running" if self.started else "waiting",
-            rows_read=sum(pump.rows for pump in self.pumps),
-            rows_written=sum(lane.rows_written for lane in self.lanes),
+            rows_read=self.rows_read,
+            rows_written=self.rows_written,
             rows_rejected=self.bad_rows.rejected,
             rows_skipped=self.bad_rows.skipped,
-            bytes_read=sum(pump.nbytes for pump in self.pumps),
-            channels=[channel.stats() for channel in self.channels],
+            bytes_read=self.bytes_read,
+            channels=[channel.stats() for channel in self.channels]
+            + [stats for worker in self.workers for stats in worker.channels],
         )
 
     def report(self) -> FlowReport:
@@ -82,12 +141,12 @@ class RunningFlow:
         return FlowReport(
             name=self.plan.name,
             sinks=tuple(sink.table for sink in self.plan.sinks),
-            rows_read=sum(pump.rows for pump in self.pumps),
-            rows_written=sum(lane.rows_written for lane in self.lanes),
+            rows_read=self.rows_read,
+            rows_written=self.rows_written,
             rows_rejected=self.bad_rows.rejected,
             rows_skipped=self.bad_rows.skipped,
-            bytes_read=sum(pump.nbytes for pump in self.pumps),
-            transactions=sum(lane.transactions for lane in self.lanes),
+            bytes_read=self.bytes_read,
+            transactions=self.transactions,
             seconds=round((self.ended or monotonic()) - started, 3) if started else 0.0,
             exhausted=self.exhausted,
             already_complete=self.is_done,
@@ -122,3 +181,10 @@ class RunningFlow:
         for one in (*self.readers, *self.sessions):
             if isinstance(one, Resting):
                 await one.rest()
+
+
+async def _blocker(lane: Lane) -> str | None:
+    try:
+        return await lane.session.blocked_by()
+    except (EtlError, TimeoutError):
+        return None  # the database cannot be asked now; what is known is told all the same

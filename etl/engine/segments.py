@@ -7,7 +7,8 @@ ends exactly at each position, so no sink ever gets one that reaches across its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -42,6 +43,19 @@ class Route:
     def is_key_range(self) -> bool:
         """Whether it is one key range of several, and not all of a source."""
         return bool(self.segments) and self.segments[-1].until is not None
+
+
+Take: TypeAlias = Callable[[], Awaitable[Route | None]]
+"""Gives the next partition to read to the one who asks, and to nobody else; None: none is left."""
+
+
+def taking(routes: deque[Route]) -> Take:
+    """Takes from a queue, which several pumps may share."""
+
+    async def take() -> Route | None:
+        return routes.popleft() if routes else None
+
+    return take
 
 
 def make_route(

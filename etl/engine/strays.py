@@ -38,6 +38,15 @@ def forgotten(unit: Unit) -> list[str]:
     )
 
 
+def forgotten_note(unit: str, tasks: list[str]) -> str:
+    """What a person is told of them."""
+    return (
+        f"{unit} left {'tasks' if len(tasks) > 1 else 'a task'} running:"
+        f" {', '.join(tasks[:5])}. etl does not cancel what it did not start; await it in the"
+        " stage, for example in an asyncio.TaskGroup"
+    )
+
+
 def leave_behind(task: asyncio.Task[Any]) -> None:
     """Give up a task that does not stop, with the engine's own tasks that it waits for.
 

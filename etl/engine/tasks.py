@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,11 +17,11 @@ from etl.engine.forms import as_it_is, packing
 from etl.engine.lane import Lane
 from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline, run_parallel
 from etl.engine.plan import Leg, Plan, is_own
-from etl.engine.publish import Publisher
 from etl.engine.running import Node, RunningFlow
-from etl.engine.segments import Route
+from etl.engine.segments import Route, Take
 from etl.engine.turns import Turns
-from etl.events import Committed, Event, FlowEnded, Note, Retrying, RowsRefused
+from etl.engine.workers import Worker
+from etl.events import Committed, Event, Retrying, RowsRefused
 from etl.flow import Stage
 from etl.foreign import said
 from etl.policy import Retry
@@ -43,21 +42,30 @@ class Steps:
 class Builder:
     """Builds the tasks of a run, flow by flow. They wait for the turn of their flow.
 
+    Args:
+        writer_ended: Told by each lane, or worker process, of a flow when it has ended.
+
     Attributes:
         units: The tasks' work, by name.
         patient: Those of them that run no coroutine of the user's; see ``supervise``.
     """
 
     def __init__(
-        self, plan: Plan, turns: Turns, publisher: Publisher, *, retry: Retry, tell: Tell
+        self,
+        plan: Plan,
+        turns: Turns,
+        *,
+        retry: Retry,
+        tell: Tell,
+        writer_ended: Callable[[RunningFlow], Awaitable[None]],
     ) -> None:
         self.units: dict[str, Coroutine[Any, Any, None]] = {}
         self.patient: set[str] = set()
         self._plan = plan
         self._turns = turns
-        self._publisher = publisher
         self._retry = retry
         self._tell = tell
+        self._writer_ended = writer_ended
         self._heavy = HeavyRows(plan.limits)
 
     def build(
@@ -66,17 +74,17 @@ class Builder:
         readers: Sequence[Reader[Any]],
         start: Start,
         sessions: Sequence[Session],
-        queues: Sequence[deque[Route]],
+        takes: Sequence[Take],
         steps: Steps,
         lane: int = 0,
     ) -> None:
+        """The tasks from the readers to one lane for each target."""
         plan = flow.plan
         which = f" ({lane})" if lane > 1 else ""
         routes = {route.partition: route for route in start.routes}
         # One producer: what joins the branches, or else each of them.
         ends = 1 if plan.shared else len(plan.branches)
-        row_keys = [reader.shape.key for reader in readers if reader.shape is not None]
-        row_keys += [sink.key for sink in plan.sinks]
+        row_keys = _row_keys(flow, readers)
         last = self._lanes(flow, start, sessions, routes, row_keys, producers=ends, which=which)
         left = plan.shared_size
         if plan.shared:
@@ -84,7 +92,7 @@ class Builder:
             self._legs(flow, plan.name + which, plan.shared, joined, last, routes, steps, left)
         else:
             joined = last
-        for branch, reader, queue in zip(plan.branches, readers, queues, strict=True):
+        for branch, reader, take in zip(plan.branches, readers, takes, strict=True):
             name = f"{plan.name}/{branch.partition}" if len(plan.branches) > 1 else plan.name
             name += which
             first = joined
@@ -95,7 +103,7 @@ class Builder:
             pump = Pump(
                 flow=plan.name,
                 reader=reader,
-                routes=queue,
+                take=take,
                 steps=steps.rows[branch.partition],
                 steps_left=left + branch.size,
                 sets_aside=plan.sets_aside,
@@ -110,6 +118,25 @@ class Builder:
             self._add(flow, source, pump.run, None, first)
             if not is_own(branch.source):
                 self.patient.add(source)
+
+    def build_workers(
+        self,
+        flow: RunningFlow,
+        readers: Sequence[Reader[Any]],
+        start: Start,
+        workers: Sequence[Worker],
+    ) -> None:
+        """The tasks that wait for worker processes, and the lanes that end what those did."""
+        routes = {route.partition: route for route in start.routes}
+        for claim in start.claims:
+            nothing: Channel[Batch[Any]] = Channel("nothing", max_items=1, max_bytes=1)
+            keys = _row_keys(flow, readers)
+            flow.lanes.append(self._lane(flow, claim, claim.session, routes, keys, nothing))
+        for worker in workers:
+            flow.workers.append(worker)
+            work = partial(self._to_end, flow, worker.run)
+            self._add(flow, worker.name, work, None, worker=worker)
+            self.patient.add(worker.name)
 
     def _lanes(
         self,
@@ -146,7 +173,7 @@ class Builder:
     def _add_lane(
         self, unit: str, flow: RunningFlow, lane: Lane, source: Channel[Batch[Any]]
     ) -> None:
-        self._add(flow, unit, partial(self._lane_to_end, flow, lane), source, lane=lane)
+        self._add(flow, unit, partial(self._to_end, flow, lane.run), source, lane=lane)
         self.patient.add(unit)
 
     def _lane(
@@ -167,8 +194,14 @@ class Builder:
             return claim.completes()
 
         def committed(name: str, rows: int, _: int, seconds: float) -> None:
-            total = sum(lane.rows_written for lane in flow.lanes)
-            self._tell(Committed(flow=name, rows=rows, total_rows=total, seconds=round(seconds, 6)))
+            self._tell(
+                Committed(
+                    flow=name,
+                    rows=rows,
+                    total_rows=flow.rows_written,
+                    seconds=round(seconds, 6),
+                )
+            )
 
         return Lane(
             flow=plan.name,
@@ -203,9 +236,10 @@ class Builder:
         source: Channel[Batch[Any]] | None,
         *outs: Channel[Batch[Any]],
         lane: Lane | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self.units[name] = self._in_turn(flow, work)
-        flow.nodes.append(Node(name, source, outs, lane))
+        flow.nodes.append(Node(name, source, outs, lane, worker))
 
     async def _in_turn(self, flow: RunningFlow, work: Work) -> None:
         await self._turns.wait(flow.plan.name)
@@ -252,43 +286,10 @@ class Builder:
             self._add(flow, f"stage {number + 1} ({leg.label}) of flow {name!r}", work, first, out)
             first = out
 
-    async def _lane_to_end(self, flow: RunningFlow, lane: Lane) -> None:
+    async def _to_end(self, flow: RunningFlow, write: Work) -> None:
         flow.started = flow.started or monotonic()
-        await lane.run()
-        flow.lanes_ended += 1
-        if flow.lanes_ended < len(flow.lanes):
-            return
-        await self._close(flow)
-        await flow.rest()  # the flows that come next use its connections
-        for reader in flow.readers:
-            for message in reader.notes:
-                if message not in flow.notes:
-                    flow.notes.append(message)
-                    self._tell(Note(flow=flow.plan.name, message=message))
-        if self._plan.publishes_each and flow.exhausted:
-            await self._publisher.publish_one(flow)
-        flow.ended = monotonic()
-        report = flow.report()
-        self._tell(
-            FlowEnded(
-                flow=flow.plan.name,
-                rows_read=report.rows_read,
-                rows_written=report.rows_written,
-                seconds=report.seconds,
-                rows_rejected=report.rows_rejected,
-                rows_skipped=report.rows_skipped,
-            )
-        )
-        self._turns.ended(flow.plan.name)
-        self._turns.begin()
-
-    async def _close(self, flow: RunningFlow) -> None:
-        """Every lane has ended: make one checkpoint of those of the key ranges."""
-        if not flow.exhausted:
-            return
-        for claim, lane in zip(flow.claims, flow.lanes, strict=False):
-            if claim.layout is not None and (steps := claim.closing(staged=False)):
-                await lane.apply(steps)
+        await write()
+        await self._writer_ended(flow)
 
     def _channel(self, flow: RunningFlow, name: str, *, producers: int = 1) -> Channel[Batch[Any]]:
         channel: Channel[Batch[Any]] = Channel(
@@ -325,6 +326,12 @@ class Builder:
                 flow=flow, what=what, attempt=attempt, wait_s=round(wait_s, 3), error=said(error)
             )
         )
+
+
+def _row_keys(flow: RunningFlow, readers: Sequence[Reader[Any]]) -> list[tuple[str, ...]]:
+    """The columns that may identify a row: of each source, and of each sink."""
+    found = [tuple(reader.shape.key) for reader in readers if reader.shape is not None]
+    return [*found, *(sink.key for sink in flow.plan.sinks)]
 
 
 def updating(claim: Claim) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from graphlib import TopologicalSorter
 
 
 class Turns:
@@ -21,6 +22,15 @@ class Turns:
         self._started: dict[str, asyncio.Event] = {flow: asyncio.Event() for flow in waits_for}
         self._waiting = list(waits_for)
         self._running: set[str] = set()
+
+    def one_by_one(self, flows: Collection[str]) -> None:
+        """Let some flows follow each other, in an order that agrees with what they wait for."""
+        before: str | None = None
+        for flow in TopologicalSorter(self._waits_for).static_order():
+            if flow in flows:
+                if before is not None:
+                    self._waits_for[flow].add(before)
+                before = flow
 
     async def wait(self, flow: str) -> None:
         """Wait until it is the flow's turn."""

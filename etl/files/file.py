@@ -135,6 +135,11 @@ class File:
         return True
 
     @property
+    def takes_workers(self) -> bool:
+        """One file, one writer."""
+        return False
+
+    @property
     def keeps_rejects(self) -> bool:
         """Never: it is a file."""
         return False

@@ -117,6 +117,7 @@ class MemoryTarget:
 
     has_one_writer = False
     keeps_rejects = True
+    takes_workers = False
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name

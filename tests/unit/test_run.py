@@ -21,7 +21,7 @@ from etl.connector import Advance, OpenTarget, RunInfo, Session, Sink
 from etl.engine.channel import Channel
 from etl.engine.nodes import HeavyRows, Pump
 from etl.engine.run import Run
-from etl.engine.segments import make_route
+from etl.engine.segments import make_route, taking
 from etl.errors import (
     DataError,
     EtlError,
@@ -1787,7 +1787,7 @@ def pump_of(source: Source[Any], steps: Sequence[Any], pack: Any, out: Channel[A
     return Pump(
         flow="t",
         reader=GeneratorReader(source),
-        routes=deque([make_route("main", {0: None}, ())]),
+        take=taking(deque([make_route("main", {0: None}, ())])),
         steps=steps,
         steps_left=len(steps),
         sets_aside=False,

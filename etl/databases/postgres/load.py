@@ -69,6 +69,7 @@ class Load:
         kept: set[str],
         *,
         each: bool = False,
+        joins: bool = False,
     ) -> None:
         """Make one.
 
@@ -76,6 +77,7 @@ class Load:
             kept: Staging tables with rows that are in; shared by the lanes of a run. From then on
                 they must exist.
             each: It is published by itself, when its flow has ended.
+            joins: This is a worker process: its run has made and checked what there is to.
         """
         self.sink = sink
         self.flow = flow
@@ -83,6 +85,7 @@ class Load:
         self.staged = sink.mode == "replace"
         self.is_published = False
         self._each = each
+        self._joins = joins
         schema, self._name = split_name(sink.table)
         self._schema = schema or default_schema
         self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
@@ -124,6 +127,8 @@ class Load:
         # Taken before the table is looked at: what is changed after this look is seen then.
         looked_at = await fingerprint(connection, self._qualified(self.sink.table))
         final = await self._find(connection, shape, resumable=resumable)
+        if self._joins and self.staged:
+            await self.has_staging(connection)  # where it is there, it must stay
         if final is not None and looked_at is None:
             # Another lane or flow has made it between the two looks.
             looked_at = await fingerprint(connection, final.qualified)
@@ -137,7 +142,8 @@ class Load:
             final = await self._create_final(connection, self._shape)
             looked_at = await fingerprint(connection, final.qualified)
         self._check(final)
-        await self._check_replacing(connection, final, together)
+        if not self._joins:  # which tables are replaced together, only the run itself knows
+            await self._check_replacing(connection, final, together)
         if not self.staged:
             self._into, self._fingerprint = final, looked_at
         return self.told(final)

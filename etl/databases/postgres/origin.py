@@ -48,6 +48,7 @@ class Origin:
         self._tables: dict[int, str] = {}
         self._holder: Connection | None = None
         self._snapshot: Snapshot | None = None
+        self._is_joined = False  # another process holds the snapshot
         self._taking = asyncio.Lock()
 
     def will_read(self, relation: Relation) -> None:
@@ -63,11 +64,21 @@ class Origin:
         """
         async with self._taking:
             holder = self._holder
-            if holder is None or holder.is_closed() or lost == self._snapshot:
+            is_held = self._is_joined or (holder is not None and not holder.is_closed())
+            if not is_held or lost == self._snapshot:
                 await self._release()
-                self._snapshot = await self._take()
+                self._snapshot, self._is_joined = await self._take(), False
             assert self._snapshot is not None
             return self._snapshot
+
+    def join(self, snapshot: Snapshot) -> None:
+        """Read at the instant of the run whose worker process this is.
+
+        The run holds it. Where the server does not know it any more, this process takes a later
+        one of its own.
+        """
+        if self._snapshot is None:
+            self._snapshot, self._is_joined = snapshot, True
 
     async def _take(self) -> Snapshot:
         connection = await self.stock.get()

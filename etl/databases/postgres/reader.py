@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -72,6 +72,8 @@ async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator
                 before = await _fingerprint(connection, selection)
             if selection.relation is not None and not spec.cursor:
                 origin.will_read(selection.relation)
+            if info.invitation is not None and (snapshot := info.invitation.get("snapshot")):
+                origin.join(Snapshot(**snapshot))
             reader = PostgresReader(origin, spec, info, selection, before, connection)
             yield reader
         finally:
@@ -119,6 +121,10 @@ class PostgresReader:
     async def settle_instant(self) -> None:
         """See :meth:`etl.connector.Instant.settle_instant`."""
         await self._origin.snapshot()
+
+    async def invitation(self) -> Mapping[str, Any]:
+        """See :class:`etl.connector.Joinable`: the instant at which it reads."""
+        return {"snapshot": asdict(await self._origin.snapshot()) if self.at_one_instant else None}
 
     @property
     def shape(self) -> Shape:

@@ -55,13 +55,16 @@ class PostgresSession:
         replaced: Callable[[Connection], Awaitable[Sequence[int]]],
         staged: set[str],
         each: bool = False,
+        joins: bool = False,
     ) -> None:
         self.flow = flow
         self._url = url
         self._application = application
         self._stock = stock
         self._checkpoints = checkpoints
-        self.loads = [Load(sink, pipeline, flow, schema, staged, each=each) for sink in sinks]
+        self.loads = [
+            Load(sink, pipeline, flow, schema, staged, each=each, joins=joins) for sink in sinks
+        ]
         self._replaced = replaced
         self._connection: Connection | None = None
         self._is_open = False  # a transaction

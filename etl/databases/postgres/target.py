@@ -34,11 +34,21 @@ from etl.errors import ConfigError
 async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerator[PostgresTarget]:
     """See :meth:`etl.connector.Target.open`. Each session opens its own connection when used.
 
-    One more connection has the lock of the pipeline, until every session is closed.
+    One more connection has the lock of the pipeline, until every session is closed; for a worker
+    process that is one of its run's.
 
     Raises:
         AlreadyRunningError: Another run has the lock.
     """
+    if info.invitation is not None:
+        joined = PostgresTarget(
+            url, info, info.invitation["schema"], application_name(info, "target")
+        )
+        try:
+            yield joined
+        finally:
+            await finish(joined.aclose())
+        return
     control = await connect(url, "target", lock.control_name(info))
     held = False
     try:
@@ -109,9 +119,14 @@ class PostgresTarget:
             replaced=self._replaced,
             staged=self._staged,
             each=self._info.publishes_each,
+            joins=self._info.invitation is not None,
         )
         self._sessions.append(session)
         return session
+
+    async def invitation(self) -> Mapping[str, Any]:
+        """See :class:`etl.connector.Joinable`."""
+        return {"schema": self._schema}
 
     async def publish(self, steps: Sequence[Advance]) -> None:
         """See :meth:`etl.connector.OpenTarget.publish`.
