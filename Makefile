@@ -44,6 +44,7 @@ verdicts: $(VENV)/.installed-dev ## copy values of every type into columns of ev
 soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, check every target; 10,000 schedules in virtual time
 	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)
 	@$(RUN) python -m tests.crash.copy_kills --kills 100
+	@$(RUN) python -m tests.crash.worker_kills --kills 100
 	@$(RUN) python -m tests.crash.schedules --seeds 10000
 
 crash-matrix: $(VENV)/.installed-dev ## end runs at every point that a test can name (half an hour)

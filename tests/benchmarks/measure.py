@@ -36,8 +36,9 @@ class Measure:
         cpu_s: User and system time of the client, with the programs that it started.
         server_s: The same of the PostgreSQL server, everything that went on in it included; 0 where
             it is not on this machine.
-        peak_mib: Peak resident memory of the client, Python and imports included. Where other
-            programs do the work: the most that all of them had together, looked at often.
+        peak_mib: Peak resident memory of the client, Python and imports included, and of the
+            processes that it starts: the most that all of them had together, looked at often.
+            Where other programs do the work: of those alone.
     """
 
     wall_s: float
@@ -73,7 +74,7 @@ def measure_here(work: Work, contender: Contender, place: Place) -> Measure:
         result = contender.run(place)
         wall, used = perf_counter() - start, _cpu_s() - cpu
     served = server_cpu_s(place.target) - at_first
-    peak = max(peaks, default=0.0) if contender.needs else _peak_mib()
+    peak = max(peaks, default=0.0) + (0.0 if contender.needs else _peak_mib())
     work.check(result)
     return Measure(wall_s=wall, cpu_s=used, server_s=served, peak_mib=peak)
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from etl import Database, Row
+import asyncpg
+
+from etl import Database, Limits, Pipeline, Row
 from tests.benchmarks import by_hand, lineitem, peers
+from tests.benchmarks.measure import ROOT
 from tests.benchmarks.shell import pipe, psql
 from tests.benchmarks.with_etl import run
 from tests.benchmarks.work import Contender, Goal, Place, Work
@@ -91,9 +97,52 @@ def etl_declared(place: Place) -> None:
     run(lines.into(Database(place.target).append("lineitem")))
 
 
+# Worker processes import this module again: the pipeline must be a variable of it.
+_LINES = Database("env:BENCH_SOURCE").table("lineitem")
+in_processes = Pipeline(
+    "benchmark in processes",
+    _LINES.filter(is_kept).map(changed).into(Database("env:BENCH_TARGET").append("lineitem")),
+)
+
+
+def etl_two_processes(place: Place) -> None:
+    os.environ |= {"BENCH_SOURCE": place.source, "BENCH_TARGET": place.target}
+    report = in_processes.run_sync(limits=Limits(processes=2), full=True)
+    if report.status != "completed":
+        raise RuntimeError(f"the run is {report.status}")
+
+
 def asyncpg_records(place: Place) -> None:
     batches = by_hand.queued(by_hand.postgres_records(place.source, "SELECT * FROM lineitem"))
     asyncio.run(by_hand.to_postgres(batches, place.target, "lineitem", _changed))
+
+
+def asyncpg_two_processes(place: Place) -> None:
+    """The same by hand: each half of the keys in a Python of its own."""
+    middle = asyncio.run(_middle(place.source))
+    halves = (f"l_orderkey <= {middle}", f"l_orderkey > {middle}")
+    command = [sys.executable, "-m", "tests.benchmarks.postgres_functions"]
+    processes = [
+        subprocess.Popen([*command, place.source, place.target, half], cwd=ROOT) for half in halves
+    ]
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise RuntimeError("one of the processes failed")
+
+
+async def _middle(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        found: int = await connection.fetchval("SELECT max(l_orderkey) / 2 FROM lineitem")
+        return found
+    finally:
+        await connection.close()
+
+
+def _half(source: str, target: str, condition: str) -> None:
+    query = f"SELECT * FROM lineitem WHERE {condition}"
+    batches = by_hand.queued(by_hand.postgres_records(source, query))
+    asyncio.run(by_hand.to_postgres(batches, target, "lineitem", _changed))
 
 
 def _changed(records: by_hand.Records) -> Iterator[tuple[Any, ...]]:
@@ -112,6 +161,7 @@ def psql_in_sql(place: Place) -> None:
 
 LIMIT = "limit: the same in SQL, psql to psql"
 BY_HAND = "asyncpg cursor, copy_records_to_table"
+TWO_PROCESSES = "etl, rows as mappings, two processes"
 
 WORK = Work(
     title="PostgreSQL → filter, computed decimal, lower case in Python → PostgreSQL",
@@ -119,7 +169,9 @@ WORK = Work(
         Contender(name="etl, rows as mappings", run=etl_rows),
         Contender(name="etl, row=Dataclass", run=etl_dataclass),
         Contender(name="etl, declared steps", run=etl_declared),
+        Contender(name=TWO_PROCESSES, run=etl_two_processes),
         Contender(name=BY_HAND, run=asyncpg_records),
+        Contender(name=f"{BY_HAND}, two processes", run=asyncpg_two_processes),
         Contender(name=LIMIT, run=psql_in_sql, needs=("psql",)),
         peers.scripted(
             "ADBC, vectorised, two threads",
@@ -136,6 +188,11 @@ WORK = Work(
     expected=lambda place: lineitem.digest(place.source, IN_SQL),
     goals=(
         Goal(contender="etl, rows as mappings", reference=BY_HAND, at_most=0.5),
+        Goal(contender=TWO_PROCESSES, reference=BY_HAND, at_most=0.25),
         Goal(contender="etl, declared steps", reference=LIMIT, at_most=1.05),
     ),
 )
+
+
+if __name__ == "__main__":
+    _half(*sys.argv[1:])
