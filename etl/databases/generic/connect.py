@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncResult, cr
 from sqlalchemy.pool import NullPool
 
 from etl.databases.generic.dialect import Dialect
-from etl.databases.generic.errors import translated
+from etl.databases.generic.errors import is_lost, translated
 from etl.databases.trust import warn_where_unverified
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -136,7 +136,16 @@ class Connection:
         self.limits: dict[str, int] = {}
         self._raw = raw
         self._side: Side = side
-        self._transport: asyncio.ReadTransport | None = None
+        self._driver: Any = None
+        self._transport: asyncio.Transport | None = None
+
+    async def start(self) -> Any:
+        """Connect; return the driver's connection."""
+        await self._raw.start()
+        # Kept, because asking SQLAlchemy for that of a connection which is lost connects anew.
+        self._driver = (await self._raw.get_raw_connection()).driver_connection
+        self._transport = self.dialect.transport(self._driver)
+        return self._driver
 
     async def execute(
         self,
@@ -218,18 +227,14 @@ class Connection:
             return await self._raw.stream(sql_text(sql), parameters)
 
         result = await self._guarded(run, LONG_S)
-        real = (await self._raw.get_raw_connection()).driver_connection
-        self._transport = self.dialect.unbounded_transport(real)
         try:
             self._hold()
             yield result
             self._let_in()
-            await result.close()
+            await self._guarded(result.close, STATEMENT_S)
         except BaseException:
             self.is_open = False
             raise
-        finally:
-            self._transport = None
 
     def _hold(self) -> None:
         """Read nothing more from the socket: a driver that reads ahead would take in all rows."""
@@ -278,10 +283,11 @@ class Connection:
 
     async def _drop(self) -> None:
         """Close the socket without another word to the server."""
+        if self._transport is not None:
+            # Not only closed: that would wait until the server takes what is not sent yet.
+            self._transport.abort()
         with suppress(Exception):
-            driver = await self._raw.get_raw_connection()
-            real: Any = driver.driver_connection
-            close = getattr(real, "close", None)
+            close = getattr(self._driver, "close", None)
             if close is not None:
                 found = close()
                 if asyncio.iscoroutine(found):
@@ -304,7 +310,7 @@ class Connection:
             raise
         except Exception as error:
             found = translated(error, self.dialect, self._side, self.where)
-            if isinstance(error, TimeoutError) or getattr(error, "connection_invalidated", False):
+            if isinstance(error, TimeoutError) or is_lost(error, self.dialect):
                 self.is_open = False
             raise found from error
         except BaseException:
@@ -324,13 +330,12 @@ async def connect(engine: AsyncEngine, url: Url, side: Side) -> Connection:
     connection = Connection(raw, dialect, url.name, side)
     try:
         async with asyncio.timeout(CONNECT_S):
-            await raw.start()
+            real = await connection.start()
             connection.dialect = dialect_of(engine)
             levels = raw.sync_connection
             assert levels is not None
             wanted = "READ COMMITTED" if side == "target" else "REPEATABLE READ"
             await raw.run_sync(lambda sync: _isolate(sync, wanted))
-            real: Any = (await raw.get_raw_connection()).driver_connection
             warn_where_unverified(getattr(real, "_transport", None), url, _REMEDY)
             await connection.dialect.set_up(connection)
             await connection.commit()

@@ -111,8 +111,12 @@ class Dialect:
     async def set_up(self, connection: Connection) -> None:
         """Settings of a new session; notes what is known of it on the connection."""
 
-    def unbounded_transport(self, driver: Any) -> asyncio.ReadTransport | None:
-        """The transport of a driver that reads rows ahead without a bound; None: it has one."""
+    def transport(self, driver: Any) -> asyncio.Transport | None:
+        """The transport under a driver's connection, where it must be held.
+
+        That is so where the driver reads rows ahead without a bound, or waits for the server when
+        it is told to close. None: it does neither.
+        """
         return None
 
     async def open_snapshot(self, connection: Connection) -> None:

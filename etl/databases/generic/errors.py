@@ -57,6 +57,13 @@ def translated(
     return EtlError(f"{where}: {type(error).__name__}: {said}")
 
 
+def is_lost(error: BaseException, dialect: Dialect) -> bool:
+    """Whether the connection is of no use any more."""
+    driver = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    is_invalid = bool(getattr(error, "connection_invalidated", False))
+    return is_invalid or dialect.classify(driver)[0] == "lost"
+
+
 def column_in(said: str) -> str | None:
     """The column that a message names."""
     _, found, rest = said.partition("column '")

@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import logging
 import math
+import random
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +31,7 @@ from etl.errors import (
     ErrorClass,
     EtlError,
     SchemaMismatchError,
+    SourceUnavailableError,
     classify,
 )
 from etl.rows import Column, Kind, Type
@@ -40,6 +43,10 @@ PATIENCE_S = 5.0
 """How long a lock is tried whose holder is not surely alive: a killed run's session lives on for a
 moment."""
 _POLL_S = 0.1
+_STALE_S = 0.12
+"""So long InnoDB must be left alone until it looks for transactions anew."""
+_FRESH_S = 15.0
+"""How long that is tried."""
 _INDEX_BYTES = 3072
 _TEMPORARY = "etl_upsert"
 
@@ -159,10 +166,10 @@ class MySQL(Dialect):
         connection.session = session
         await connection.execute(_SETTINGS)
 
-    def unbounded_transport(self, driver: Any) -> asyncio.ReadTransport | None:
+    def transport(self, driver: Any) -> asyncio.Transport | None:
         """See the class: asyncmy's receive buffer grows as long as the server sends."""
         found = getattr(driver, "_transport", None)
-        return found if isinstance(found, asyncio.ReadTransport) else None
+        return found if isinstance(found, asyncio.Transport) else None
 
     async def open_snapshot(self, connection: Connection) -> None:
         """See the class."""
@@ -211,7 +218,8 @@ class MySQL(Dialect):
                     who,
                 )
                 return "it was taken over"
-            if session is not None and (is_alive_here(holder) or monotonic() > deadline):
+            is_held = session is not None and is_alive_here(holder)
+            if is_held or monotonic() > deadline:
                 raise AlreadyRunningError(
                     f"pipeline {info.pipeline!r} is already running: {who}. Nothing was moved;"
                     " wait for it, or use --take-over to fence it off"
@@ -260,24 +268,60 @@ class MySQL(Dialect):
         return datetime.fromisoformat(found).replace(tzinfo=UTC)
 
     async def oldest_transaction(self, connection: Connection) -> datetime | None:
-        """See the class. The server tells whole seconds, in its own time zone."""
-        await connection.execute("SET SESSION time_zone = 'SYSTEM'")
-        age = await connection.value(
-            "SELECT TIMESTAMPDIFF(SECOND, MIN(trx_started), NOW())"
-            " FROM information_schema.innodb_trx WHERE trx_mysql_thread_id <> CONNECTION_ID()"
-        )
-        await connection.execute("SET SESSION time_zone = '+00:00'")
-        if age is None:
+        """See the class. The server tells whole seconds."""
+        ages = [age for _, age in await self._transactions(connection)]
+        if not ages:
             return None
-        return await self.clock(connection) - timedelta(seconds=int(age) + 1)
+        return await self.clock(connection) - timedelta(seconds=max(ages) + 1)
 
     async def open_transactions(self, connection: Connection) -> Sequence[str]:
         """See the class."""
-        rows = await connection.fetch(
-            "SELECT CONCAT(trx_id, ' ', trx_mysql_thread_id, ' ', trx_started)"
-            " FROM information_schema.innodb_trx WHERE trx_mysql_thread_id <> CONNECTION_ID()"
-        )
-        return [str(row[0]) for row in rows]
+        return [name for name, _ in await self._transactions(connection)]
+
+    async def _transactions(self, connection: Connection) -> Sequence[tuple[str, int]]:
+        """The other sessions' open transactions: what identifies each, and its age in seconds.
+
+        InnoDB answers from a copy, which it makes anew only when nobody has looked at it for 0.1 s;
+        where several look, of whatever session, it may be as old as it likes. A copy that holds the
+        statement that asks was made for it.
+
+        Raises:
+            SourceUnavailableError: There was no new copy in time.
+        """
+        await connection.rollback()
+        await connection.execute("SET SESSION time_zone = 'SYSTEM'")  # in which starts are told
+        await connection.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        try:
+            return await self._looked_up(connection)
+        finally:
+            if connection.is_open:
+                await connection.rollback()
+                await connection.execute("SET SESSION time_zone = '+00:00'")
+
+    async def _looked_up(self, connection: Connection) -> Sequence[tuple[str, int]]:
+        end = monotonic() + _FRESH_S
+        pause_s = _STALE_S
+        while True:
+            mark = secrets.token_hex(8)
+            rows = await connection.fetch(
+                "SELECT CONCAT(trx_id, ' ', trx_mysql_thread_id, ' ', trx_started),"
+                " TIMESTAMPDIFF(SECOND, trx_started, NOW()),"
+                " trx_mysql_thread_id = CONNECTION_ID(),"
+                " COALESCE(LOCATE(:etl_0, trx_query), 0) > 0"
+                " FROM information_schema.innodb_trx",
+                {"etl_0": mark},  # the driver puts it into the text of the statement
+            )
+            if any(is_own and is_asking for _, _, is_own, is_asking in rows):
+                return [(str(name), int(age)) for name, age, is_own, _ in rows if not is_own]
+            if monotonic() > end:
+                raise SourceUnavailableError(
+                    f"{connection.where}: other sessions look at information_schema.innodb_trx so"
+                    " often that it shows nothing new, so rows that commit late could be missed."
+                    " Nothing was moved; run again"
+                )
+            # Longer each time and of any length, so that readers do not keep each other from it.
+            await asyncio.sleep(pause_s * (1 + random.random()))
+            pause_s *= 1.3
 
     # -- errors ------------------------------------------------------------------------------
 
@@ -290,7 +334,7 @@ class MySQL(Dialect):
         kind = kinds[0] if kinds else None
         if kind is None:
             found = classify(error)
-            if "not connected" in text.lower() or "network operation failed" in text.lower():
+            if any(word in text.lower() for word in _BROKEN):
                 found = "lost"
             return found, _safe(code, text)
         return kind, _safe(code, text)
@@ -810,6 +854,9 @@ _CODES: Mapping[ErrorClass, frozenset[int]] = {
                          1149, 1166, 1170, 1171, 1178, 1273, 1286, 1347, 1356, 1364, 1115, 1253,
                          1293, 1294, 1426, 1427, 1439, 1005, 3780, 4161, 1901, 1906, 3105}),
 }  # fmt: skip
+
+_BROKEN = ("not connected", "network operation failed", "packet sequence", "protocol error")
+"""What the driver says of a connection of which it has lost track."""
 
 _COLUMN = re.compile(
     r"column (?:[`'\"]?[^`'\".]*[`'\"]?\.){0,2}[`'\"]([^`'\"]*)[`'\"]", re.IGNORECASE
