@@ -153,7 +153,7 @@ def mysql_database(mysql_server: my.MySQLServer) -> Iterator[Callable[[], str]]:
     left: list[str] = []
     for name in names:
         left += _what_stays(partial(mysql_server.sessions, name))
-        mysql_server.execute(f"DROP DATABASE {name}")
+        mysql_server.drop(name)
     if left:
         pytest.fail("left behind: " + "; ".join(left))
 

@@ -1,14 +1,17 @@
 """The MariaDB or MySQL server of the tests, from the first of these that is there:
 
 the server in ``ETL_TEST_MYSQL_DSN`` (its user must be allowed to make databases), a container by
-testcontainers where Docker answers, an installed ``mariadbd``. There is no server to install by
-pip, so these tests are not those of ``make test`` but of ``make test-mysql``.
+testcontainers where Docker answers, an installed ``mariadbd``. Each process of the tests has a
+server of its own but in the first case: a read that waits for open transactions sees those of all
+databases of a server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
+import hashlib
 import os
 import pwd
 import shutil
@@ -17,17 +20,21 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 T = TypeVar("T")
 
+_SMALL = ("--innodb-log-file-size=16M",)
+"""Of a data directory, which is copied for each process."""
+
 IMAGE = "mariadb:11"
 START_TIMEOUT_S = 90
+STATEMENT_TIMEOUT_S = 60
 
 
 class MySQLServer:
@@ -50,6 +57,25 @@ class MySQLServer:
         return run(self._query([sql], database))
 
     async def _query(self, statements: Sequence[str], database: str | None) -> list[Any]:
+        rows: Sequence[Any] = []
+        async with asyncio.timeout(STATEMENT_TIMEOUT_S), self.connected(database) as connection:
+            async with connection.cursor() as cursor:
+                # The server's own patience with a lock is a day.
+                await cursor.execute(
+                    "SET sql_notes = 0, time_zone = '+00:00', autocommit = 1,"
+                    " lock_wait_timeout = 20, innodb_lock_wait_timeout = 20"
+                )
+                for statement in statements:
+                    await cursor.execute(statement)
+                    rows = await cursor.fetchall() if cursor.description else []
+        return list(rows)
+
+    @asynccontextmanager
+    async def connected(self, database: str | None) -> AsyncGenerator[Any]:
+        """A connection of the driver's, which is closed in any case.
+
+        What it has open would make the database impossible to drop.
+        """
         import asyncmy
 
         parts = urlsplit(self.url)
@@ -60,23 +86,30 @@ class MySQLServer:
             password=unquote(parts.password or ""),
             database=database,
             charset="utf8mb4",
-            autocommit=True,
         )
         try:
-            rows: Sequence[Any] = []
-            async with connection.cursor() as cursor:
-                await cursor.execute("SET sql_notes = 0, time_zone = '+00:00'")
-                for statement in statements:
-                    await cursor.execute(statement)
-                    rows = await cursor.fetchall() if cursor.description else []
-            return list(rows)
+            yield connection
         finally:
             await connection.ensure_closed()
 
     def sessions(self, database: str) -> list[str]:
         """What sessions in one database do."""
+        return [f"MySQL session {one}" for one in self._sessions(database)]
+
+    def end_sessions(self, database: str) -> None:
+        """End all sessions in one database."""
+        for number, *_ in self._sessions(database):
+            with suppress(Exception):  # it has ended by itself
+                self.execute(f"KILL CONNECTION {number}")
+
+    def _sessions(self, database: str) -> list[tuple[Any, ...]]:
         found = self.query("SELECT id, db, command, info FROM information_schema.processlist")
-        return [f"MySQL session {one}" for one in found if one[1] == database]
+        return [one for one in found if one[1] == database]
+
+    def drop(self, database: str) -> None:
+        """Drop a database, whoever is in it."""
+        self.end_sessions(database)
+        self.execute(f"DROP DATABASE {database}")
 
 
 @contextmanager
@@ -155,22 +188,13 @@ def _start_container() -> Any:
 def _private_server() -> Generator[MySQLServer]:
     """A server of this process's own, on a free port; it ends with this process."""
     program = _mariadbd()
-    install = shutil.which("mariadb-install-db")
     assert program is not None
-    assert install is not None, "mariadbd is here without mariadb-install-db"
-    home = Path(tempfile.mkdtemp(prefix="etl-my-"))
     user = _unprivileged()
-    if user is not None:
-        shutil.chown(home, user)
+    home = _home(user)
     keeper: subprocess.Popen[bytes] | None = None
     try:
-        subprocess.run(
-            [
-                install, "--no-defaults", f"--datadir={home / 'data'}", "--skip-test-db",
-                "--auth-root-authentication-method=normal",
-            ],
-            check=True, capture_output=True, user=user, cwd="/", timeout=START_TIMEOUT_S,
-        )  # fmt: skip
+        with _template(program, user) as template:
+            subprocess.run(["cp", "-R", template, home / "data"], check=True, user=user, cwd="/")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -184,7 +208,7 @@ def _private_server() -> Generator[MySQLServer]:
                 f"--pid-file={home / 'pid'}", f"--log-error={home / 'log'}",
                 "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0",
                 "--skip-name-resolve", "--character-set-server=utf8mb4", "--skip-log-bin",
-                "--innodb-flush-method=nosync",
+                "--innodb-flush-method=nosync", *_SMALL,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             user=user, cwd="/", start_new_session=True,
@@ -196,6 +220,46 @@ def _private_server() -> Generator[MySQLServer]:
             keeper.stdin.close()
             keeper.wait(timeout=START_TIMEOUT_S)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _home(user: str | None) -> Path:
+    """A new folder of the server's user."""
+    home = Path(tempfile.mkdtemp(prefix="etl-my-"))
+    if user is not None:
+        shutil.chown(home, user)
+    return home
+
+
+@contextmanager
+def _template(program: str, user: str | None) -> Generator[Path]:
+    """A data directory to copy, made once for this server program.
+
+    Processes take turns: to make it takes seconds, and two that do so at once get in each other's
+    way. It stays for the next run of the tests.
+    """
+    install = shutil.which("mariadb-install-db")
+    assert install is not None, "mariadbd is here without mariadb-install-db"
+    status = os.stat(program)
+    of = f"{program} {status.st_mtime_ns} {status.st_size} {user} {' '.join(_SMALL)}"
+    folder = Path(tempfile.gettempdir())
+    mark = f"etl-my-{os.geteuid()}"
+    template = folder / f"{mark}-{hashlib.sha256(of.encode()).hexdigest()[:12]}"
+    with (folder / f"{mark}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            home = _home(user)
+            try:
+                subprocess.run(
+                    [
+                        install, "--no-defaults", f"--datadir={home / 'data'}", "--skip-test-db",
+                        "--auth-root-authentication-method=normal", *_SMALL,
+                    ],
+                    check=True, capture_output=True, user=user, cwd="/", timeout=START_TIMEOUT_S,
+                )  # fmt: skip
+                (home / "data").rename(template)
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+        yield template
 
 
 def _unprivileged() -> str | None:

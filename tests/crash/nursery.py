@@ -8,6 +8,7 @@ has a thread or an event loop, so that a fork of it is a clean process.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -29,6 +30,8 @@ from tests.crash.victim import LIMITS, pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED = 1
+LIMIT_S = 180
+"""A run that takes longer says where it stands, and ends."""
 
 
 class Nursery:
@@ -79,6 +82,7 @@ def _serve() -> None:
 def _work(job: list[str], why: IO[str]) -> None:
     """The child: run, and never return."""
     code = FAILED
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=why)
     try:
         source, first, second, case, reading, cut, failpoints = job
         os.environ[VARIABLE] = failpoints

@@ -46,10 +46,7 @@ class MySQLOutside:
 
     def empty(self) -> None:
         # A run that was killed may still have a session, which holds its locks.
-        sessions = self._server.query("SELECT id, db FROM information_schema.processlist")
-        for number, database in sessions:
-            if database == self._name:
-                self._server.execute(f"KILL CONNECTION {number}")
+        self._server.end_sessions(self._name)
         for name in self._tables():
             if not name.startswith("etl_"):
                 self._server.execute(f"DROP TABLE {name}", database=self._name)

@@ -6,6 +6,7 @@ of the environment, the file for its output. It answers with the exit code.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 180
+"""A command that takes longer says where it stands, and ends."""
 
 
 class ForkedEtl:
@@ -89,6 +92,7 @@ def _work(job: Mapping[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for number, file in enumerate((null, output, output)):
         os.dup2(file, number)
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)
     sys.argv = ["etl", *arguments]
     code: object = 70
     try:

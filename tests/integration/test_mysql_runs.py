@@ -176,30 +176,21 @@ async def test_an_incremental_read_brings_what_commits_late(
     def pipeline() -> Pipeline:
         return Pipeline("p", shop.table("t", cursor=("at", "id")).into(house.append("t")))
 
-    late = await connected(mysql_server, source)
-    async with late.cursor() as cursor:
+    async with (
+        mysql_server.connected(name_of(source)) as late,
+        late.cursor() as cursor,
+    ):
         await cursor.execute("INSERT INTO t () VALUES ()")
         fill(mysql_server, source, "INSERT INTO t () VALUES ()")
         await asyncio.sleep(0.5)
         await pipeline().run()
         assert rows_of(mysql_server, target, "SELECT COUNT(*) FROM t") == [(1,)]
         await late.commit()
-    await late.ensure_closed()
     await asyncio.sleep(1.5)
 
     await pipeline().run()
 
     assert rows_of(mysql_server, target, "SELECT id FROM t ORDER BY id") == [(1,), (2,), (3,)]
-
-
-async def connected(server: MySQLServer, url: str) -> Any:
-    import asyncmy
-
-    parts = parse_url(url)
-    return await asyncmy.connect(
-        host=parts.host, port=parts.port, user=parts.user or "root", password=parts.password or "",
-        database=name_of(url), charset="utf8mb4",
-    )  # fmt: skip
 
 
 async def test_without_the_right_to_see_transactions_settle_is_asked_for(
@@ -407,9 +398,11 @@ async def test_a_deadlock_is_tried_again(mysql_server: MySQLServer, mysql_url: s
         mysql_server, mysql_url, "CREATE TABLE t (id int PRIMARY KEY, word varchar(20), amount int)"
     )
     fill(mysql_server, mysql_url, "INSERT INTO t VALUES (1, 'a', 0), (2, 'b', 0)")
-    other = await connected(mysql_server, mysql_url)
     async with Lane(mysql_url, table(mysql_url, "upsert", key=("id",))) as lane:
-        async with other.cursor() as cursor:
+        async with (
+            mysql_server.connected(name_of(mysql_url)) as other,
+            other.cursor() as cursor,
+        ):
             # The other one has changed more, so that etl's transaction is the one to be ended.
             await cursor.execute("CREATE TEMPORARY TABLE x (n int) ENGINE=InnoDB")
             await cursor.execute("INSERT INTO x SELECT seq FROM seq_1_to_5000")
@@ -417,10 +410,10 @@ async def test_a_deadlock_is_tried_again(mysql_server: MySQLServer, mysql_url: s
             await lane.session.begin()
             await lane.session.write(0, [Batch([Item(2, "B")])])
             waits = asyncio.create_task(lane.session.write(0, [Batch([Item(1, "A")])]))
-            while not rows_of(
-                mysql_server, mysql_url, "SELECT 1 FROM information_schema.innodb_lock_waits"
-            ):
-                await asyncio.sleep(0.05)
+            waiting = "SELECT 1 FROM information_schema.innodb_lock_waits"
+            while not waits.done() and not rows_of(mysql_server, mysql_url, waiting):
+                # Where it is asked more often than each 0.1 s, the server never looks anew.
+                await asyncio.sleep(0.2)
             assert "MySQL session" in (await lane.session.blocked_by() or "")
             await cursor.execute("UPDATE t SET amount = 2 WHERE id = 2")
             with pytest.raises(TargetUnavailableError, match="Deadlock"):
@@ -428,7 +421,6 @@ async def test_a_deadlock_is_tried_again(mysql_server: MySQLServer, mysql_url: s
             await lane.session.rollback()
             await other.commit()
         await lane.write(Item(1, "A"), Item(2, "B"), to=(1,))
-    await other.ensure_closed()
 
     assert rows_of(mysql_server, mysql_url, "SELECT word FROM t ORDER BY id") == [("A",), ("B",)]
 
@@ -543,8 +535,11 @@ async def test_a_cancelled_write_leaves_no_session_and_no_lock(
 ) -> None:
     fill(mysql_server, mysql_url, "CREATE TABLE t (id int PRIMARY KEY, word text, amount int)")
     fill(mysql_server, mysql_url, "INSERT INTO t VALUES (1, 'a', 0)")
-    other = await connected(mysql_server, mysql_url)
-    async with Lane(mysql_url, table(mysql_url, "append")) as lane, other.cursor() as cursor:
+    async with (
+        Lane(mysql_url, table(mysql_url, "append")) as lane,
+        mysql_server.connected(name_of(mysql_url)) as other,
+        other.cursor() as cursor,
+    ):
         await cursor.execute("SELECT * FROM t WHERE id = 1 FOR UPDATE")
         await lane.session.begin()
         number = lane.session.working().session
@@ -562,7 +557,6 @@ async def test_a_cancelled_write_leaves_no_session_and_no_lock(
                 break
             await asyncio.sleep(0.02)
         assert not left
-    await other.ensure_closed()
 
 
 async def test_state_is_shown_set_and_reset(mysql_server: MySQLServer, mysql_url: str) -> None:
