@@ -6,7 +6,7 @@ A value stands in a statement only where nothing can be bound to it (a COPY): se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
 from uuid import UUID
@@ -36,6 +36,13 @@ def quote_all(names: Iterable[str]) -> str:
 def qualify(schema: str | None, name: str) -> str:
     """A quoted name with its schema, where one is given."""
     return quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message."""
+    shown = ", ".join(map(repr, names[:20]))
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return shown + more if names else "none"
 
 
 def literal(value: object) -> str:

@@ -25,7 +25,8 @@ from etl.connector import (
     Sink,
     StoredReject,
 )
-from etl.databases.postgres.lines import Encoder, columns_of, names_of
+from etl.databases.given import names_of
+from etl.databases.postgres.lines import Encoder, columns_of
 from etl.engine import failpoints
 from etl.engine.supervise import finish
 from etl.errors import ConfigError, DataError, FencedError, SchemaMismatchError

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from etl.databases.generic import connect as connecting
-from etl.databases.generic import mysql
 from etl.databases.generic.connect import Connection, connect, make_engine, opened
+from etl.databases.generic.mysql import sessions
 from etl.databases.url import parse_url
 from etl.errors import SourceUnavailableError, TargetUnavailableError
 from etl.testing.chaos import ChaosProxy
@@ -108,7 +108,7 @@ async def test_a_transaction_that_began_a_moment_ago_holds_an_incremental_read_b
 async def test_a_list_of_transactions_that_never_is_a_new_one_is_refused(
     mysql_server: MySQLServer, mysql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql, "_FRESH_S", 0.5)
+    monkeypatch.setattr(sessions, "_FRESH_S", 0.5)
 
     async def watch() -> None:
         async with mysql_server.connected(None) as monitor, monitor.cursor() as cursor:

@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
-from typing import Any, NoReturn, get_origin, get_type_hints
+from typing import Any
 from uuid import UUID
 
+from etl.databases.build import Misfit, fail, fields_of, misfit, of_enum
 from etl.databases.types import Decoder, same
-from etl.errors import ConfigError, DataError
-from etl.rows import Column, Kind, Row, strip_optional
+from etl.errors import DataError
+from etl.rows import Column, Kind
 
 _LONG_TIME = re.compile(r"(-?)(\d{2,3}):(\d\d):(\d\d)(?:\.(\d{1,6}))?", re.ASCII)
-
-
-class Misfit(Exception):
-    """A value that does not fit; its text says why, without the value."""
-
-
-def _fail(why: str) -> NoReturn:
-    raise Misfit(why)
 
 
 def _duration(text: str) -> timedelta:
@@ -101,14 +92,14 @@ def _only(*kinds: type[Any]) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if any(type(value) is kind for kind in kinds):
             return value
-        _fail(f"it is {type(value).__name__}, not {wanted}")
+        fail(f"it is {type(value).__name__}, not {wanted}")
 
     return convert
 
 
 def _int(value: Any) -> int:
     if type(value) is bool or not isinstance(value, int | Decimal) or value != int(value):
-        _fail(f"it is {type(value).__name__}, not an integer")
+        fail(f"it is {type(value).__name__}, not an integer")
     return int(value)
 
 
@@ -116,18 +107,18 @@ def _float(value: Any) -> float:
     if type(value) is float:
         return value
     if type(value) is not int or float(value) != value:
-        _fail("it is no number that a float keeps")
+        fail("it is no number that a float keeps")
     return float(value)
 
 
 def _decimal(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        _fail(f"it is {type(value).__name__}, not a number")
+        fail(f"it is {type(value).__name__}, not a number")
     return Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
 
 
 def _bool(value: Any) -> bool:
-    return bool(value) if value in (0, 1) else _fail("it is not 0 or 1")
+    return bool(value) if value in (0, 1) else fail("it is not 0 or 1")
 
 
 def _parsed(kind: type[Any], read: Callable[[str], Any], what: str) -> Callable[[Any], Any]:
@@ -135,22 +126,12 @@ def _parsed(kind: type[Any], read: Callable[[str], Any], what: str) -> Callable[
         if type(value) is kind:
             return value
         if not isinstance(value, str):
-            _fail(f"it is {type(value).__name__}, not {what}")
+            fail(f"it is {type(value).__name__}, not {what}")
         try:
             found = read(value)
         except (ValueError, RecursionError):
-            _fail(f"the text is not {what}")
-        return found if isinstance(found, kind) else _fail(f"it is not {what}")
-
-    return convert
-
-
-def _enum(kind: type[Enum]) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        try:
-            return kind(value)
-        except ValueError:
-            _fail(f"it is no value of {kind.__name__}")
+            fail(f"the text is not {what}")
+        return found if isinstance(found, kind) else fail(f"it is not {what}")
 
     return convert
 
@@ -184,21 +165,15 @@ class Builder:
     def __init__(
         self, row: type[Any], *, names: Sequence[str], key: Sequence[int], label: str
     ) -> None:
-        hints = get_type_hints(row)
         self._row = row
         self._names = names
         self._key = key
         self._label = label
-        self._columns: list[tuple[Callable[[Any], Any], bool]] = []
-        fields = [field for field in dataclass_fields(row) if field.init]
-        if len(fields) < len(dataclass_fields(row)):
-            raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")
-        for field in fields:
-            hint, nullable = strip_optional(hints[field.name])
-            plain = get_origin(hint) or hint
-            self._columns.append((_CONVERT.get(plain) or _enum(plain), nullable))
+        fields, self._by_name = fields_of(row)
         self._fields = [field.name for field in fields]
-        self._by_name = any(field.kw_only for field in fields)
+        self._columns = [
+            (_CONVERT.get(field.kind) or of_enum(field.kind), field.nullable) for field in fields
+        ]
 
     def __call__(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """The instances. Raises DataError, naming the column and the row's key."""
@@ -210,32 +185,13 @@ class Builder:
             value = row[number]
             try:
                 if value is None:
-                    values.append(None if nullable else _fail("it is NULL"))
+                    values.append(None if nullable else fail("it is NULL"))
                 else:
                     values.append(convert(value))
-            except (Misfit, ArithmeticError) as misfit:
+            except (Misfit, ArithmeticError) as error:
+                key = [f"{self._names[i]}={row[i]!r}" for i in self._key]
                 name = self._names[number]
-                key = ", ".join(f"{self._names[i]}={row[i]!r}" for i in self._key)
-                raise DataError(
-                    f"{self._label}: column {name!r} of"
-                    f" {f'the row with {key}' if key else 'a row'} does not fit"
-                    f" {self._row.__name__}.{name}: {misfit}",
-                    column=name,
-                    reason=str(misfit),
-                ) from None
+                raise misfit(self._row, name, key, self._label, str(error)) from None
         if self._by_name:
             return self._row(**dict(zip(self._fields, values, strict=True)))
         return self._row(*values)
-
-
-def build_row(row: type[Any], fields: Row) -> Any:
-    """See :meth:`etl.databases.database.Driver.build_row`."""
-    names = [field.name for field in dataclass_fields(row)]
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise DataError(
-            f"{row.__name__} has fields that the stored row lacks: {', '.join(missing)}",
-            reason=f"{row.__name__} has a field that the stored row lacks",
-        )
-    build = Builder(row, names=names, key=(), label="a stored row")
-    return build([tuple(fields[name] for name in names)])[0]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from etl.batch import decode_position, encode_position
+from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
+from etl.databases.checkpoints import FIELDS, checkpoint_of, fenced, now, parts
 from etl.databases.generic.connect import Connection
-from etl.errors import ConfigError, DataError, FencedError, chain
+from etl.errors import DataError, chain
 
 TABLE = sa.table(
     "etl_checkpoint",
@@ -22,17 +22,7 @@ TABLE = sa.table(
     )),
 )  # fmt: skip
 _C = TABLE.c
-_FIELDS = (_C.epoch, _C.position, _C.complete, _C.fingerprint, _C.rows)
-
-
-def now() -> str:
-    """The present for ``updated_at``: UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def parts(key: CheckpointKey) -> tuple[str, str, str, str]:
-    """A key in the order of its columns."""
-    return (key.pipeline, key.flow, key.sink, key.partition)
+_FIELDS = [_C[name] for name in FIELDS]
 
 
 def is_key(key: CheckpointKey, table: sa.TableClause = TABLE) -> sa.ColumnElement[bool]:
@@ -43,29 +33,6 @@ def is_key(key: CheckpointKey, table: sa.TableClause = TABLE) -> sa.ColumnElemen
         c.flow == key.flow,
         c.sink == key.sink,
         c.partition == key.partition,
-    )
-
-
-def checkpoint_of(row: Sequence[Any]) -> Checkpoint:
-    """A checkpoint from epoch, position, complete, fingerprint and rows.
-
-    Raises:
-        ConfigError: The stored position cannot be read.
-    """
-    epoch, position, complete, fingerprint, rows = row
-    try:
-        found = decode_position(position)
-    except ValueError as error:
-        raise ConfigError(
-            "a position in etl_checkpoint is damaged: it is not a JSON array. Nothing was moved;"
-            " repair the row, or reset the state of its flow"
-        ) from error
-    return Checkpoint(
-        epoch=int(epoch),
-        position=found,
-        complete=bool(complete),
-        fingerprint=fingerprint,
-        rows=int(rows),
     )
 
 
@@ -114,13 +81,9 @@ async def drop(connection: Connection, key: CheckpointKey) -> None:
     await connection.execute(sa.delete(TABLE).where(is_key(key)))
 
 
-async def level_epochs(connection: Connection, keys: Sequence[CheckpointKey]) -> None:
-    """Give checkpoints of one lane the highest epoch among them; see ``Session.take_over``."""
-    epochs = {key: found.epoch for key, found in (await load(connection, keys)).items()}
-    highest = max(epochs.values(), default=0)
-    for key, epoch in epochs.items():
-        if epoch < highest:
-            await connection.execute(sa.update(TABLE).where(is_key(key)).values(epoch=highest))
+async def set_epoch(connection: Connection, key: CheckpointKey, epoch: int) -> None:
+    """Give a checkpoint a higher epoch."""
+    await connection.execute(sa.update(TABLE).where(is_key(key)).values(epoch=epoch))
 
 
 async def start_anew(connection: Connection, key: CheckpointKey) -> None:
@@ -166,8 +129,4 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
             )
         )
     if changed != 1:
-        key = step.key
-        raise FencedError(
-            f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has"
-            " taken over. This one was rolled back and writes nothing more"
-        )
+        raise fenced(step.key)

@@ -238,12 +238,13 @@ class Connection:
 
     def _hold(self) -> None:
         """Read nothing more from the socket: a driver that reads ahead would take in all rows."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def _let_in(self) -> None:
-        if self._transport is not None and not self._transport.is_reading():
-            self._transport.resume_reading()
+        transport = self._transport
+        if transport is not None and not transport.is_closing() and not transport.is_reading():
+            transport.resume_reading()
 
     async def fetch_some(self, result: AsyncResult[Any], count: int) -> Sequence[Sequence[Any]]:
         """The next rows of a large result."""
@@ -318,8 +319,13 @@ class Connection:
             raise
 
 
-async def connect(engine: AsyncEngine, url: Url, side: Side) -> Connection:
+async def connect(
+    engine: AsyncEngine, url: Url, side: Side, *, reads: bool | None = None
+) -> Connection:
     """A new connection with etl's settings.
+
+    Args:
+        reads: Its transactions see one instant; None: where it is the source's.
 
     Raises:
         ConfigError: A wrong address, user or password.
@@ -334,7 +340,8 @@ async def connect(engine: AsyncEngine, url: Url, side: Side) -> Connection:
             connection.dialect = dialect_of(engine)
             levels = raw.sync_connection
             assert levels is not None
-            wanted = "READ COMMITTED" if side == "target" else "REPEATABLE READ"
+            sees_one = side == "source" if reads is None else reads
+            wanted = "REPEATABLE READ" if sees_one else "READ COMMITTED"
             await raw.run_sync(lambda sync: _isolate(sync, wanted))
             warn_where_unverified(getattr(real, "_transport", None), url, _REMEDY)
             await connection.dialect.set_up(connection)
@@ -360,11 +367,13 @@ def _isolate(sync: sa.Connection, wanted: str) -> None:
 
 
 @asynccontextmanager
-async def opened(url: Url, side: Side) -> AsyncGenerator[Connection, None]:
+async def opened(
+    url: Url, side: Side, *, reads: bool | None = None
+) -> AsyncGenerator[Connection, None]:
     """A connection of its own engine, for a moment."""
     engine = make_engine(url)
     try:
-        connection = await connect(engine, url, side)
+        connection = await connect(engine, url, side, reads=reads)
         try:
             yield connection
         finally:

@@ -45,10 +45,6 @@ _KINDS: tuple[tuple[type[Any], Kind], ...] = (
 """What is tried in turn: a subclass stands before its base."""
 
 
-class Misfit(Exception):
-    """A value that does not fit; its text says why, without the value."""
-
-
 class Dialect:
     """A dialect that SQLAlchemy has and etl has no driver for.
 
@@ -56,10 +52,12 @@ class Dialect:
         name: Of its columns' types (``Type.dialect``).
         shows_late: The transactions that are open can be seen, so that rows which commit late
             are not missed.
+        has_limit: It knows ``LIMIT ... OFFSET ...``.
     """
 
     name = "generic"
     shows_late = False
+    has_limit = False
 
     def __init__(self, dialect: sa.Dialect) -> None:
         self.sqlalchemy = dialect

@@ -13,7 +13,6 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -23,8 +22,9 @@ from operator import attrgetter
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from etl.databases.generic.dialect import Misfit
+from etl.databases.build import Misfit
 from etl.databases.generic.table import TableColumn
+from etl.databases.given import field_names, kind_of, tuple_names
 from etl.databases.texts import from_text
 from etl.databases.types import FILES, NULL, JsonText, unescape, unhex
 from etl.errors import DataError, SchemaMismatchError
@@ -546,10 +546,10 @@ class Encoder:
         one = rows[0]
         kind = kind_of(one)
         if is_dataclass(kind):
-            names = tuple(field.name for field in dataclass_fields(kind))
+            names = field_names(kind)
             pick: Callable[[Any, str], Any] = lambda row, name: attrgetter(name)(row)  # noqa: E731
-        elif hasattr(kind, "_fields") and issubclass(kind, tuple):
-            names = cast("tuple[str, ...]", one._fields)
+        elif tuple_names(kind):
+            names = tuple_names(kind)
             pick = getattr
         else:
             names = tuple(one)
@@ -621,11 +621,6 @@ class Encoder:
             f"{self._label} got rows of several types in one batch ({kinds}). Nothing of it was"
             " written; let the function return one type"
         )
-
-
-def kind_of(row: object) -> type[Any]:
-    """A row's class."""
-    return type(row)
 
 
 def _is_unicode(text: str) -> bool:

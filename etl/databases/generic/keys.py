@@ -1,4 +1,4 @@
-"""The positions of a keyset read: JSON that keeps each key's value exactly."""
+"""The keys of a read: positions that keep their values exactly, and how SQL compares them."""
 
 from __future__ import annotations
 
@@ -73,3 +73,21 @@ def _decode(value: Any) -> Any:
         return value
     name, text = value
     return _FORMS[name][2](text)
+
+
+def beyond(terms: Sequence[str], marks: Sequence[str], operator: str) -> str:
+    """Rows after a key, or (``<``) up to and with it.
+
+    Written out, because servers find no index for a comparison of whole rows.
+    """
+    ors: list[str] = []
+    for at in range(len(terms)):
+        same_before = [f"{terms[i]} = {marks[i]}" for i in range(at)]
+        is_last = at == len(terms) - 1
+        sign = "<=" if operator == "<" and is_last else operator
+        ors.append("(" + " AND ".join([*same_before, f"{terms[at]} {sign} {marks[at]}"]) + ")")
+    text = " OR ".join(ors)
+    if len(terms) == 1:
+        return text
+    # The first column alone bounds the range of the index.
+    return f"({terms[0]} {operator}= {marks[0]} AND ({text}))"

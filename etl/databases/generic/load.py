@@ -7,17 +7,14 @@ it has a connection of its own, and stands after the checkpoint that it belongs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, is_dataclass, replace
-from dataclasses import fields as dataclass_fields
 from sys import getsizeof
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from etl.batch import Batch
 from etl.connector import Sink
-from etl.databases.definition import TableDefinition
-from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
 from etl.databases.generic import made
 from etl.databases.generic.connect import LONG_S, Connection
 from etl.databases.generic.ddl import (
@@ -29,12 +26,14 @@ from etl.databases.generic.ddl import (
     plan_table,
     staging_columns,
 )
-from etl.databases.generic.encode import Encoder, accepts, kind_of
-from etl.databases.generic.table import ROW, STAGING, Table, TableColumn, listed
+from etl.databases.generic.encode import Encoder, accepts
+from etl.databases.generic.table import ROW, STAGING, Table, TableColumn
+from etl.databases.given import kind_of, layout_of, names_of
+from etl.databases.loading import BaseLoad
 from etl.databases.sql import split_name
 from etl.engine import failpoints
 from etl.errors import ConfigError, DataError, SchemaMismatchError
-from etl.rows import Column, Layout, Row, Shape, TextRows, Type, ValueRows, shape_of
+from etl.rows import Shape, Type, shape_of
 
 _SLICE = 5_000
 """Rows of one call of the driver."""
@@ -50,15 +49,11 @@ async def run_ddl(connection: Connection, sql: str) -> None:
     await connection.commit()
 
 
-def staging_names(table: str, pipeline: str, flow: str) -> tuple[str, str]:
-    """The staging tables of a sink: that of a replaced table, and that of a gathered append.
-
-    Several flows may gather rows for one table, each in its own.
-    """
+def staging_base(table: str) -> str:
+    """What the names of a table's staging tables begin with."""
     if len(table) > 40:  # a name has 64 characters at most
         table = table[:31] + "_" + hashlib.sha256(table.encode()).hexdigest()[:8]
-    own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
-    return table + STAGING, f"{table}{STAGING}_{own[:8]}"
+    return table + STAGING
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,36 +65,23 @@ class _Way:
     encoder: Encoder
 
 
-class Load:
-    """One sink of a session.
+class Load(BaseLoad[TableColumn]):
+    """See :class:`etl.databases.loading.BaseLoad`.
 
     Attributes:
-        is_staged: Rows go into a staging table, which is published at the end of the run.
-        staging: Its name.
         is_building: etl made the table, and foreign keys may be missing.
-        notes: What could not be made as the source has it.
     """
 
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str, ddl: Ddl) -> None:
-        self.sink = sink
-        self.flow = flow
-        self.is_staged = sink.mode == "replace"
-        self.label = f"sink {sink.table!r}"
-        self.is_building = False
-        self.notes: list[str] = []
         self.schema, self.name = split_name(sink.table)
+        super().__init__(sink, flow=flow, pipeline=pipeline, staging=staging_base(self.name))
         if self.name.lower().startswith("etl_"):
             raise ConfigError(f"{self.label}: names that begin with etl_ are not for your tables")
-        replaced, appended = staging_names(self.name, pipeline, flow)
-        self.staging = appended if sink.mode == "append" else replaced
-        self._pipeline = pipeline
+        self.is_building = False
         self._ddl = ddl
-        self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
-        self._shape: Shape | None = None
         self._into: Table | None = None
         self._ways: dict[tuple[str, ...], _Way] = {}
         self._temporary_for: tuple[int, tuple[str, ...]] | None = None
-        self._added: tuple[str, ...] = ()
 
     # -- before the first row ----------------------------------------------------------------
 
@@ -122,7 +104,7 @@ class Load:
         state = await made.state_of(connection, self.qualified(connection))
         self.is_building = state == "building"
         await connection.rollback()
-        return self._notes_on(final)
+        return self._told(final)
 
     async def look(
         self, connection: Connection, shape: Shape | None, *, resumable: bool, knows_own: bool
@@ -138,34 +120,23 @@ class Load:
         final = await self._look_up(connection, shape, resumable=resumable)
         if final is not None:
             await self._check_own(connection, final, knows_own=knows_own)
-            names = self._names
-            if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
-                names = tuple(name for name in names if final.column(name) is not None)
-            self._check(connection, final, names)
+            self._check(connection, final, self._kept(final))
         return final
 
     async def _look_up(
         self, connection: Connection, shape: Shape | None, *, resumable: bool
     ) -> Table | None:
         """The table; None where it is missing, and may be made."""
-        sink = self.sink
-        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        if sink.lossy:
+        if self.sink.lossy:
             raise SchemaMismatchError(
                 f"{self.label}: lossy= (--allow-lossy) is for PostgreSQL and SQLite targets; here"
                 " every value arrives exactly or is refused. Nothing was written; leave it out, and"
                 " convert such columns in the source with cast(...) or in a function"
             )
-        if sink.add and not resumable:
-            raise SchemaMismatchError(
-                f"{self.label}: the source cannot be resumed, and a second read would add its"
-                f" {listed(list(sink.add))} again. Nothing was written; give the source a key= with"
-                " a unique index"
-            )
-        self._shape = shape
+        self._take_shape(shape, resumable=resumable)
         final = await self.find(connection)
         if final is None:
-            if not sink.create:
+            if not self.sink.create:
                 raise self._not_there(connection)
             if shape is not None:
                 self._check_key_names(shape.names)
@@ -188,15 +159,6 @@ class Load:
         found = await self.find(connection)
         assert found is not None
         return found
-
-    def _lacking(self, final: Table) -> list[Column]:
-        """The rows' columns that a table has not, as far as they are known."""
-        columns = self._shape.columns if self._shape is not None else ()
-        return [column for column in columns if final.column(column.name) is None]
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return self._shape.names if self._shape is not None else ()
 
     def qualified(self, connection: Connection) -> str:
         """The quoted name of the table."""
@@ -221,20 +183,14 @@ class Load:
         final = await self.find(connection)
         if final is None:
             return self.sink.create
-        return self.sink.schema_change == "evolve" and any(
-            final.column(name) is None for name in shape.names
-        )
+        return self.lacks_columns(final, shape)
 
     def _not_there(self, connection: Connection) -> SchemaMismatchError:
-        suggestion = ""
+        statement: str | None = None
         if self._shape is not None:
             plan = self.plan(connection, self._shape)
             statement = create_table(connection.dialect, self.qualified(connection), plan)
-            suggestion = f"; this would make it:\n{statement}"
-        return SchemaMismatchError(
-            f"{self.label}: the table does not exist, and create=False forbids to make it."
-            f" Nothing was written{suggestion}"
-        )
+        return self._may_not_make(statement)
 
     async def _check_own(
         self, connection: Connection, final: Table, *, knows_own: bool = True
@@ -246,11 +202,7 @@ class Load:
         if knows_own and await made.state_of(connection, name) is not None:
             return
         if await connection.fetch(f"SELECT 1 FROM {name} LIMIT 1"):  # noqa: S608
-            raise SchemaMismatchError(
-                f"{self.label}: the table {final.name!r} holds rows, and etl did not make it, so it"
-                " is not replaced. Nothing was written; --force replaces it, --as writes to another"
-                " one, --mode append or upsert keep its rows"
-            )
+            raise self._not_own(final)
 
     def plan(self, connection: Connection, shape: Shape) -> Plan:
         """The table that would be made."""
@@ -303,69 +255,6 @@ class Load:
                 " does not count. Nothing was written; for example: CREATE UNIQUE INDEX ... ON"
                 f" {self.qualified(connection)} ({keys})"
             )
-
-    def _check_key_names(self, names: Sequence[str]) -> None:
-        for name in (*self.sink.key, *self.sink.add):
-            if name not in names:
-                raise SchemaMismatchError(
-                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
-                    f" names; they have {', '.join(names)}. Nothing was written"
-                )
-
-    def _existing(self, final: Table, name: str) -> TableColumn:
-        column = final.column(name)
-        if column is None:
-            raise SchemaMismatchError(
-                f"{self.label}: the table {final.name!r} has no column {name!r}, which upsert(key=,"
-                f" add=) names; it has {', '.join(final.names)}. Nothing was written"
-            )
-        return column
-
-    def _columns(self, table: Table, names: Sequence[str]) -> list[tuple[str, TableColumn]]:
-        """The rows' columns that are written, and the table's for each.
-
-        Raises:
-            SchemaMismatchError: The table lacks one, or needs one that the rows lack.
-        """
-        found = [(name, table.column(name)) for name in names]
-        unknown = [name for name, column in found if column is None]
-        if unknown and self.sink.schema_change != "ignore":
-            raise SchemaMismatchError(
-                f"{self.label}: the table {table.name!r} has no column {listed(unknown)}; it has"
-                f" {', '.join(table.names)}. Nothing was written; {REMEDY}"
-            )
-        needed = [c.name for c in table.columns if c.required and c.name not in names]
-        if needed:
-            raise SchemaMismatchError(
-                f"{self.label}: the rows have no {listed(needed)}, which the table {table.name!r}"
-                " needs (NOT NULL without a default). Nothing was written"
-            )
-        pairs = [(name, c) for name, c in found if c is not None and not c.generated]
-        if not pairs:
-            raise SchemaMismatchError(f"{self.label}: the rows have no column to write")
-        return pairs
-
-    def _notes_on(self, final: Table) -> list[str]:
-        notes = told_added(self._added, self.label)
-        if self._source is not None and self._shape is not None:
-            lost = [c.name for c in final.columns if not c.generated and c.name not in self._names]
-            notes += told_lost(lost, self.label)
-        notes += told_ignored([column.name for column in self._lacking(final)], self.label)
-        if self.is_staged and self.sink.mode == "append":
-            notes.append(
-                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
-                f" {self.staging!r} and appended when the run has ended"
-            )
-        if self._shape is not None:
-            computed = [
-                c.name for c in final.columns if c.generated and c.name in self._shape.names
-            ]
-            if computed:
-                notes.append(
-                    f"{self.label}: {listed(computed)} of {final.name!r} is computed by the"
-                    " database and not written"
-                )
-        return notes
 
     # -- staging -----------------------------------------------------------------------------
 
@@ -452,11 +341,7 @@ class Load:
             )
         if staged is not None:
             if not self._fits(staged, final):
-                raise SchemaMismatchError(
-                    f"{self.label}: the columns of {final.name!r} were changed after its new rows"
-                    " had begun to be staged. It is as it was; run again, and the load starts from"
-                    " the beginning"
-                )
+                raise self._changed_meanwhile(final)
             quote = connection.dialect.quote
             columns = ", ".join(quote(name) for name in staged.names if name != ROW)
             into, origin = self.qualified(connection), self.staged(connection)
@@ -711,35 +596,3 @@ def _sent_bytes(value: Any) -> int:
 
 def _named(type_: Type) -> str:
     return type_.name or type_.kind
-
-
-def layout_of(rows: Sequence[Any]) -> Layout | None:
-    """The layout of rows that came from a database; None for a function's own."""
-    if isinstance(rows, TextRows | ValueRows):
-        return rows.layout
-    return rows[0].layout if isinstance(rows[0], Row) else None
-
-
-def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
-    """The column names that rows bring.
-
-    Raises:
-        SchemaMismatchError: Rows without names: plain tuples, numbers.
-    """
-    layout = layout_of(rows)
-    if layout is not None:
-        return layout.names
-    one = rows[0]
-    kind = kind_of(one)
-    if is_dataclass(kind):
-        return tuple(field.name for field in dataclass_fields(kind))
-    if hasattr(kind, "_fields") and issubclass(kind, tuple):
-        return cast("tuple[str, ...]", one._fields)
-    if issubclass(kind, Mapping):
-        names = tuple(cast("Mapping[str, Any]", one))
-        if all(type(name) is str for name in names):
-            return names
-    raise SchemaMismatchError(
-        f"{label} got a row of type {kind.__name__}, which does not name its columns. Nothing of"
-        " this batch was written; return a dataclass, a dict, a NamedTuple or the row itself"
-    )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from etl.databases.generic.checkpoints import now
+from etl.databases.checkpoints import now
 from etl.databases.generic.connect import Connection
 
 _TABLE = sa.table("etl_table", *map(sa.column, ("name", "state", "pipeline", "made_at")))

@@ -18,22 +18,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult
 
 from etl.batch import Batch, Position, Reject
 from etl.connector import Emit, Reader, RunInfo
+from etl.databases.build import sift
 from etl.databases.database import ReadSpec
 from etl.databases.declared import project
 from etl.databases.generic.build import Builder, decoder
-from etl.databases.generic.connect import Connection, connect, make_engine
+from etl.databases.generic.connect import LONG_S, Connection, connect, make_engine
 from etl.databases.generic.dialect import Dialect
 from etl.databases.generic.horizon import Horizon, check_rights, find_horizon
-from etl.databases.generic.keys import from_position, to_position
-from etl.databases.generic.mysql_types import LARGE
-from etl.databases.generic.table import Table, TableColumn, listed, missing_column
-from etl.databases.sql import split_name
+from etl.databases.generic.keys import beyond, from_position, to_position
+from etl.databases.generic.mysql.types import LARGE
+from etl.databases.generic.table import Table, TableColumn, missing_column
+from etl.databases.sql import listed, split_name
 from etl.databases.types import same
 from etl.databases.url import Url
 from etl.engine.supervise import finish
-from etl.errors import DataError, SchemaMismatchError, is_about_a_row
+from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Layout, Row, Shape, ValueRows, shape_of
-from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 Fields = tuple[Any, ...]
 
@@ -373,22 +373,7 @@ class GenericReader:
         names = [column.name for column in self._columns]
         key = [names.index(name) for name in self._order.names]
         build = Builder(row, names=names, key=key, label=self._where)
-        try:
-            return build(tuples), ()
-        except Exception as error:
-            if not self._info.sets_aside or not is_about_a_row(error):
-                raise
-        items: list[Any] = []
-        rejects: list[Reject] = []
-        for number, one in enumerate(tuples):
-            try:
-                items += build([one])
-            except Exception as error:
-                if not is_about_a_row(error):
-                    raise
-                fields = self._fields(one)
-                rejects.append(reject_of(error, fields, number, READ_STEP, ENTERS_ALL))
-        return items, tuple(rejects)
+        return sift(build, tuples, self._fields, sets_aside=self._info.sets_aside)
 
     def _fields(self, values: Fields) -> Row:
         """A row as it was read."""
@@ -424,7 +409,7 @@ class GenericReader:
         for operator, position in ((">", after), ("<", until)):
             if position is not None and terms:
                 marks = [mark(value) for value in self._bound(dialect, position)]
-                conditions.append(_beyond(terms, marks, operator))
+                conditions.append(beyond(terms, marks, operator))
         if horizon.upper is not None:
             value = horizon.upper
             conditions.append(f"{terms[0]} {horizon.below} {mark(value)}")
@@ -463,8 +448,38 @@ class GenericReader:
         return [positions[int(row[0])] for row in rows]
 
     async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
-        """See the protocol. The read is one piece."""
-        return ()
+        """See the protocol. One pass over the keys, from bound to bound."""
+        connection = await self._connected()
+        order = self._order
+        if not (order.columns and order.is_unique and connection.dialect.has_limit):
+            return ()  # else the rows are watched, in one piece, for keys that are double
+        await connection.dialect.open_snapshot(connection)
+        count = int(await connection.value(f"SELECT COUNT(*) FROM {self._from}"))  # noqa: S608
+        number = min(most, count // least_rows)
+        bounds: list[Position] = []
+        for at in range(number if number > 1 else 0):
+            rows = count * (at + 1) // number - count * at // number
+            bounds.append(await self._key_after(connection, bounds[-1] if bounds else None, rows))
+        await connection.rollback()
+        return bounds
+
+    async def _key_after(
+        self, connection: Connection, after: Position | None, rows: int
+    ) -> Position:
+        """The key so many rows after another one."""
+        dialect, terms = connection.dialect, self._terms(connection.dialect)
+        parameters: dict[str, Any] = {}
+        where = ""
+        if after is not None:
+            values = self._bound(dialect, after)
+            parameters = {f"etl_{number}": value for number, value in enumerate(values)}
+            marks = [f":{name}" for name in parameters]
+            where = f" WHERE {beyond(terms, marks, '>')}"
+        wanted = ", ".join(map(dialect.read_as, self._order.columns))
+        sql = f"SELECT {wanted} FROM {self._from}{where}"  # noqa: S608  quoted names
+        sql += f" ORDER BY {', '.join(terms)} LIMIT 1 OFFSET {rows - 1:d}"
+        (key,) = await connection.fetch(sql, parameters, timeout_s=LONG_S)
+        return to_position([_wide(value) for value in key], self._where)
 
     # -- what a place asks -------------------------------------------------------------------
 
@@ -560,24 +575,6 @@ class _Pages:
 
 def _wide(value: Any) -> Any:
     return Decimal(value) if type(value) is int and value >> 63 > 0 else value
-
-
-def _beyond(terms: Sequence[str], marks: Sequence[str], operator: str) -> str:
-    """Rows after a key, or (``<``) up to and with it.
-
-    Written out, because servers find no index for a comparison of whole rows.
-    """
-    ors: list[str] = []
-    for at in range(len(terms)):
-        same_before = [f"{terms[i]} = {marks[i]}" for i in range(at)]
-        is_last = at == len(terms) - 1
-        sign = "<=" if operator == "<" and is_last else operator
-        ors.append("(" + " AND ".join([*same_before, f"{terms[at]} {sign} {marks[at]}"]) + ")")
-    text = " OR ".join(ors)
-    if len(terms) == 1:
-        return text
-    # The first column alone bounds the range of the index.
-    return f"({terms[0]} {operator}= {marks[0]} AND ({text}))"
 
 
 def _order_of(table: Table, spec: ReadSpec, where: str, dialect: Dialect) -> Order:

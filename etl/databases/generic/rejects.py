@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from etl.batch import Reject, encode_position
+from etl.batch import Reject
 from etl.connector import CheckpointKey, NewReject, RunInfo, StoredReject
-from etl.databases.generic.checkpoints import is_key, now, parts
+from etl.databases import rejects as kept
+from etl.databases.checkpoints import now
+from etl.databases.generic.checkpoints import is_key
 from etl.databases.generic.connect import Connection
-from etl.databases.stored import (
-    CannotStoreError,
-    cannot_store,
-    restore_row,
-    store_key,
-    store_row,
-)
+from etl.databases.rejects import READ, WRITTEN, stored_of
 
-TABLE = sa.table(
-    "etl_reject",
-    *map(sa.column, (
-        "id", "pipeline", "flow", "sink", "partition", "position", "ordinal", "step", "steps_left",
-        "reason", "detail", "column_name", "sqlstate", "row_key", "row_data", "tries", "staged",
-        "run_id", "rejected_at", "tried_at",
-    )),
-)  # fmt: skip
+TABLE = sa.table(kept.TABLE, *map(sa.column, (*READ, "tried_at")))
 _C = TABLE.c
-_FIELDS = [column for column in _C if column.name != "tried_at"]
+_FIELDS = [_C[name] for name in READ]
 
 
 class _Session(Protocol):
@@ -50,30 +38,12 @@ class Rejects:
             await self._session.working().execute(sa.insert(TABLE).values(self._values(new)))
 
     def _values(self, new: NewReject) -> dict[str, Any]:
-        reject = new.reject
-        try:
-            data = store_row(reject.row)
-        except CannotStoreError as error:
-            raise cannot_store(new, error) from error
-        pipeline, flow, sink, partition = parts(new.key)
+        is_staged = self._session.is_staged(new.key.sink)
+        values = kept.values_of(new, is_staged=is_staged, run_id=self._info.run_id)
         return {
-            "pipeline": pipeline,
-            "flow": flow,
-            "sink": sink,
-            "partition": partition,
-            "position": encode_position(new.position),
-            "ordinal": reject.ordinal,
-            "step": _plain(reject.step),
-            "steps_left": reject.steps_left,
-            "reason": _plain(reject.reason),
-            "detail": _plain(reject.detail),
-            "column_name": reject.column,
-            "sqlstate": reject.sqlstate,
-            "row_key": store_key(new.row_key),
-            "row_data": data,
+            **dict(zip(WRITTEN, values, strict=True)),
             "tries": 0,
-            "staged": sa.true() if self._session.is_staged(sink) else sa.false(),
-            "run_id": self._info.run_id,
+            "staged": sa.true() if is_staged else sa.false(),  # not each driver takes a bool
             "rejected_at": now(),
         }
 
@@ -95,7 +65,7 @@ class Rejects:
             .order_by(_C.id)
             .limit(most)
         )
-        return [_stored_of(row) for row in rows]
+        return [stored_of(row) for row in rows]
 
     async def drop(self, number: int) -> bool:
         """See the protocol."""
@@ -103,18 +73,12 @@ class Rejects:
 
     async def keep(self, number: int, again: Reject) -> None:
         """See the protocol."""
+        names = ("reason", "detail", "column_name", "sqlstate", "run_id")
+        changed = zip(names, kept.refused_again(again, self._info.run_id), strict=True)
         await self._session.working().execute(
             sa.update(TABLE)
             .where(_C.id == number)
-            .values(
-                reason=_plain(again.reason),
-                detail=_plain(again.detail),
-                column_name=again.column,
-                sqlstate=again.sqlstate,
-                run_id=self._info.run_id,
-                tries=_C.tries + 1,
-                tried_at=now(),
-            )
+            .values(**dict(changed), tries=_C.tries + 1, tried_at=now())
         )
 
 
@@ -145,33 +109,4 @@ async def list_rejects(connection: Connection, pipeline: str | None) -> list[Sto
     wanted = sa.select(*_FIELDS).order_by(_C.id)
     if pipeline is not None:
         wanted = wanted.where(_C.pipeline == pipeline)
-    return [_stored_of(row) for row in await connection.fetch(wanted)]
-
-
-def _stored_of(row: Sequence[Any]) -> StoredReject:
-    return StoredReject(
-        number=row[0],
-        key=CheckpointKey(pipeline=row[1], flow=row[2], sink=row[3], partition=row[4]),
-        position=row[5],
-        ordinal=row[6],
-        step=row[7],
-        steps_left=row[8],
-        reason=row[9],
-        detail=row[10],
-        column=row[11],
-        sqlstate=row[12],
-        row_key=row[13],
-        row=row[14],
-        tries=row[15],
-        staged=bool(row[16]),
-        run_id=row[17],
-        rejected_at=str(row[18]),
-        restore=partial(restore_row, row[14]),
-    )
-
-
-def _plain(text: str | None) -> str | None:
-    """A message as a database takes it: without lone surrogates and NUL."""
-    if text is None:
-        return None
-    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+    return [stored_of(row) for row in await connection.fetch(wanted)]

@@ -9,11 +9,13 @@ import sqlalchemy as sa
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
+from etl.databases.checkpoints import checkpoint_of, now
 from etl.databases.database import State, StateStore
 from etl.databases.generic import rejects
-from etl.databases.generic.checkpoints import TABLE, checkpoint_of, is_key, now
+from etl.databases.generic.checkpoints import TABLE, is_key
 from etl.databases.generic.connect import Connection, opened
-from etl.databases.generic.load import staging_names
+from etl.databases.generic.load import staging_base
+from etl.databases.loading import staging_names
 from etl.databases.sql import split_name
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -94,7 +96,7 @@ class GenericState:
         # After it: making and dropping tables ends a transaction in some dialects.
         for key in keys:
             schema, name = split_name(key.sink)
-            for staging in staging_names(name, key.pipeline, key.flow):
+            for staging in staging_names(staging_base(name), key.pipeline, key.flow):
                 where = connection.dialect.qualify(schema, staging)
                 await connection.execute(f"DROP TABLE IF EXISTS {where}")
                 await finish(connection.commit())

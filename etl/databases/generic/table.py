@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from etl.databases.sql import listed
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape, Type
 
@@ -101,13 +102,6 @@ class Table:
     def has_index_on(self, names: tuple[str, ...]) -> bool:
         """Whether a unique index is on exactly these columns."""
         return any(i.unique and i.columns and set(i.columns) == set(names) for i in self.indexes)
-
-
-def listed(names: tuple[str, ...] | list[str]) -> str:
-    """Names for a message."""
-    shown = ", ".join(map(repr, names[:20]))
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return shown + more if names else "none"
 
 
 def missing_column(where: str, name: str, table: Table, what: str = "") -> SchemaMismatchError:

@@ -22,12 +22,14 @@ from etl.connector import (
     Session,
     Sink,
 )
+from etl.databases.checkpoints import is_done, parts
 from etl.databases.generic import checkpoints
 from etl.databases.generic.connect import Connection, connect, make_engine
 from etl.databases.generic.load import Load
 from etl.databases.generic.rejects import Rejects, publish_rejects
 from etl.databases.generic.table import Table
 from etl.databases.migrate import needs_upgrade, upgrade
+from etl.databases.sessions import Claims, is_fresh, leading, notes_of, take_over
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import (
@@ -77,7 +79,7 @@ class GenericTarget:
         self.control: Connection | None = None
         self._has_lock = False
         self._sessions: list[GenericSession] = []
-        self._staged: dict[str, tuple[str, str]] = {}
+        self._claims = Claims(url.name)
         # Flows that are published each by itself would wait for each other's tables and catalogue.
         self._publishing = asyncio.Lock()
         self._ending = asyncio.Lock()  # a connection takes one statement at a time
@@ -137,30 +139,18 @@ class GenericTarget:
         self._sessions.append(session)
         return session
 
-    def claim(self, load: Load, flow: str) -> None:
+    def claim(self, load: Load) -> None:
         """Refuse two flows that would load one staging table."""
-        owner = self._staged.setdefault(load.staging, (flow, load.sink.table))
-        if owner != (flow, load.sink.table):
-            raise ConfigError(
-                f"flows {owner[0]!r} and {flow!r} both replace the table {load.sink.table!r} in"
-                f" {self.where}; merge them, or give each a table of its own"
-            )
+        self._claims.claim(load)
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
         """See the protocol."""
-        return {
-            session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
-            for session in self._leading
-        }
+        return notes_of(self._sessions)
 
     @property
     def _leading(self) -> list[GenericSession]:
-        """The first session of each flow: those of its other lanes load the same tables."""
-        found: dict[str, GenericSession] = {}
-        for session in self._sessions:
-            found.setdefault(session.flow, session)
-        return list(found.values())
+        return leading(self._sessions)
 
     @property
     def _loads(self) -> list[Load]:
@@ -193,7 +183,7 @@ class GenericTarget:
             for load in self._loads
             if load.is_staged and (owner := (load.flow, load.sink.table)) in owners
         }
-        ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
+        ordered = sorted(steps, key=lambda step: parts(step.key))
         async with self._publishing:
             await self._publish(ordered, loads)
 
@@ -231,7 +221,7 @@ class GenericTarget:
         pending: list[Load] = []
         for owner, group in groupby(steps, key=lambda step: (step.key.flow, step.key.sink)):
             of_sink = list(group)
-            if all(_is_in(found.get(step.key), step) for step in of_sink):
+            if all(is_done(found.get(step.key), step) for step in of_sink):
                 continue  # by an attempt whose answer was lost
             for step in of_sink:
                 await checkpoints.advance(connection, step, self.info.run_id)
@@ -321,7 +311,7 @@ class GenericSession:
         for load, shape in zip(self.loads, shapes, strict=True):
             notes += await load.prepare(connection, shape, resumable=resumable)
             if load.is_staged:
-                self._target.claim(load, self.flow)
+                self._target.claim(load)
         await connection.rollback()
         return notes
 
@@ -341,25 +331,15 @@ class GenericSession:
         """See the protocol. Staging tables are made after the commit that asks for them."""
         anew: list[Load] = []
         async with self._transaction() as connection:
-            for key in drops:
-                await checkpoints.drop(connection, key)
-            pairs = sorted(
-                zip(keys, fingerprints, strict=True), key=lambda pair: checkpoints.parts(pair[0])
-            )
-            for key, fingerprint in pairs:
-                await checkpoints.raise_epoch(connection, key, fingerprint, self._target.info)
-            await checkpoints.level_epochs(connection, keys)
-            found = await checkpoints.load(connection, keys)
+            asked = dict(zip(keys, fingerprints, strict=True))
+            found = await take_over(checkpoints, connection, self._target.info, asked, drops)
             for load in self.loads:
                 own = [key for key in keys if key.sink == load.sink.table]
                 if not load.is_staged or not own:
                     continue
-                positions = [found[key].position for key in own]
-                is_lost = any(p is not None for p in positions) and not (
+                if is_fresh([found[key] for key in own], asked=fresh) or not (
                     await load.has_staging(connection)
-                )
-                is_new = all(p is None for p in positions)
-                if fresh or is_new or is_lost or any(found[key].complete for key in own):
+                ):
                     anew.append(load)
                     await self.rejects.forget_staged(connection, load.flow, load.sink.table)
                     for key in own:
@@ -409,6 +389,12 @@ class GenericSession:
     async def write(self, sink: int, batches: Sequence[Batch[Any]]) -> int:
         """See the protocol."""
         return await self.loads[sink].write(self.working(), batches)
+
+    async def delete(self, sink: int, condition: str) -> int:
+        """See :class:`etl.databases.digest.Eraser`."""
+        connection = self.working()
+        table = self.loads[sink].qualified(connection)
+        return await connection.execute(f"DELETE FROM {table} WHERE {condition}")  # noqa: S608
 
     async def advance(self, steps: Sequence[Advance]) -> None:
         """See the protocol."""
@@ -493,17 +479,6 @@ class GenericSession:
             with suppress(EtlError):
                 await finish(connection.rollback() if connection.is_open else connection.close())
             raise
-
-
-def _is_in(checkpoint: Checkpoint | None, step: Advance) -> bool:
-    if step.removes:
-        return checkpoint is None
-    return (
-        checkpoint is not None
-        and checkpoint.complete
-        and checkpoint.epoch == step.epoch
-        and checkpoint.position == step.new
-    )
 
 
 async def _version(connection: Connection) -> list[str] | None:

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from etl.batch import decode_position, encode_position
+from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
+from etl.databases.checkpoints import checkpoint_of, parts
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify
-from etl.errors import ConfigError, FencedError
 
 TABLE = "etl_checkpoint"
 _KEY = "pipeline = $1 AND flow = $2 AND sink = $3 AND partition = $4"
-
-
-def parts(key: CheckpointKey) -> tuple[str, str, str, str]:
-    """A key in the order of its columns; also the order in which rows are locked."""
-    return (key.pipeline, key.flow, key.sink, key.partition)
-
-
-def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint from its row.
-
-    Raises:
-        ConfigError: The stored position cannot be read.
-    """
-    try:
-        position = decode_position(row["position"])
-    except ValueError as error:
-        raise ConfigError(
-            "a position in etl_checkpoint is damaged: it is not a JSON array. Nothing was moved;"
-            " repair the row, or reset the state of its flow"
-        ) from error
-    return Checkpoint(
-        epoch=row["epoch"],
-        position=position,
-        complete=row["complete"],
-        fingerprint=row["fingerprint"],
-        rows=row["rows"],
-    )
 
 
 class Checkpoints:
@@ -149,11 +121,3 @@ class Checkpoints:
             self.run_id,
         )
         return status == "UPDATE 1"
-
-
-def fenced(key: CheckpointKey) -> FencedError:
-    """A newer run moved the checkpoint."""
-    return FencedError(
-        f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has taken"
-        " over. This one was rolled back and writes nothing more"
-    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from dataclasses import fields as dataclass_fields
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias, cast, overload
 
+from etl.databases.given import field_names, tuple_names
 from etl.databases.texts import from_json, from_text
 from etl.databases.types import (
     NULL,
@@ -48,52 +48,12 @@ _SLICE = 512
 nothing, thousands that live together make it look at all of them."""
 
 
-def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
-    """The column names that rows bring.
-
-    Raises:
-        SchemaMismatchError: Rows without names: plain tuples, numbers.
-    """
-    if isinstance(rows, TextRows | ValueRows | Frames):
-        return rows.layout.names
-    first = rows[0]
-    kind = _kind_of(first)
-    if issubclass(kind, Row):
-        return cast("Row", first).layout.names
-    if is_dataclass(kind):
-        return _field_names(kind)
-    if _tuple_names(kind):
-        return _tuple_names(kind)
-    if issubclass(kind, Mapping):
-        names = tuple(cast("Mapping[str, Any]", first))
-        if all(type(name) is str for name in names):
-            return names
-    raise SchemaMismatchError(
-        f"{label} got a row of type {kind.__name__}, which does not name its columns."
-        " Nothing of this batch was written; return a dataclass, a dict, a NamedTuple or the row"
-        " itself"
-    )
-
-
-def _kind_of(row: object) -> type[Any]:
-    return type(row)
-
-
-def _tuple_names(kind: type[Any]) -> tuple[str, ...]:
-    """The names of a NamedTuple; none for anything else."""
-    return cast("tuple[str, ...]", getattr(kind, "_fields", ()))
-
-
 def columns_of(rows: Sequence[Any]) -> tuple[Column, ...] | None:
     """The columns of rows that came from a database, or None."""
     layout = rows.layout if isinstance(rows, TextRows | ValueRows | Frames) else None
     if layout is None and isinstance(rows[0], Row):
         layout = rows[0].layout
     return layout.shown if layout is not None else None
-
-
-def _field_names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclass_fields(kind))
 
 
 class Encoder:
@@ -162,10 +122,10 @@ class Encoder:
             )
         kind = kinds.pop()
         if is_dataclass(kind):
-            self._check_names(_field_names(kind))
+            self._check_names(field_names(kind))
             columns = _transposed(map(attrgetter(*self._names), rows), len(self._names))
-        elif _tuple_names(kind):
-            fields = _tuple_names(kind)
+        elif tuple_names(kind):
+            fields = tuple_names(kind)
             self._check_names(fields)
             places = [fields.index(name) for name in self._names]
             columns = _transposed(map(_getter(places), rows), len(places))

@@ -14,6 +14,7 @@ from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
 from etl.databases.drift import told_added, told_ignored, told_lost
+from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.asking import ask
@@ -27,7 +28,6 @@ from etl.databases.postgres.lines import (
     Encoder,
     WideFields,
     columns_of,
-    names_of,
     payload,
 )
 from etl.databases.postgres.made import Made, State

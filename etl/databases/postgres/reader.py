@@ -14,6 +14,7 @@ from asyncpg.protocol import NO_TIMEOUT
 
 from etl.batch import Batch, Position, Reject
 from etl.connector import Commons, Emit, RunInfo
+from etl.databases.build import sift
 from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
 from etl.databases.postgres.chunks import find_chunks
@@ -47,9 +48,8 @@ from etl.databases.sql import literal
 from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
-from etl.errors import DataError, SchemaMismatchError, is_about_a_row
+from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Frames, Layout, Shape, TextRows, WideLine
-from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 UNCHANGED = "the source was not changed"
 
@@ -548,23 +548,13 @@ class _Cutter:
 
     def _built(self, build: Builder, lines: list[str]) -> tuple[Sequence[Any], tuple[Reject, ...]]:
         """The dataclass's instances, and the rows that it cannot hold."""
-        try:
-            return build(lines), ()
-        except Exception as error:
-            if not self._info.sets_aside or not is_about_a_row(error):
-                raise
-        rows: list[Any] = []
-        rejects: list[Reject] = []
         width = len(self._layout.columns)
-        for number, line in enumerate(lines):
-            try:
-                rows += build([line])
-            except Exception as error:
-                if not is_about_a_row(error):
-                    raise
-                fields = self._layout.row(tuple(line.split("\t")[:width]))
-                rejects.append(reject_of(error, fields, number, READ_STEP, ENTERS_ALL))
-        return rows, tuple(rejects)
+        return sift(
+            build,
+            lines,
+            lambda line: self._layout.row(tuple(line.split("\t")[:width])),
+            sets_aside=self._info.sets_aside,
+        )
 
     def _watch_keys(self, lines: Sequence[str]) -> None:
         """Refuse a NULL or double key: a resumed read would leave such rows out."""

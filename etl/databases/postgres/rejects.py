@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-from etl.batch import Reject, encode_position
+from etl.batch import Reject
 from etl.connector import CheckpointKey, NewReject, StoredReject
-from etl.databases.postgres.checkpoints import Checkpoints, parts
+from etl.databases.checkpoints import parts
+from etl.databases.postgres.checkpoints import Checkpoints
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.translate import translating
+from etl.databases.rejects import READ, TABLE, WRITTEN, refused_again, stored_of, values_of
 from etl.databases.sql import qualify
-from etl.databases.stored import (
-    CannotStoreError,
-    cannot_store,
-    restore_row,
-    store_key,
-    store_row,
-)
 
-TABLE = "etl_reject"
-
-_FIELDS = (
-    "id, pipeline, flow, sink, partition, position, ordinal, step, steps_left, reason, detail,"
-    " column_name, sqlstate, row_key, row_data, tries, staged, run_id,"
-    " rejected_at::text AS rejected_at"
-)
+_FIELDS = ", ".join(READ).replace("rejected_at", "rejected_at::text AS rejected_at")
 _KEPT = "nothing was changed"
 
 
@@ -48,38 +36,17 @@ class Rejects:
 
     async def add(self, rejects: Sequence[NewReject]) -> None:
         """See the protocol."""
-        rows = [self._values(new) for new in rejects]
+        rows = [
+            values_of(new, is_staged=self._session.is_staged(new.key.sink), run_id=self._run_id)
+            for new in rejects
+        ]
+        marks = ", ".join(f"${number}" for number in range(1, len(WRITTEN) + 1))
         with translating("target", "keeping rejected rows", "nothing of their group was written"):
             await self._session.connection.executemany(
-                f"INSERT INTO {self._table} (pipeline, flow, sink, partition, position, ordinal,"  # noqa: S608
-                " step, steps_left, reason, detail, column_name, sqlstate, row_key, row_data,"
-                " staged, run_id, rejected_at)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
-                " clock_timestamp())",
+                f"INSERT INTO {self._table} ({', '.join(WRITTEN)}, rejected_at)"  # noqa: S608
+                f" VALUES ({marks}, clock_timestamp())",
                 rows,
             )
-
-    def _values(self, new: NewReject) -> tuple[Any, ...]:
-        reject = new.reject
-        try:
-            data = store_row(reject.row)
-        except CannotStoreError as error:
-            raise cannot_store(new, error) from error
-        return (
-            *parts(new.key),
-            encode_position(new.position),
-            reject.ordinal,
-            _plain(reject.step),
-            reject.steps_left,
-            _plain(reject.reason),
-            _plain(reject.detail),
-            reject.column,
-            reject.sqlstate,
-            store_key(new.row_key),
-            data,
-            self._session.is_staged(new.key.sink),
-            self._run_id,
-        )
 
     async def forget(self, keys: Sequence[CheckpointKey]) -> None:
         """See the protocol."""
@@ -128,11 +95,7 @@ class Rejects:
                 " sqlstate = $5, run_id = $6, tries = tries + 1, tried_at = clock_timestamp()"
                 " WHERE id = $1",
                 number,
-                _plain(again.reason),
-                _plain(again.detail),
-                again.column,
-                again.sqlstate,
-                self._run_id,
+                *refused_again(again, self._run_id),
             )
 
 
@@ -172,38 +135,3 @@ async def list_rejects(
         pipeline,
     )
     return [stored_of(row) for row in rows]
-
-
-def stored_of(row: Mapping[str, Any]) -> StoredReject:
-    """A row of the table."""
-    return StoredReject(
-        number=row["id"],
-        key=CheckpointKey(
-            pipeline=row["pipeline"],
-            flow=row["flow"],
-            sink=row["sink"],
-            partition=row["partition"],
-        ),
-        position=row["position"],
-        ordinal=row["ordinal"],
-        step=row["step"],
-        steps_left=row["steps_left"],
-        reason=row["reason"],
-        detail=row["detail"],
-        column=row["column_name"],
-        sqlstate=row["sqlstate"],
-        row_key=row["row_key"],
-        row=row["row_data"],
-        tries=row["tries"],
-        staged=row["staged"],
-        run_id=row["run_id"],
-        rejected_at=row["rejected_at"],
-        restore=partial(restore_row, row["row_data"]),
-    )
-
-
-def _plain(text: str | None) -> str | None:
-    """A message as PostgreSQL takes it: without NUL and lone surrogates."""
-    if text is None:
-        return None
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

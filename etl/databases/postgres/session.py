@@ -10,15 +10,17 @@ import asyncpg
 
 from etl.batch import Batch
 from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
+from etl.databases.checkpoints import fenced, parts
 from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
-from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
+from etl.databases.postgres.checkpoints import Checkpoints
 from etl.databases.postgres.connect import Connection, close
 from etl.databases.postgres.frames import FORM
 from etl.databases.postgres.load import Load
 from etl.databases.postgres.rejects import Rejects
 from etl.databases.postgres.stock import Stock
 from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
+from etl.databases.sessions import is_fresh
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import CommitInDoubtError, EtlError, TargetUnavailableError, classify
@@ -159,12 +161,8 @@ class PostgresSession:
             own = [key for key in found if key.sink == load.sink.table]
             if not load.staged or not own:
                 continue
-            if (
-                fresh
-                or any(found[key].complete for key in own)
-                # Nothing is in it yet: make it as this run wants it.
-                or all(found[key].position is None for key in own)
-                or not await load.has_staging(connection)
+            if is_fresh([found[key] for key in own], asked=fresh) or not (
+                await load.has_staging(connection)
             ):
                 await load.restage(connection)
                 await self.rejects.forget_staged(load.flow, load.sink.table)

@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
+from etl.databases.checkpoints import FIELDS, checkpoint_of, parts
 from etl.databases.database import State
 from etl.databases.migrate import needs_upgrade
 from etl.databases.postgres import rejects
 from etl.databases.postgres.catalogue import find_relation
-from etl.databases.postgres.checkpoints import TABLE, checkpoint_of, parts
+from etl.databases.postgres.checkpoints import TABLE
 from etl.databases.postgres.connect import Connection, connected
 from etl.databases.postgres.staging import staging_name
 from etl.databases.postgres.target import home_schema, versions
 from etl.databases.postgres.translate import translating
+from etl.databases.rejects import TABLE as REJECTS
 from etl.databases.sql import qualify, split_name
 from etl.databases.url import Url
 from etl.errors import ConfigError
@@ -29,7 +31,7 @@ async def open_state(url: Url) -> AsyncGenerator[PostgresState]:
         found = await versions(connection, schema)
         if found is not None:
             needs_upgrade(found)  # refuses a version that is unknown here
-        table = qualify(schema, rejects.TABLE)
+        table = qualify(schema, REJECTS)
         has_rejects = await find_relation(connection, table) is not None
         yield PostgresState(
             connection, schema, has_table=found is not None, has_rejects=has_rejects
@@ -69,7 +71,7 @@ class PostgresState:
                     sink=row["sink"],
                     partition=row["partition"],
                 ),
-                checkpoint=checkpoint_of(row),
+                checkpoint=checkpoint_of(row[name] for name in FIELDS),
                 run_id=row["run_id"],
                 updated_at=row["updated_at"],
                 holder=row["holder"],
@@ -110,7 +112,7 @@ class PostgresState:
                     )
                     await self._drop_staging(key)
                 if self._has_rejects:
-                    table = qualify(self._schema, rejects.TABLE)
+                    table = qualify(self._schema, REJECTS)
                     await rejects.forget(self._connection, table, keys)
 
     async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from etl.connector import Advance, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
+from etl.databases.checkpoints import fenced, is_done, parts
 from etl.databases.postgres import lock
 from etl.databases.postgres.catalogue import find_oids
-from etl.databases.postgres.checkpoints import Checkpoints, fenced, parts
+from etl.databases.postgres.checkpoints import Checkpoints
 from etl.databases.postgres.connect import (
     Connection,
     application_name,
@@ -24,6 +25,7 @@ from etl.databases.postgres.session import PostgresSession, commit
 from etl.databases.postgres.staging import put_in_place
 from etl.databases.postgres.stock import Stock
 from etl.databases.postgres.translate import translating
+from etl.databases.sessions import leading, notes_of
 from etl.databases.sql import qualify
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -153,10 +155,7 @@ class PostgresTarget:
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
         """See the protocol."""
-        return {
-            session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
-            for session in self._leading
-        }
+        return notes_of(self._sessions)
 
     async def build_flow(self, flow: str) -> None:
         """See :class:`etl.connector.FlowBuilder`. Keys of a new table wait for the others."""
@@ -236,15 +235,8 @@ class PostgresTarget:
         return True
 
     async def _is_published(self, connection: Connection, step: Advance) -> bool:
-        found = (await self._checkpoints.load(connection, [step.key], lock=True)).get(step.key)
-        if step.removes:
-            return found is None
-        return (
-            found is not None
-            and found.complete
-            and found.epoch == step.epoch
-            and found.position == step.new
-        )
+        found = await self._checkpoints.load(connection, [step.key], lock=True)
+        return is_done(found.get(step.key), step)
 
     def _loads_of(self, keys: Sequence[CheckpointKey]) -> list[Load]:
         wanted = {(key.flow, key.sink) for key in keys}
@@ -258,11 +250,7 @@ class PostgresTarget:
 
     @property
     def _leading(self) -> list[PostgresSession]:
-        """The first session of each flow: those of its other lanes load the same tables."""
-        found: dict[str, PostgresSession] = {}
-        for session in self._sessions:
-            found.setdefault(session.flow, session)
-        return list(found.values())
+        return leading(self._sessions)
 
     async def _replaced(self, connection: Connection) -> list[int]:
         """The tables that are replaced, all in one transaction, as they were at first."""

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from dataclasses import fields as dataclass_fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -23,6 +22,8 @@ from operator import attrgetter, itemgetter, ne
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
+from etl.databases.build import Misfit
+from etl.databases.given import kind_of, layout_of, names_of
 from etl.databases.sqlite.build import duration_text
 from etl.databases.sqlite.schema import Affinity, TableColumn, affinity_of, declared_kind
 from etl.databases.types import FILES, NULL, unescape, unhex
@@ -40,10 +41,6 @@ _NONE = type(None)
 _BITS = 63
 
 
-class _Misfit(Exception):
-    """A value that does not fit; its text says why, without the value."""
-
-
 # -- single values ---------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
@@ -58,7 +55,7 @@ def _number(text: str, affinity: Affinity) -> int | float:
             return whole
     number = float(text)
     if Decimal(repr(number)) != Decimal(text.strip()):
-        raise _Misfit(
+        raise Misfit(
             "a column of this affinity would not keep all its digits; declare the column TEXT"
         )
     return number
@@ -68,7 +65,7 @@ def _decimal(value: Decimal, affinity: Affinity) -> Any:
     if affinity in {"text", "blob"}:
         return str(value)
     if not value.is_finite():
-        raise _Misfit("it is not finite; a column declared TEXT would keep it")
+        raise Misfit("it is not finite; a column declared TEXT would keep it")
     return _number(str(value), affinity)
 
 
@@ -79,7 +76,7 @@ def _text(value: str, affinity: Affinity) -> Any:
     # SQLite keeps 0.0 as the integer 0 where the affinity is not REAL, and there without its sign.
     whole = isinstance(number, float) and number.is_integer()
     if repr(number) != value or (whole and (affinity != "real" or value.startswith("-0"))):
-        raise _Misfit(
+        raise Misfit(
             "the text looks like a number, and a column of this affinity would store it as one, in"
             " another form; declare the column TEXT, or convert it in a function"
         )
@@ -88,17 +85,17 @@ def _text(value: str, affinity: Affinity) -> Any:
 
 def _int(value: int, affinity: Affinity) -> int:
     if not -(1 << _BITS) <= value < 1 << _BITS:
-        raise _Misfit("the integer does not fit into 64 bits; declare the column TEXT and pass str")
+        raise Misfit("the integer does not fit into 64 bits; declare the column TEXT and pass str")
     if affinity == "real" and float(value) != value:
-        raise _Misfit("a REAL column would not keep all digits of the integer")
+        raise Misfit("a REAL column would not keep all digits of the integer")
     return int(value)
 
 
 def _float(value: float, affinity: Affinity) -> Any:
     if value != value:
-        raise _Misfit("it is NaN, which SQLite would store as NULL")
+        raise Misfit("it is NaN, which SQLite would store as NULL")
     if value == 0 and affinity not in {"text", "blob"} and copysign(1, value) < 0:
-        raise _Misfit(
+        raise Misfit(
             "it is -0.0, and a column of this affinity keeps no sign of a zero; add 0.0 to it, or"
             " declare the column TEXT or without a type"
         )
@@ -117,7 +114,7 @@ def _json(value: Any, affinity: Affinity) -> Any:
     try:
         return _text(_json_text(value), affinity)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _Misfit(f"it is not JSON ({type(error).__name__})") from None
+        raise Misfit(f"it is not JSON ({type(error).__name__})") from None
 
 
 def _json_text(value: Any) -> str:
@@ -143,7 +140,7 @@ def _json_slowly(value: object) -> str:
 
 def _enum(value: Enum, affinity: Affinity) -> Any:
     if not isinstance(value.value, str):
-        raise _Misfit("it is an Enum whose value is not text")
+        raise Misfit("it is an Enum whose value is not text")
     return _text(value.value, affinity)
 
 
@@ -195,7 +192,7 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     """Python's and SQLite's own values for a column.
 
     Raises:
-        _Misfit: By way of the caller, which names the row.
+        Misfit: By way of the caller, which names the row.
     """
     affinity = column.affinity
     kinds = set(map(type, values))
@@ -212,14 +209,14 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     converters = {kind: _converter(kind) for kind in kinds}
     for kind, convert in converters.items():
         if convert is None:
-            raise _Misfit(f"SQLite stores no {kind.__name__}; convert it in a function")
+            raise Misfit(f"SQLite stores no {kind.__name__}; convert it in a function")
     known = cast("Mapping[type[Any], Callable[[Any, Affinity], Any]]", converters)
     return [known[type(value)](value, affinity) for value in values]
 
 
 def _refuse_null(values: _Values, column: TableColumn) -> None:
     if column.is_number and None in values:
-        raise _Misfit("it is NULL, for which SQLite would make up a number")
+        raise Misfit("it is NULL, for which SQLite would make up a number")
 
 
 def _loosely(value: Any) -> Any:
@@ -230,7 +227,7 @@ def _loosely(value: Any) -> Any:
         return float(value)
     convert = _converter(kind_of(value))
     if convert is None:
-        raise _Misfit(f"SQLite stores no {kind_of(value).__name__}; convert it in a function")
+        raise Misfit(f"SQLite stores no {kind_of(value).__name__}; convert it in a function")
     return convert(value, "blob")
 
 
@@ -363,44 +360,6 @@ def _stays_text(source: Type, affinity: Affinity) -> bool:
 
 
 # -- rows ------------------------------------------------------------------------------------
-
-
-def names_of(rows: Sequence[Any], label: str) -> tuple[str, ...]:
-    """The column names that rows bring.
-
-    Raises:
-        SchemaMismatchError: Rows without names: plain tuples, numbers.
-    """
-    layout = layout_of(rows)
-    if layout is not None:
-        return layout.names
-    kind = kind_of(rows[0])
-    if is_dataclass(kind):
-        return tuple(field.name for field in dataclass_fields(kind))
-    fields = cast("tuple[str, ...]", getattr(kind, "_fields", ()))
-    if issubclass(kind, tuple) and fields:
-        return fields
-    if issubclass(kind, Mapping):
-        names = tuple(cast("Mapping[str, Any]", rows[0]))
-        if all(type(name) is str for name in names):
-            return names
-    raise SchemaMismatchError(
-        f"{label} got a row of type {kind.__name__}, which does not name its columns."
-        " Nothing of this batch was written; return a dataclass, a dict, a NamedTuple or the row"
-        " itself"
-    )
-
-
-def kind_of(row: object) -> type[Any]:
-    """A row's class."""
-    return type(row)
-
-
-def layout_of(rows: Sequence[Any]) -> Layout | None:
-    """The layout of rows that came from a database; None for a function's own."""
-    if isinstance(rows, TextRows | ValueRows):
-        return rows.layout
-    return rows[0].layout if isinstance(rows[0], Row) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,13 +538,13 @@ class Binder:
         """A column's values, bound; where one does not fit, an error that names its row."""
         try:
             return bind(values)
-        except (_Misfit, ValueError, OverflowError):
+        except (Misfit, ValueError, OverflowError):
             pass
         for row, value in enumerate(values):
             try:
                 bind([value])
-            except (_Misfit, ValueError, OverflowError) as error:
-                why = str(error) if isinstance(error, _Misfit) else "it is not what its type says"
+            except (Misfit, ValueError, OverflowError) as error:
+                why = str(error) if isinstance(error, Misfit) else "it is not what its type says"
                 raise self._refusal(self.names[number], why, first + row) from None
         raise self._refusal(self.names[number], "a value does not fit", first)
 

@@ -9,52 +9,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
-from typing import Any, NoReturn, TypeAlias, get_origin, get_type_hints
+from typing import Any, TypeAlias
 from uuid import UUID
 
-from etl.errors import ConfigError, DataError
-from etl.rows import Row, strip_optional
+from etl.databases.build import Fields, Misfit, fail, fields_of, misfit, of_enum
+from etl.errors import DataError
 
-Fields = tuple[Any, ...]
 _Convert: TypeAlias = Callable[[Any], Any]
 _NONE = type(None)
 
 
-class Misfit(Exception):
-    """A value that does not fit; its text says why, without the value."""
-
-
-def _fail(why: str) -> NoReturn:
-    raise Misfit(why)
-
-
 def _int(value: Any) -> int:
-    return value if type(value) is int else _fail(f"it is {_class(value)}, not an integer")
+    return value if type(value) is int else fail(f"it is {_class(value)}, not an integer")
 
 
 def _float(value: Any) -> float:
     if type(value) is float:
         return value
     if type(value) is not int:
-        _fail(f"it is {_class(value)}, not a number")
+        fail(f"it is {_class(value)}, not a number")
     number = float(value)
-    return number if number == value else _fail("the integer has more digits than a float keeps")
+    return number if number == value else fail("the integer has more digits than a float keeps")
 
 
 def _str(value: Any) -> str:
-    return value if type(value) is str else _fail(f"it is {_class(value)}, not text")
+    return value if type(value) is str else fail(f"it is {_class(value)}, not text")
 
 
 def _bytes(value: Any) -> bytes:
-    return value if type(value) is bytes else _fail(f"it is {_class(value)}, not a blob")
+    return value if type(value) is bytes else fail(f"it is {_class(value)}, not a blob")
 
 
 def _bool(value: Any) -> bool:
-    return value == 1 if type(value) is int and value in {0, 1} else _fail("it is not 0 or 1")
+    return value == 1 if type(value) is int and value in {0, 1} else fail("it is not 0 or 1")
 
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -67,7 +56,7 @@ def _decimal(value: Any) -> Decimal:
         return Decimal(repr(value))  # the shortest text that means this number
     if type(value) is str and _NUMBER.fullmatch(value):
         return Decimal(value.strip())
-    _fail("it is not a number, and not the text of one")
+    fail("it is not a number, and not the text of one")
 
 
 def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
@@ -75,7 +64,7 @@ def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
         try:
             return parse(_str(value))
         except ValueError:
-            _fail(f"the text is not {what}")
+            fail(f"the text is not {what}")
 
     return convert
 
@@ -106,18 +95,8 @@ def _json(kind: type[Any]) -> _Convert:
         try:
             found = json.loads(_str(value))
         except (ValueError, RecursionError):
-            _fail("the text is not JSON")
-        return found if isinstance(found, kind) else _fail(f"the JSON is not a {kind.__name__}")
-
-    return convert
-
-
-def _enum(kind: type[Enum]) -> _Convert:
-    def convert(value: Any) -> Any:
-        try:
-            return kind(value)
-        except ValueError:
-            _fail(f"it is no value of {kind.__name__}")
+            fail("the text is not JSON")
+        return found if isinstance(found, kind) else fail(f"the JSON is not a {kind.__name__}")
 
     return convert
 
@@ -165,25 +144,18 @@ class Builder:
     def __init__(
         self, row: type[Any], *, names: Sequence[str], key: Sequence[int], label: str
     ) -> None:
-        hints = get_type_hints(row)
         self._row = row
         self._names = names
         self._key = key
         self._label = label
+        fields, by_name = fields_of(row)
         self._columns: list[tuple[type[Any] | None, _Convert, bool]] = []
-        fields = [field for field in dataclass_fields(row) if field.init]
-        if len(fields) < len(dataclass_fields(row)):
-            raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")
         for field in fields:
-            hint, nullable = strip_optional(hints[field.name])
-            plain = get_origin(hint) or hint
-            convert = _CONVERT.get(plain)
-            if convert is None:
-                convert = _enum(plain)  # nothing else passes shape_of()
+            convert = _CONVERT.get(field.kind) or of_enum(field.kind)
             # A column whose values all have this class goes as it is.
-            as_is = plain if plain in {int, float, str, bytes} else None
-            self._columns.append((as_is, convert, nullable))
-        self._by_name = [field.name for field in fields] if any(f.kw_only for f in fields) else None
+            as_is = field.kind if field.kind in {int, float, str, bytes} else None
+            self._columns.append((as_is, convert, field.nullable))
+        self._by_name = [field.name for field in fields] if by_name else None
 
     def __call__(self, rows: list[Fields]) -> list[Any]:
         """The instances. Raises DataError, naming the column and the row's key."""
@@ -227,25 +199,8 @@ class Builder:
             try:
                 if value is not None or not nullable:
                     convert(value)
-            except Misfit as misfit:
-                why = str(misfit)
+            except Misfit as error:
+                why = str(error)
                 break
-        key = ", ".join(f"{self._names[i]}={bad[i]!r}" for i in self._key)
-        return DataError(
-            f"{self._label}: column {name!r} of {f'the row with {key}' if key else 'a row'} does"
-            f" not fit {self._row.__name__}.{name}: {why}",
-            column=name,
-        )
-
-
-def build_row(row: type[Any], fields: Row) -> Any:
-    """See :meth:`etl.databases.database.Driver.build_row`."""
-    names = [field.name for field in dataclass_fields(row)]
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise DataError(
-            f"{row.__name__} has fields that the stored row lacks: {', '.join(missing)}",
-            reason=f"{row.__name__} has a field that the stored row lacks",
-        )
-    build = Builder(row, names=names, key=(), label="a stored row")
-    return build([tuple(fields[name] for name in names)])[0]
+        key = [f"{self._names[i]}={bad[i]!r}" for i in self._key]
+        return misfit(self._row, name, key, self._label, why)

@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
 
-from etl.batch import decode_position, encode_position
+from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
+from etl.databases.checkpoints import FIELDS, checkpoint_of, fenced, now, parts
 from etl.databases.sqlite.connection import Connection
-from etl.errors import ConfigError, FencedError
 
 _KEY = "pipeline = ? AND flow = ? AND sink = ? AND partition = ?"
-_FIELDS = "epoch, position, complete, fingerprint, rows"
-
-
-def parts(key: CheckpointKey) -> tuple[str, str, str, str]:
-    """A key in the order of its columns."""
-    return (key.pipeline, key.flow, key.sink, key.partition)
-
-
-def now() -> str:
-    """The present for ``updated_at``: UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def checkpoint_of(row: Sequence[Any]) -> Checkpoint:
-    """A checkpoint from epoch, position, complete, fingerprint and rows.
-
-    Raises:
-        ConfigError: The stored position cannot be read.
-    """
-    epoch, position, complete, fingerprint, rows = row
-    try:
-        found = decode_position(position)
-    except ValueError as error:
-        raise ConfigError(
-            "a position in etl_checkpoint is damaged: it is not a JSON array. Nothing was moved;"
-            " repair the row, or reset the state of its flow"
-        ) from error
-    return Checkpoint(
-        epoch=epoch, position=found, complete=bool(complete), fingerprint=fingerprint, rows=rows
-    )
+_FIELDS = ", ".join(FIELDS)
 
 
 async def load(
@@ -79,16 +48,12 @@ async def drop(connection: Connection, key: CheckpointKey) -> None:
     await connection.execute(f"DELETE FROM etl_checkpoint WHERE {_KEY}", parts(key))  # noqa: S608
 
 
-async def level_epochs(connection: Connection, keys: Sequence[CheckpointKey]) -> None:
-    """Give checkpoints of one lane the highest epoch among them; see ``Session.take_over``."""
-    epochs = {key: found.epoch for key, found in (await load(connection, keys)).items()}
-    highest = max(epochs.values(), default=0)
-    for key, epoch in epochs.items():
-        if epoch < highest:
-            await connection.execute(
-                f"UPDATE etl_checkpoint SET epoch = ? WHERE {_KEY}",  # noqa: S608
-                (highest, *parts(key)),
-            )
+async def set_epoch(connection: Connection, key: CheckpointKey, epoch: int) -> None:
+    """Give a checkpoint a higher epoch."""
+    await connection.execute(
+        f"UPDATE etl_checkpoint SET epoch = ? WHERE {_KEY}",  # noqa: S608
+        (epoch, *parts(key)),
+    )
 
 
 async def start_anew(connection: Connection, key: CheckpointKey) -> None:
@@ -117,8 +82,4 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
             (encode_position(step.new), int(step.complete), step.rows, run_id, now(), *at),
         )
     if changed != 1:
-        key = step.key
-        raise FencedError(
-            f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has"
-            " taken over. This one was rolled back and writes nothing more"
-        )
+        raise fenced(step.key)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
 
 from etl.batch import Batch
 from etl.connector import Sink
-from etl.databases.definition import TableDefinition
-from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
-from etl.databases.sql import fold, quote, quote_all
+from etl.databases.given import kind_of, layout_of, names_of
+from etl.databases.loading import BaseLoad
+from etl.databases.sql import quote, quote_all
 from etl.databases.sqlite import made
 from etl.databases.sqlite.adapt import create_index, indexes_of, lines_of
-from etl.databases.sqlite.bind import SLICE, Binder, bare_values, kind_of, layout_of, names_of
+from etl.databases.sqlite.bind import SLICE, Binder, bare_values
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.ddl import (
     add_column,
@@ -35,57 +34,39 @@ from etl.errors import (
     SchemaMismatchError,
     TargetUnavailableError,
 )
-from etl.rows import Column, FileRows, Shape, place_of, shape_of
+from etl.rows import FileRows, Shape, place_of, shape_of
 from etl.verdict import refusal_of
 
 _VALUES_AT_ONCE = 999
 """What every build of SQLite takes as parameters of one statement."""
 
 
-def staging_names(sink: str, pipeline: str, flow: str) -> tuple[str, str]:
-    """The staging tables of a sink: that of a replaced table, and that of a gathered append.
-
-    Several flows may gather rows for one table, each in its own.
-    """
-    name = table_name(sink) + STAGING
-    own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
-    return name, f"{name}_{own[:8]}"
+def staging_base(sink: str) -> str:
+    """What the names of a sink's staging tables begin with."""
+    return table_name(sink) + STAGING
 
 
-class Load:
-    """One sink of a session.
+class Load(BaseLoad[TableColumn]):
+    """See :class:`etl.databases.loading.BaseLoad`.
 
     Invariant: what is remembered of the tables here was committed, or belongs to the open
     transaction; :meth:`forget` drops it after a rollback.
 
     Attributes:
-        is_staged: Rows go into a staging table, which is published at the end of the run.
-        staging: Its name.
         is_new: etl made the table, and its first load has not ended yet.
-        notes: What could not be made as the source has it.
     """
 
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str) -> None:
-        self.sink = sink
-        self.flow = flow
-        self._pipeline = pipeline
-        self.is_staged = sink.mode == "replace"
-        self.label = f"sink {sink.table!r}"
+        super().__init__(sink, flow=flow, pipeline=pipeline, staging=staging_base(sink.table))
         self._name = table_name(sink.table)
         if self._name.lower().startswith(("sqlite_", "etl_")):
             raise ConfigError(
                 f"{self.label}: names that begin with sqlite_ or etl_ are not for your tables"
             )
-        replaced, appended = staging_names(sink.table, pipeline, flow)
-        self.staging = appended if sink.mode == "append" else replaced
         self.is_new = False
-        self.notes: list[str] = []
-        self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
         self._indexes: list[str] | None = None
-        self._shape: Shape | None = None
         self._into: Table | None = None
         self._schema_version: int | None = None
-        self._added: tuple[str, ...] = ()
         self._plans: dict[tuple[str, ...], tuple[str, Binder]] = {}
         self._is_there_for_good = False  # the table that rows go into; rows of this load are in it
 
@@ -109,7 +90,7 @@ class Load:
         self._check(final)
         self._is_there_for_good = not self.is_staged
         self.is_new = await made.is_building(connection, final.name)
-        return self._notes(final)
+        return self._told(final)
 
     async def look(
         self, connection: Connection | None, shape: Shape | None, *, resumable: bool
@@ -126,25 +107,14 @@ class Load:
         if connection is None or final is None:
             return None
         await self._check_own(connection, final)
-        names = shape.names if shape is not None else ()
-        if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
-            names = tuple(name for name in names if final.column(name) is not None)
-        self._check(final, names)
+        self._check(final, self._kept(final))
         return final
 
     async def _find(
         self, connection: Connection | None, shape: Shape | None, *, resumable: bool
     ) -> Table | None:
         """The table; None where it is missing, and may be made."""
-        sink = self.sink
-        self.is_staged = sink.mode == "replace" or (sink.mode == "append" and not resumable)
-        if sink.add and not resumable:
-            raise SchemaMismatchError(
-                f"{self.label}: the source cannot be resumed, and a second read would add its"
-                f" {', '.join(map(repr, sink.add))} again. Nothing was written; give the source a"
-                " key= with a unique index"
-            )
-        self._shape = shape
+        self._take_shape(shape, resumable=resumable)
         final = await find_table(connection, self._name) if connection is not None else None
         if final is None:
             self._check_creation()
@@ -164,17 +134,6 @@ class Load:
         assert found is not None
         return found
 
-    def lacks_columns(self, final: Table, shape: Shape) -> bool:
-        """Whether the sink will add columns for rows of a shape."""
-        return self.sink.schema_change == "evolve" and any(
-            final.column(name) is None for name in shape.names
-        )
-
-    def _lacking(self, final: Table) -> list[Column]:
-        """The rows' columns that a table has not, as far as they are known."""
-        columns = self._shape.columns if self._shape is not None else ()
-        return [column for column in columns if final.column(column.name) is None]
-
     async def _check_own(self, connection: Connection, final: Table) -> None:
         """Refuse to replace somebody else's rows, where the sink asks for that."""
         if self.sink.mode != "replace" or not self.sink.own_only:
@@ -182,25 +141,17 @@ class Load:
         if await made.is_made(connection, final.name):
             return
         if await connection.fetch(f"SELECT 1 FROM {quote(final.name)} LIMIT 1"):  # noqa: S608
-            raise SchemaMismatchError(
-                f"{self.label}: the table {final.name!r} holds rows, and etl did not make it, so it"
-                " is not replaced. Nothing was written; --force replaces it, --as writes to another"
-                " one, --mode append or upsert keep its rows"
-            )
+            raise self._not_own(final)
 
     def _check_creation(self) -> None:
         """Whether a missing table can be made; refuses early what is known early."""
         shape = self._shape
-        suggestion = ""
+        statement: str | None = None
         if shape is not None:
             statement = create_table(self._name, shape, self._new_key(shape))
-            suggestion = f"; this would make it:\n{statement}"
             self._check_key_names(shape.names)
         if not self.sink.create:
-            raise SchemaMismatchError(
-                f"{self.label}: the table does not exist, and create=False forbids to make it."
-                f" Nothing was written{suggestion}"
-            )
+            raise self._may_not_make(statement)
 
     async def _create(self, connection: Connection, shape: Shape) -> Table:
         await self._make(connection, self._name, shape, self._new_key(shape))
@@ -310,9 +261,8 @@ class Load:
                 f"{self.label}: {final.name!r} is a {final.type}, not a table. Nothing was written"
             )
         if self._shape is not None:
-            given, columns = self._columns(final, self._shape.names if names is None else names)
-            found = dict(zip(given, columns, strict=True))
-            verdicts = verdicts_of(self._shape.columns, found, self.sink.allows)
+            pairs = self._pairs(final, self._shape.names if names is None else names)
+            verdicts = verdicts_of(self._shape.columns, dict(pairs), self.sink.allows)
             refusal = refusal_of(verdicts, where=self.label, table=final.name)
             if refusal is not None:
                 raise SchemaMismatchError(refusal)
@@ -337,79 +287,12 @@ class Load:
         if self._shape is not None:
             self._check_key_names(self._shape.names)
 
-    def _check_key_names(self, names: Sequence[str]) -> None:
-        for name in (*self.sink.key, *self.sink.add):
-            if name not in names:
-                raise SchemaMismatchError(
-                    f"{self.label}: the rows have no column {name!r}, which upsert(key=, add=)"
-                    f" names; they have {', '.join(names)}. Nothing was written"
-                )
-
     def _key_columns(self, final: Table) -> tuple[str, ...]:
         return tuple(self._existing(final, name).name for name in self.sink.key)
 
-    def _existing(self, final: Table, name: str) -> TableColumn:
-        column = final.column(name)
-        if column is None:
-            raise SchemaMismatchError(
-                f"{self.label}: the table {final.name!r} has no column {name!r}, which upsert(key=,"
-                f" add=) names; it has {', '.join(final.names)}. Nothing was written"
-            )
-        return column
-
-    def _columns(
-        self, table: Table, names: Sequence[str]
-    ) -> tuple[tuple[str, ...], tuple[TableColumn, ...]]:
-        """The rows' columns that are written, and the table's for each.
-
-        Raises:
-            SchemaMismatchError: The table lacks one, or needs one that the rows lack.
-        """
+    def _pairs(self, table: Table, names: Sequence[str]) -> list[tuple[str, TableColumn]]:
         refuse_doubles(names, self.label)
-        found = {name: table.column(name) for name in names}
-        unknown = [name for name, column in found.items() if column is None]
-        if unknown and self.sink.schema_change != "ignore":
-            raise SchemaMismatchError(
-                f"{self.label}: the table {table.name!r} has no column"
-                f" {', '.join(map(repr, unknown))}; it has {', '.join(table.names)}. Nothing was"
-                f" written; {REMEDY}"
-            )
-        given = {column.name for column in found.values() if column is not None}
-        needed = [c.name for c in table.columns if c.required and c.name not in given]
-        if needed:
-            raise SchemaMismatchError(
-                f"{self.label}: the rows have no {', '.join(map(repr, needed))}, which the table"
-                f" {table.name!r} needs (NOT NULL without a default). Nothing was written"
-            )
-        pairs = [(n, c) for n, c in found.items() if c is not None and not c.generated]
-        if not pairs:
-            raise SchemaMismatchError(f"{self.label}: the rows have no column to write")
-        return tuple(name for name, _ in pairs), tuple(column for _, column in pairs)
-
-    def _notes(self, final: Table) -> list[str]:
-        notes = told_added(self._added, self.label)
-        if self._source is not None and self._shape is not None:
-            given = {fold(name) for name in self._shape.names}
-            lost = [name for name in final.names if fold(name) not in given]
-            notes += told_lost(lost, self.label)
-        notes += told_ignored([column.name for column in self._lacking(final)], self.label)
-        if self.is_staged and self.sink.mode == "append":
-            notes.append(
-                f"{self.label}: the read cannot be resumed, so its rows are gathered in"
-                f" {self.staging!r} and appended when the run has ended"
-            )
-        if self._shape is not None:
-            left_out = [
-                column.name
-                for name in self._shape.names
-                if (column := final.column(name)) is not None and column.generated
-            ]
-            if left_out:
-                notes.append(
-                    f"{self.label}: {', '.join(map(repr, left_out))} of {final.name!r} is computed"
-                    " by SQLite and not written"
-                )
-        return notes
+        return self._columns(table, names)
 
     # -- staging -----------------------------------------------------------------------------
 
@@ -438,8 +321,8 @@ class Load:
             await self._make(connection, self.staging, shape, key)
             return
         self._check(final)
-        _, columns = self._columns(final, shape.names)
-        statement = create_staging(self.staging, [(c.name, c.declared) for c in columns])
+        pairs = self._pairs(final, shape.names)
+        statement = create_staging(self.staging, [(c.name, c.declared) for _, c in pairs])
         await connection.execute(statement)
 
     async def publish(self, connection: Connection) -> str | None:
@@ -467,11 +350,7 @@ class Load:
             return self._name if is_replaced else None
         self._check(final)
         if staged is not None and not _fits(staged, final):
-            raise SchemaMismatchError(
-                f"{self.label}: the columns of {final.name!r} were changed after its new rows had"
-                " begun to be staged. It is as it was; run again, and the load starts from the"
-                " beginning"
-            )
+            raise self._changed_meanwhile(final)
         name = quote(final.name)
         if is_replaced:
             await connection.execute(f"DELETE FROM {name}")  # noqa: S608  a quoted name
@@ -661,21 +540,22 @@ class Load:
             self._schema_version = await connection.value("PRAGMA schema_version")
         plan = self._plans.get(names)
         if plan is None:
-            given, columns = self._columns(self._into, names)
+            pairs = self._pairs(self._into, names)
             number = await self._row_number(connection)
             binder = Binder(
                 self.label,
-                given,
+                [name for name, _ in pairs],
                 [
                     replace(
                         column,
                         is_number=column.name == number,
                         is_loose=self.sink.allows(name),
                     )
-                    for name, column in zip(given, columns, strict=True)
+                    for name, column in pairs
                 ],
             )
-            plan = self._plans[names] = (self._statement(self._into, columns), binder)
+            statement = self._statement(self._into, [column for _, column in pairs])
+            plan = self._plans[names] = (statement, binder)
         return plan
 
     async def _row_number(self, connection: Connection) -> str | None:
@@ -723,8 +603,8 @@ class Load:
             return shape_of(kind)
         if final is not None:
             by_name = {column.name: column for column in final.shape.columns}
-            _, columns = self._columns(final, names)
-            return Shape(columns=tuple(by_name[column.name] for column in columns))
+            pairs = self._pairs(final, names)
+            return Shape(columns=tuple(by_name[column.name] for _, column in pairs))
         first: Any = rows[0]
         values = list(first.values()) if issubclass(kind, Mapping) else list(first)
         raise SchemaMismatchError(

@@ -16,11 +16,12 @@ from typing import Any, cast
 
 import aiosqlite
 
-from etl.batch import Batch, Position, Reject
+from etl.batch import Batch, Position
 from etl.connector import Emit, Reader, RunInfo
+from etl.databases.build import sift
 from etl.databases.database import ReadSpec
 from etl.databases.declared import project
-from etl.databases.sql import fold, qualify, quote
+from etl.databases.sql import fold, listed, qualify, quote
 from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
@@ -31,9 +32,8 @@ from etl.databases.sqlite.profile import profiled
 from etl.databases.sqlite.schema import Table, TableColumn, find_table, table_name, table_names
 from etl.databases.types import same, text_decoder
 from etl.databases.url import Url
-from etl.errors import SchemaMismatchError, is_about_a_row
+from etl.errors import SchemaMismatchError
 from etl.rows import Column, Layout, Row, Shape, TextRows, ValueRows, shape_of
-from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 _VIEW = "etl_query"
 _ROWS = "etl_rows"
@@ -239,7 +239,7 @@ class SqliteReader:
         if table is None:
             there = await table_names(connection)
             raise SchemaMismatchError(
-                f"{self._url.name} has no table {name!r}; it has {_listed(there)}"
+                f"{self._url.name} has no table {name!r}; it has {listed(there)}"
             )
         self._from = qualify("main", table.name)
         return table
@@ -276,8 +276,8 @@ class SqliteReader:
         missing = [name for name in fields if table.column(name) is None]
         if missing:
             raise SchemaMismatchError(
-                f"{self._where} has no column {_listed(missing)}, which {row.__name__} asks for;"
-                f" it has {_listed(table.names)}"
+                f"{self._where} has no column {listed(missing)}, which {row.__name__} asks for;"
+                f" it has {listed(table.names)}"
             )
         hidden = [name for name in self._order.columns if name not in fields]
         return (*fields, *hidden)
@@ -359,7 +359,7 @@ class SqliteReader:
         if changed:
             raise SchemaMismatchError(
                 f"{self._where} was changed after the run had begun to read it: column"
-                f" {_listed(changed)} is gone, or another one now. The rows so far are in; run"
+                f" {listed(changed)} is gone, or another one now. The rows so far are in; run"
                 " again"
             )
 
@@ -492,7 +492,7 @@ class SqliteReader:
             build = Builder(row, names=self._names, key=key, label=self._where)
 
             def built(rows: list[Fields], nbytes: int) -> Page:
-                items, rejects = self._built(build, rows)
+                items, rejects = sift(build, rows, self._fields, sets_aside=self._info.sets_aside)
                 return Page(items, last(rows), nbytes, rejects)
 
             return built
@@ -520,27 +520,6 @@ class SqliteReader:
             return Page(found, read(written[-1]) if read is not None else (), found.nbytes)
 
         return texts
-
-    def _built(
-        self, build: Builder, rows: list[Fields]
-    ) -> tuple[Sequence[Any], tuple[Reject, ...]]:
-        """The dataclass's instances, and the rows that it cannot hold."""
-        try:
-            return build(rows), ()
-        except Exception as error:
-            if not self._info.sets_aside or not is_about_a_row(error):
-                raise
-        items: list[Any] = []
-        rejects: list[Reject] = []
-        for number, row in enumerate(rows):
-            try:
-                items += build([row])
-            except Exception as error:
-                if not is_about_a_row(error):
-                    raise
-                fields = self._fields(row)
-                rejects.append(reject_of(error, fields, number, READ_STEP, ENTERS_ALL))
-        return items, tuple(rejects)
 
     def _fields(self, row: Fields) -> Row:
         """A row as it was read, under the names of the dataclass's fields."""
@@ -650,12 +629,6 @@ def _takes_long(path: str) -> bool:
     return Path(path).stat().st_size > _LONG_READ_BYTES
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:20]))
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return shown + more if names else "none"
-
-
 def _shape(table: Table, key: Sequence[str]) -> Shape:
     """The table's shape with the key of this read, which was checked to hold no NULL."""
     columns = [
@@ -675,7 +648,7 @@ def _order_of(table: Table, spec: ReadSpec, where: str) -> Order:
         column = table.column(name)
         if column is None or column.name != name:
             raise SchemaMismatchError(
-                f"{where} has no column {name!r}; it has {_listed(table.names)}"
+                f"{where} has no column {name!r}; it has {listed(table.names)}"
             )
         if name in spec.cursor and column.affinity == "real":
             raise SchemaMismatchError(

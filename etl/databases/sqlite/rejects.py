@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from etl.batch import Reject, encode_position
+from etl.batch import Reject
 from etl.connector import CheckpointKey, NewReject, RunInfo, StoredReject
-from etl.databases.sqlite.checkpoints import now, parts
+from etl.databases.checkpoints import now, parts
+from etl.databases.rejects import READ, TABLE, WRITTEN, refused_again, stored_of, values_of
 from etl.databases.sqlite.connection import Connection
 from etl.databases.sqlite.load import Load
-from etl.databases.stored import (
-    CannotStoreError,
-    cannot_store,
-    restore_row,
-    store_key,
-    store_row,
-)
 
-TABLE = "etl_reject"
-
-_FIELDS = (
-    "id, pipeline, flow, sink, partition, position, ordinal, step, steps_left, reason, detail,"
-    " column_name, sqlstate, row_key, row_data, tries, staged, run_id, rejected_at"
+_FIELDS = ", ".join(READ)
+_INSERT = (
+    f"INSERT INTO {TABLE} ({', '.join(WRITTEN)}, rejected_at)"  # noqa: S608  constants
+    f" VALUES ({', '.join('?' * len(WRITTEN))}, ?)"
 )
 _OWNER = "pipeline = ? AND flow = ? AND sink = ?"
 
@@ -42,36 +34,18 @@ class Rejects:
 
     async def add(self, rejects: Sequence[NewReject]) -> None:
         """See the protocol."""
-        rows = [self._values(new) for new in rejects]
-        await self._session.working().execute_many(
-            "INSERT INTO etl_reject (pipeline, flow, sink, partition, position, ordinal, step,"
-            " steps_left, reason, detail, column_name, sqlstate, row_key, row_data, staged,"
-            " run_id, rejected_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            rows,
-        )
-
-    def _values(self, new: NewReject) -> tuple[Any, ...]:
-        reject = new.reject
-        try:
-            data = store_row(reject.row)
-        except CannotStoreError as error:
-            raise cannot_store(new, error) from error
-        return (
-            *parts(new.key),
-            encode_position(new.position),
-            reject.ordinal,
-            _plain(reject.step),
-            reject.steps_left,
-            _plain(reject.reason),
-            _plain(reject.detail),
-            reject.column,
-            reject.sqlstate,
-            store_key(new.row_key),
-            data,
-            int(self._session.is_staged(new.key.sink)),
-            self._info.run_id,
-            now(),
-        )
+        rows = [
+            (
+                *values_of(
+                    new,
+                    is_staged=self._session.is_staged(new.key.sink),
+                    run_id=self._info.run_id,
+                ),
+                now(),
+            )
+            for new in rejects
+        ]
+        await self._session.working().execute_many(_INSERT, rows)
 
     async def forget(self, keys: Sequence[CheckpointKey]) -> None:
         """See the protocol."""
@@ -91,7 +65,7 @@ class Rejects:
             " ORDER BY id LIMIT ?",
             (self._info.pipeline, flow, sink, after, most),
         )
-        return [_stored_of(row) for row in rows]
+        return [stored_of(row) for row in rows]
 
     async def drop(self, number: int) -> bool:
         """See the protocol."""
@@ -103,15 +77,7 @@ class Rejects:
         await self._session.working().execute(
             "UPDATE etl_reject SET reason = ?, detail = ?, column_name = ?, sqlstate = ?,"
             " run_id = ?, tries = tries + 1, tried_at = ? WHERE id = ?",
-            (
-                _plain(again.reason),
-                _plain(again.detail),
-                again.column,
-                again.sqlstate,
-                self._info.run_id,
-                now(),
-                number,
-            ),
+            (*refused_again(again, self._info.run_id), now(), number),
         )
 
 
@@ -144,31 +110,4 @@ async def list_rejects(connection: Connection, pipeline: str | None) -> list[Sto
         f"SELECT {_FIELDS} FROM etl_reject WHERE ? IS NULL OR pipeline = ? ORDER BY id",  # noqa: S608
         (pipeline, pipeline),
     )
-    return [_stored_of(row) for row in rows]
-
-
-def _stored_of(row: Sequence[Any]) -> StoredReject:
-    return StoredReject(
-        number=row[0],
-        key=CheckpointKey(pipeline=row[1], flow=row[2], sink=row[3], partition=row[4]),
-        position=row[5],
-        ordinal=row[6],
-        step=row[7],
-        steps_left=row[8],
-        reason=row[9],
-        detail=row[10],
-        column=row[11],
-        sqlstate=row[12],
-        row_key=row[13],
-        row=row[14],
-        tries=row[15],
-        staged=bool(row[16]),
-        run_id=row[17],
-        rejected_at=row[18],
-        restore=partial(restore_row, row[14]),
-    )
-
-
-def _plain(text: str | None) -> str | None:
-    """A message as SQLite takes it: without lone surrogates."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+    return [stored_of(row) for row in rows]

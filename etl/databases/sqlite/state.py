@@ -8,12 +8,14 @@ from pathlib import Path
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
+from etl.databases.checkpoints import checkpoint_of, now, parts
 from etl.databases.database import State, StateStore
+from etl.databases.loading import staging_names
+from etl.databases.rejects import TABLE as REJECTS
 from etl.databases.sql import quote
 from etl.databases.sqlite import rejects
-from etl.databases.sqlite.checkpoints import checkpoint_of, now, parts
 from etl.databases.sqlite.connection import Connection, connect_target, path_of
-from etl.databases.sqlite.load import staging_names
+from etl.databases.sqlite.load import staging_base
 from etl.databases.sqlite.schema import find_table
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -91,15 +93,15 @@ class SqliteState:
                     " WHERE pipeline = ? AND flow = ? AND sink = ? AND partition = ?",
                     parts(key),
                 )
-                for staging in staging_names(key.sink, key.pipeline, key.flow):
+                for staging in staging_names(staging_base(key.sink), key.pipeline, key.flow):
                     await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
-            if await find_table(connection, rejects.TABLE) is not None:
+            if await find_table(connection, REJECTS) is not None:
                 await rejects.forget(connection, keys)
 
     async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:
         """See the protocol."""
         async with self._connected() as connection:
-            if await find_table(connection, rejects.TABLE) is None:
+            if await find_table(connection, REJECTS) is None:
                 return []
             return await rejects.list_rejects(connection, pipeline)
 

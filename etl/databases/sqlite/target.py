@@ -20,7 +20,9 @@ from etl.connector import (
     Session,
     Sink,
 )
+from etl.databases.checkpoints import is_done, parts
 from etl.databases.migrate import needs_upgrade, upgrade
+from etl.databases.sessions import Claims, is_fresh, leading, notes_of, take_over
 from etl.databases.sql import fold, quote
 from etl.databases.sqlite import checkpoints
 from etl.databases.sqlite.connection import Connection, connect_target, open_target_file
@@ -33,7 +35,6 @@ from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import (
     CommitInDoubtError,
-    ConfigError,
     DataError,
     EtlError,
     SchemaMismatchError,
@@ -86,7 +87,7 @@ class SqliteTarget:
         self._url = url
         self._sessions: list[SqliteSession] = []
         self._idle: list[Connection] = []  # given back by sessions whose flows do not run
-        self._staged: dict[str, tuple[str, str]] = {}
+        self._claims = Claims(url.name)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make the file, lock it for the pipeline, and bring etl's tables up to date."""
@@ -133,30 +134,18 @@ class SqliteTarget:
         self._sessions.append(session)
         return session
 
-    def claim(self, load: Load, flow: str) -> None:
+    def claim(self, load: Load) -> None:
         """Refuse two flows that would load one staging table."""
-        owner = self._staged.setdefault(load.staging, (flow, load.sink.table))
-        if owner != (flow, load.sink.table):
-            raise ConfigError(
-                f"flows {owner[0]!r} and {flow!r} both replace the table {load.sink.table!r} in"
-                f" {self.where}; merge them, or give each a table of its own"
-            )
+        self._claims.claim(load)
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
         """See the protocol."""
-        return {
-            session.flow: [note for load in session.loads for note in dict.fromkeys(load.notes)]
-            for session in self._leading
-        }
+        return notes_of(self._sessions)
 
     @property
     def _leading(self) -> list[SqliteSession]:
-        """The first session of each flow: those of its other lanes load the same tables."""
-        found: dict[str, SqliteSession] = {}
-        for session in self._sessions:
-            found.setdefault(session.flow, session)
-        return list(found.values())
+        return leading(self._sessions)
 
     async def build(self) -> None:
         """See the protocol: from here on, foreign keys of tables that were made hold."""
@@ -204,13 +193,13 @@ class SqliteTarget:
             for load in session.loads
             if load.is_staged
         }
-        ordered = sorted(steps, key=lambda step: checkpoints.parts(step.key))
+        ordered = sorted(steps, key=lambda step: parts(step.key))
         found = await checkpoints.load(connection, [step.key for step in ordered])
         broken = await _broken_keys(connection)
         there = {fold(name) for name in await table_names(connection)}
         for owner, group in groupby(ordered, key=lambda step: (step.key.flow, step.key.sink)):
             of_sink = list(group)
-            if all(_is_in(found.get(step.key), step) for step in of_sink):
+            if all(is_done(found.get(step.key), step) for step in of_sink):
                 continue  # by an attempt whose answer was lost
             for step in of_sink:
                 await checkpoints.advance(connection, step, self.info.run_id)
@@ -274,7 +263,7 @@ class SqliteSession:
             for load, shape in zip(self.loads, shapes, strict=True):
                 notes += await load.prepare(connection, shape, resumable=resumable)
                 if load.is_staged:
-                    self._target.claim(load, self.flow)
+                    self._target.claim(load)
         return notes
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
@@ -296,25 +285,15 @@ class SqliteSession:
     ) -> Mapping[CheckpointKey, Checkpoint]:
         """See the protocol."""
         async with self._transaction() as connection:
-            for key in drops:
-                await checkpoints.drop(connection, key)
-            pairs = sorted(
-                zip(keys, fingerprints, strict=True), key=lambda pair: checkpoints.parts(pair[0])
-            )
-            for key, fingerprint in pairs:
-                await checkpoints.raise_epoch(connection, key, fingerprint, self._target.info)
-            await checkpoints.level_epochs(connection, keys)
-            found = await checkpoints.load(connection, keys)
+            asked = dict(zip(keys, fingerprints, strict=True))
+            found = await take_over(checkpoints, connection, self._target.info, asked, drops)
             for load in self.loads:
                 own = [key for key in keys if key.sink == load.sink.table]
                 if not load.is_staged or not own:
                     continue
-                positions = [found[key].position for key in own]
-                is_lost = any(p is not None for p in positions) and not (
+                if is_fresh([found[key] for key in own], asked=fresh) or not (
                     await load.has_staging(connection)
-                )
-                is_new = all(p is None for p in positions)
-                if fresh or is_new or is_lost or any(found[key].complete for key in own):
+                ):
                     await load.make_staging(connection)
                     await self.rejects.forget_staged(connection, load.flow, load.sink.table)
                     for key in own:
@@ -515,17 +494,6 @@ class SqliteSession:
                 if not connection.is_open:
                     await self._disconnect()
                 raise
-
-
-def _is_in(checkpoint: Checkpoint | None, step: Advance) -> bool:
-    if step.removes:
-        return checkpoint is None
-    return (
-        checkpoint is not None
-        and checkpoint.complete
-        and checkpoint.epoch == step.epoch
-        and checkpoint.position == step.new
-    )
 
 
 async def _version(connection: Connection) -> list[str] | None:
