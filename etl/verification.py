@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from etl.databases.canonical import Compared, Described, form_of
 from etl.databases.database import Database, DatabaseSource, driver_of
@@ -22,6 +22,8 @@ from etl.databases.sql import fold
 from etl.errors import ConfigError, SchemaMismatchError
 from etl.flow import Source
 from etl.rows import Kind
+
+T = TypeVar("T")
 
 CHUNK_ROWS = 50_000
 """Rows of a range that is hashed as a whole."""
@@ -320,7 +322,7 @@ class Comparison:
         dialects = {type.dialect for type in types}
         if dialects == {"sqlite"}:
             return "native" if compared.form == "value" else "bytes"
-        if len(dialects) == 1:
+        if len(dialects) == 1 and dialects != {"mysql"}:
             same = types[0].kind == types[1].kind and types[0].kind in _ORDERED
             return "native" if same else "bytes"
         both = await source.is_integer(tables[0], compared.names[0]) and await target.is_integer(
@@ -391,7 +393,7 @@ class Comparison:
                 self._tell()
 
     async def _compare_rows(self, sides: _Sides, within: Range) -> None:
-        found = await asyncio.gather(*(side.rows(within) for side in sides))
+        found = await _both(*(side.rows(within) for side in sides))
         left, right = map(_by_key, found)
         differing = [key for key in left.keys() | right.keys() if left.get(key) != right.get(key)]
         changed: list[Key] = []
@@ -412,9 +414,7 @@ class Comparison:
     async def _look_closer(self, sides: _Sides, within: Range, keys: Sequence[Key]) -> None:
         """Name the columns of rows that were found to differ."""
         values = self.pair.values
-        left, right = await asyncio.gather(
-            *(side.cells(within, keys, values=values) for side in sides)
-        )
+        left, right = await _both(*(side.cells(within, keys, values=values) for side in sides))
         for at, difference in enumerate(self._found):
             key = tuple(difference.key.values())
             if difference.change != "changed" or difference.columns or key not in left:
@@ -439,8 +439,19 @@ async def _digests(
     sides: _Sides, ranges: Sequence[Range]
 ) -> tuple[Sequence[Digest], Sequence[Digest]]:
     """The digests of both sides, computed at the same time."""
-    one, other = await asyncio.gather(*(side.digests(ranges) for side in sides))
-    return one, other
+    return await _both(*(side.digests(ranges) for side in sides))
+
+
+async def _both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, T]) -> tuple[T, T]:
+    """Two results at the same time; where one fails, the other does not go on."""
+    tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _cut(whole: Range, bounds: Sequence[Key]) -> list[Range]:

@@ -28,6 +28,7 @@ Form: TypeAlias = Literal[
     "wide",  # a number as double precision, in PostgreSQL's text
     "double",  # the eight bytes of a double precision
     "unsigned",  # the same, where SQLite drops the sign of a zero
+    "exact",  # those of the number that a real stands for; no sign of a zero
     "single",  # the four bytes of a real
     "integer",  # SQLite's integers
     "bool",  # SQLite's 0 and 1
@@ -58,7 +59,7 @@ class Described:
     Attributes:
         name: As it was asked for.
         label: For messages.
-        affinities: SQLite's affinity of each column, by name; empty for PostgreSQL.
+        affinities: SQLite's affinity of each column, by name; empty for the others.
     """
 
     name: str
@@ -97,6 +98,8 @@ def form_of(source: Described, target: Described, names: tuple[str, str]) -> For
     one = next(c.type for c in source.columns if c.name == names[0])
     other = next(c.type for c in target.columns if c.name == names[1])
     match one.dialect, other.dialect:
+        case ("mysql", _) | (_, "mysql"):
+            return _with_mysql(one, other)
         case "sqlite", "sqlite":
             same = source.affinities[names[0]] == target.affinities[names[1]]
             return "value" if same else "loose"
@@ -174,6 +177,54 @@ def _from_sqlite(target: Type) -> Form:
 def escaped(text: str) -> str:
     """A text as it stands in a row's line."""
     return text.replace("\\", "\\\\").replace("\t", "\\t")
+
+
+_WHOLE: frozenset[Kind] = frozenset({*_INTS, "numeric", "bool", "dynamic"})
+"""Kinds of MySQL's exact numbers; ``dynamic`` are those of which only the values tell more."""
+
+
+def _with_mysql(one: Type, other: Type) -> Form | None:
+    """The form for two columns one of which is MySQL's."""
+    mysql, partner = (one, other) if one.dialect == "mysql" else (other, one)
+    kind = partner.kind
+    is_lite = partner.dialect == "sqlite"
+    match mysql.kind:
+        case "bytes":
+            return "bytes" if is_lite or kind == "bytes" else None
+        case found if found in _WHOLE:
+            if is_lite:
+                return "number"
+            if kind == "bool" and partner.dialect != "mysql":
+                return "bool"
+            if kind in _FLOATS:
+                return "exact"
+            return "number" if kind in _WHOLE else "text" if kind == "text" else None
+        case "float32" | "float64":
+            if not is_lite and kind not in {*_FLOATS, *_INTS}:
+                return None
+            # A real goes through its shortest digits, which mean another number in a double.
+            is_bent = one.kind == "float32" and one.dialect != "mysql" and other.kind == "float64"
+            return "unsigned" if is_bent else "exact"
+        case "date" | "time" | "timestamp" | "timestamptz":
+            if is_lite:
+                # The server's own text is what is kept there; of any other one it means the same.
+                return "text" if one is mysql else _MOMENTS[mysql.kind]
+            if kind == mysql.kind:
+                return _MOMENTS[kind]
+            if {kind, mysql.kind} == {"date", "timestamp"}:
+                return "timestamp"
+            return "text" if kind == "text" else None
+        case "uuid":
+            return "uuid" if is_lite or kind in {"uuid", "text"} else None
+        case "json":
+            # Of what jsonb would make of a text, MySQL knows nothing.
+            return None if partner.name == "jsonb" and other is partner else "text"
+        case "text":
+            if kind == "uuid":
+                return "uuid"
+            return "padded" if is_padded(partner) and kind == "text" else "text"
+        case _:
+            return None
 
 
 # -- the texts that PostgreSQL makes, from texts that SQLite has ------------------------------

@@ -9,7 +9,7 @@ matter, doubled rows do, and a value that changes place with another does too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -32,6 +32,29 @@ class Range:
     after: Key | None = None
     upto: Key | None = None
     unkeyed: bool = False
+
+
+def hull(ranges: Sequence[Range]) -> Range:
+    """What some ranges that follow each other make together."""
+    return Range(
+        after=ranges[0].after, upto=ranges[-1].upto, unkeyed=any(r.unkeyed for r in ranges)
+    )
+
+
+def place_in(ranges: Sequence[Range], is_upto: Callable[[Key], str]) -> str:
+    """SQL that tells in which of some ranges a row of them is.
+
+    Args:
+        is_upto: The condition for rows up to and with a key.
+    """
+    if len(ranges) == 1:
+        return "0"
+    cases = [
+        f"WHEN {is_upto(one.upto)} THEN {number}"
+        for number, one in enumerate(ranges[:-1])
+        if one.upto is not None
+    ]
+    return f"CASE {' '.join(cases)} ELSE {len(ranges) - 1} END"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from etl.databases.url import parse_url
 from etl.errors import ConfigError
 from tests.integration.forked_etl import ForkedEtl, forked_etl
 from tests.integration.mysql_kit import FAMILY, copy, fill, name_of, rows_of
-from tests.integration.sqlite_kit import fetch
 from tests.mysql_server import MySQLServer
 
 PARENTS = "SELECT id, code, n FROM parent ORDER BY id"
@@ -104,19 +103,6 @@ def test_parents_come_before_their_children_in_tables_that_are_there(
     fill(mysql_server, there, *(one for one in FAMILY if one.startswith("CREATE")))
     done(etl, "copy", here, there, "--mode", mode)
     assert holds(mysql_server, there, [(5, "x", 1), (9, "y", 2)])
-
-
-def test_what_cannot_be_compared_is_refused_before_anything_is_copied(
-    etl: ForkedEtl, mysql_server: MySQLServer, mysql_database: Callable[[], str], sqlite_url: str
-) -> None:
-    here = mysql_database()
-    fill(mysql_server, here, *FAMILY)
-    for command in (("copy", here, sqlite_url, "--verify"), ("verify", here, sqlite_url)):
-        assert "no hashes for this dialect" in refused(etl, *command)
-        assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
-    sqlite = "sqlite:///" + sqlite_url.removeprefix("sqlite:///") + "x"
-    done(etl, "copy", here, sqlite)
-    assert fetch(sqlite, PARENTS) == [(5, "x", 1), (9, "y", 2)]
 
 
 def test_files_are_loaded_and_written(

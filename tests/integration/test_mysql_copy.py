@@ -11,6 +11,8 @@ from tests.integration.mysql_kit import (
     CORPUS,
     FAMILY,
     ONLY_MYSQL,
+    POSTGRES,
+    TABLES,
     copy,
     fill,
     of_mysql,
@@ -22,15 +24,6 @@ from tests.integration.mysql_kit import (
 from tests.integration.postgres_kit import run_sql
 from tests.integration.sqlite_kit import script
 from tests.mysql_server import MySQLServer
-
-TABLES = (
-    "ints", "bigs", "nums", "texts", "bytes_", "times", "stamped", "docs", "parent", "child",
-    "nokey", "empty_", 'sel`ect "x" %s :y', "gen", "enumkey", "shapes",
-)  # fmt: skip
-
-
-def quoted(table: str) -> str:
-    return '"' + table.replace('"', '""') + '"' if '"' in table else table
 
 
 async def test_every_table_is_copied_to_mysql_exactly(
@@ -103,29 +96,6 @@ async def test_what_postgresql_has_not_is_refused_by_name(
 
     assert "odd" in str(caught.value)
     assert "'d'" in str(caught.value) or "date" in str(caught.value)
-
-
-POSTGRES = """
-CREATE TABLE kinds (id bigint PRIMARY KEY, b boolean, s smallint, i int, f4 real, f8 float8,
-    n numeric, n2 numeric(12,3), t text, v varchar(20), c char(4), y bytea, d date, ti time,
-    ts timestamp, tz timestamptz, iv interval, u uuid, j json, jb jsonb, a int[], e inet);
-INSERT INTO kinds VALUES
-    (1, true, -32768, 2147483647, 0.1, 0.1, 12345678901234567890.5, 1.500,
-     E'a\\tb\\nc\\\\d ''" %s :x 😀', 'x  ', 'ab', '\\x00ff275c', '0001-01-01',
-     '24:00:00', '9999-12-31 23:59:59.999999',
-     '2020-06-01 12:00:00.25+02', '1 year 2 mons 3 days', 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11',
-     '{"b" : 1.10}', '{"b": 1}', '{1,2,NULL}', '10.0.0.1'),
-    (2, false, 0, 0, 0, 0.0, 0, 0, '', '', '', '', '2020-02-29', '00:00',
-     '1000-01-01', '1970-01-01 00:00:01+00', '0', '00000000-0000-0000-0000-000000000000', 'null',
-     '[]', '{}', '::1'),
-    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-     NULL, NULL, NULL, NULL, NULL, NULL);
-UPDATE kinds SET f4 = 3.4e38 WHERE id = 2;
-CREATE TABLE words (w text PRIMARY KEY, n int);
-INSERT INTO words VALUES ('a', 1), ('A', 2), ('a ', 3), ('ä', 4), ('', 5);
-CREATE TABLE lines (id serial PRIMARY KEY, w text REFERENCES words, k int UNIQUE, q int DEFAULT 5);
-INSERT INTO lines (w, k) VALUES ('a ', 1), (NULL, 2);
-"""
 
 
 async def test_postgresql_is_copied_to_mysql_exactly(

@@ -126,12 +126,17 @@ async def check(url: Url) -> Sequence[Finding]:
 def open_snapshot(
     url: Url, *, side: Literal["source", "target"]
 ) -> AbstractAsyncContextManager[Snapshot]:
-    """Refuse: hashes over ranges of keys are made for PostgreSQL and SQLite only.
+    """See :class:`etl.databases.database.Driver`.
 
     Raises:
-        ConfigError: Always.
+        ConfigError: The dialect is none for which etl knows how to hash rows.
     """
-    raise ConfigError(
-        f"{url.name}: etl verify compares PostgreSQL and SQLite databases; it has no hashes for"
-        " this dialect yet. Nothing was compared or written"
-    )
+    scheme = url.dialect.partition("+")[0]
+    if scheme not in {"mysql", "mariadb"}:
+        raise ConfigError(
+            f"{url.name}: etl verify compares PostgreSQL, SQLite and MySQL databases; it has no"
+            " hashes for this dialect. Nothing was compared or written"
+        )
+    from etl.databases.generic.mysql.digest import open_snapshot
+
+    return open_snapshot(url, side=side)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from etl.databases.canonical import ESCAPED, Described, Form
-from etl.databases.digest import Agreement, Digest, Key, Order, Range
+from etl.databases.digest import Agreement, Digest, Key, Order, Range, hull, place_in
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import LONG_S, READING, Connection, connected
 from etl.databases.postgres.translate import Side, translating
@@ -150,19 +150,9 @@ class PostgresDigests:
 
     async def digests(self, ranges: Sequence[Range]) -> Sequence[Digest]:
         """See the protocol."""
-        whole = Range(
-            after=ranges[0].after, upto=ranges[-1].upto, unkeyed=any(r.unkeyed for r in ranges)
-        )
         arguments = _Arguments()
-        where = self._within(whole, arguments)
-        place = "0"
-        if len(ranges) > 1:
-            cases = [
-                f"WHEN {self._compare('<=', one.upto, arguments)} THEN {number}"
-                for number, one in enumerate(ranges[:-1])
-                if one.upto is not None
-            ]
-            place = f"CASE {' '.join(cases)} ELSE {len(ranges) - 1} END"
+        where = self._within(hull(ranges), arguments)
+        place = place_in(ranges, lambda key: self._compare("<=", key, arguments))
         rows = await self._fetch(
             f"""
             SELECT n, count(*) AS rows,
@@ -353,6 +343,11 @@ def canonical(form: Form, attribute: Attribute) -> str:
             return (
                 f"CASE WHEN {name} = 0 THEN '{'0' * 16}' ELSE encode(float8send({double}), 'hex')"
                 " END"
+            )
+        case "exact":
+            return (
+                f"CASE WHEN {name} = 0 THEN '{'0' * 16}'"
+                f" ELSE encode(float8send({name}::float8), 'hex') END"
             )
         case "flag":
             return f"left({name}::text, 1)"

@@ -25,7 +25,7 @@ from etl.databases.canonical import (
     moment_text,
     number_text,
 )
-from etl.databases.digest import Agreement, Digest, Key, Range
+from etl.databases.digest import Agreement, Digest, Key, Range, hull, place_in
 from etl.databases.sql import literal, quote
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.errors import Side
@@ -193,19 +193,9 @@ class SqliteDigests:
 
     async def digests(self, ranges: Sequence[Range]) -> Sequence[Digest]:
         """See the protocol."""
-        whole = Range(
-            after=ranges[0].after, upto=ranges[-1].upto, unkeyed=any(r.unkeyed for r in ranges)
-        )
         values: list[Any] = []
-        place = "0"
-        if len(ranges) > 1:
-            cases = [
-                f"WHEN {self._compare('<=', one.upto, values)} THEN {number}"
-                for number, one in enumerate(ranges[:-1])
-                if one.upto is not None
-            ]
-            place = f"CASE {' '.join(cases)} ELSE {len(ranges) - 1} END"
-        where = self._within(whole, values)
+        place = place_in(ranges, lambda key: self._compare("<=", key, values))
+        where = self._within(hull(ranges), values)
         shown = ", ".join([*self._columns, place])
         sql = f"SELECT {shown} FROM {self._from} WHERE {where}"  # noqa: S608
         hashed = self._hash
@@ -460,6 +450,12 @@ def _unsigned(value: Any) -> str:
     return _as_double(0.0 if value == 0 else value)
 
 
+def _exact(value: Any) -> str:
+    if isinstance(value, str) and number_text(value)[:1] != ODD:
+        value = float(value)  # a number in a column of texts
+    return _unsigned(value)
+
+
 def _as_single(value: Any) -> str:
     try:
         return _single(value).hex() if isinstance(value, int | float) else _odd(value)
@@ -503,6 +499,7 @@ _TEXTS: Mapping[Form, _Text] = {
     "wide": _odd,
     "double": _as_double,
     "unsigned": _unsigned,
+    "exact": _exact,
     "single": _as_single,
     "integer": _integer,
     "bool": _bool,
