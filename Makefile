@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any mac
 	@$(RUN) python -m pytest -n 2 $(ARGS)
 
 test-mysql: $(VENV)/.installed-dev ## the tests of MySQL, against a real MariaDB (Debian: apt install mariadb-server)
-	@$(RUN) ETL_TEST_MYSQL=1 python -m pytest tests/integration tests/crash -k mysql $(ARGS)
+	@$(RUN) ETL_TEST_MYSQL=1 python -m pytest tests/integration tests/crash -k mysql -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@$(RUN) ruff check .

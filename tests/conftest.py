@@ -165,10 +165,7 @@ def mysql_url(mysql_database: Callable[[], str]) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what needs MySQL to ``make test-mysql``: nothing that pip installs is a server.
-
-    Several servers that start at once also get in each other's way, so that is one process.
-    """
+    """Leave what needs MySQL to ``make test-mysql``: nothing that pip installs is a server."""
     ours = [item for item in items if "mysql_server" in getattr(item, "fixturenames", ())]
     if ours and "ETL_TEST_MYSQL" not in os.environ:
         items[:] = [item for item in items if item not in ours]

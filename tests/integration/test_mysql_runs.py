@@ -311,6 +311,22 @@ async def test_the_last_row_of_a_key_wins_and_other_unique_keys_are_kept(
     ]  # fmt: skip
 
 
+async def test_lanes_whose_first_rows_make_the_table_make_it_once(
+    mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    async with generic.open_target(parse_url(mysql_url), INFO, sessions=2) as target:
+        lanes = [await target.session("f", [table(mysql_url, "append")]) for _ in range(2)]
+        for lane in lanes:
+            await lane.prepare([None], resumable=True)
+            await lane.begin()
+        batches = [[Batch([Item(number, "x")])] for number in range(2)]
+        await asyncio.gather(*(lane.write(0, b) for lane, b in zip(lanes, batches, strict=True)))
+        for lane in lanes:
+            await lane.commit()
+
+    assert rows_of(mysql_server, mysql_url, "SELECT COUNT(*) FROM t") == [(2,)]
+
+
 async def test_sums_are_added_once(mysql_server: MySQLServer, mysql_url: str) -> None:
     fill(
         mysql_server, mysql_url, "CREATE TABLE t (word varchar(20) PRIMARY KEY, amount int, id int)"

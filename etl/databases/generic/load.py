@@ -39,7 +39,7 @@ _SLICE = 5_000
 """Rows of one call of the driver."""
 
 Ddl: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
-"""A connection on which tables can be made while another has a transaction open."""
+"""A connection on which tables can be made while another has a transaction open; one at a time."""
 
 
 async def run_ddl(connection: Connection, sql: str) -> None:
@@ -555,7 +555,8 @@ class Load(BaseLoad[TableColumn]):
             if not self.is_staged and not self.sink.create:
                 raise self._not_there(connection)
             async with self._ddl() as other:
-                await (self._create_staging if self.is_staged else self._create)(other, shape)
+                if await look(other) is None:  # no other lane has made it meanwhile
+                    await (self._create_staging if self.is_staged else self._create)(other, shape)
             table = await look(connection)
             if table is None:
                 raise SchemaMismatchError(f"{self.label}: its table is gone; run again")

@@ -82,6 +82,7 @@ class GenericTarget:
         self._claims = Claims(url.name)
         # Flows that are published each by itself would wait for each other's tables and catalogue.
         self._publishing = asyncio.Lock()
+        self._making = asyncio.Lock()
         self._ending = asyncio.Lock()  # a connection takes one statement at a time
 
     async def open(self) -> None:
@@ -132,6 +133,12 @@ class GenericTarget:
             yield connection
         finally:
             await finish(connection.close())
+
+    @asynccontextmanager
+    async def making(self) -> AsyncGenerator[Connection, None]:
+        """A connection to make a table on; lanes whose first rows want the same one take turns."""
+        async with self._making, self.connected() as connection:
+            yield connection
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> Session:
         """See the protocol."""
@@ -277,7 +284,7 @@ class GenericSession:
     def __init__(self, target: GenericTarget, flow: str, sinks: Sequence[Sink[Any]]) -> None:
         self.flow = flow
         self.loads = [
-            Load(sink, pipeline=target.info.pipeline, flow=flow, ddl=target.connected)
+            Load(sink, pipeline=target.info.pipeline, flow=flow, ddl=target.making)
             for sink in sinks
         ]
         self.rejects = Rejects(self, target.info)
