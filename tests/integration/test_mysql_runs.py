@@ -645,7 +645,7 @@ def test_a_slow_flow_does_not_let_the_driver_read_ahead(
         runner.run(pump())
 
     assert count == 50_000
-    assert most < 40  # of 100 MB that the server would send at once
+    assert most < 60  # of 100 MB that the server would send at once; uvloop takes 30
 
 
 def memory_mib() -> int:
