@@ -368,6 +368,18 @@ class Expecting(Protocol):
 
 
 @runtime_checkable
+class Columnar(Protocol):
+    """A reader that can leave its rows in a form from which a table of Arrow is made quickly.
+
+    That is :class:`etl.rows.RawLines` (PostgreSQL) or :class:`etl.arrow.rows.ArrowRows` (Parquet).
+    """
+
+    def keep_columns(self) -> None:
+        """Functions of Arrow look at the rows first. Called before the first ``pump``."""
+        ...
+
+
+@runtime_checkable
 class LineWriter(Protocol):
     """A reader that can write its rows as COPY text for other columns than its own (SQLite)."""
 

@@ -18,13 +18,14 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError, DataError
 from etl.policy import Limits, OnError, Retry, check_on_error
-from etl.rows import Shape
+from etl.rows import Row, Shape
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -57,6 +58,11 @@ class MapBatches:
     function: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
     concurrency: int
     retry: Retry | None
+
+
+@dataclass(frozen=True, slots=True)
+class MapArrow:
+    function: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ class Stage(Generic[T_contra, U_co]):
                     yield row
 
 
-Step: TypeAlias = "Map | Filter | FlatMap | MapBatches | Lookup | Stage[Any, Any]"
+Step: TypeAlias = "Map | Filter | FlatMap | MapBatches | MapArrow | Lookup | Stage[Any, Any]"
 
 
 class Stream(Generic[T_co]):
@@ -192,6 +198,31 @@ class Stream(Generic[T_co]):
         if concurrency < 1:
             raise ConfigError("map_batches(concurrency=...) must be at least 1")
         return self._then(MapBatches(function, concurrency, retry))
+
+    def map_arrow(self, function: Callable[[Any], Any]) -> Stream[Row]:
+        """Turn the rows of a batch into others, as whole columns: a ``pyarrow.Table`` into another.
+
+        The function may drop, add and change columns and rows. It runs in a thread, one call after
+        the other; with several lanes, calls of theirs at once. What a function behind it gets are
+        rows again, of Python's own values.
+
+        Columns have the Arrow type that holds each of their values. Where there is none (numeric
+        without digits, interval, uuid, json, arrays, enums), they are the text that the database
+        itself writes of them.
+
+        Args:
+            function: Pure. Gets the rows of one batch, never none of them, and returns a table with
+                the same columns for each batch.
+
+        Raises:
+            ConfigError: An async function, or pyarrow is not installed.
+        """
+        if find_spec("pyarrow") is None:
+            raise ConfigError(
+                f"map_arrow({name_of(function)}) needs pyarrow: install the extra, as in"
+                " pip install 'etl[arrow]'"
+            )
+        return self._then(MapArrow(_plain(function, "map_arrow")))
 
     def lookup(
         self,

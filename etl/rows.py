@@ -389,6 +389,38 @@ class TextRows(Sequence[Row]):
         return self.layout.row(tuple(self.lines[i].split("\t")))
 
 
+class RawLines(TextRows):
+    """Rows as the bytes of COPY text, which become lines when somebody looks at them.
+
+    Attributes:
+        data: The lines, each with its line end.
+    """
+
+    __slots__ = ("_count", "_lines", "data")
+
+    def __init__(self, layout: Layout, data: bytes, count: int) -> None:
+        self.layout = layout
+        self.data = data
+        self._count = count
+        self._lines: list[str] | None = None
+
+    @property
+    def lines(self) -> Sequence[str]:  # type: ignore[override]
+        """The lines without their ends."""
+        if self._lines is None:
+            self._lines = self.data.decode("utf-8", "surrogateescape").split("\n")
+            del self._lines[-1]  # behind the last line end
+        return self._lines
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory, as long as nobody looks at a row."""
+        return len(self.data)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
     """The rows of several sequences in one; lines of one layout stay lines."""
     parts = [part for part in parts if len(part)]

@@ -25,7 +25,7 @@ from etl.engine import wire
 from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
-from etl.engine.forms import agree_on_lines, offer_frames, reaching_shape
+from etl.engine.forms import agree_on_lines, keep_columns, offer_frames, reaching_shape
 from etl.engine.homes import mark_of, seen_by
 from etl.engine.lookups import load_lookups
 from etl.engine.plan import Inline, Plan
@@ -174,7 +174,9 @@ class Assembly:
 
     async def _prepare(self, flow: RunningFlow) -> None:
         notes = [note for reader in flow.readers for note in reader.notes]
+        looked = await keep_columns(flow.plan, flow.readers)
         flow.shape, flow.profiled = await reaching_shape(flow.plan, flow.readers, flow.sessions)
+        flow.profiled = flow.profiled or looked
         resumable = all(reader.resumable for reader in flow.readers)
         for lane, session in zip(flow.plan.lanes, flow.sessions, strict=True):
             shapes = [flow.shape for _ in lane.sinks]
@@ -334,6 +336,7 @@ class Assembly:
         flow.readers.append(reader)
         if flow.profiled and isinstance(reader, Profiler):
             await reader.profile()
+        await keep_columns(flow.plan, [reader])
         sessions: list[Session] = []
         for claim in start.claims:
             sinks = tuple(claim.plan.sinks.values())

@@ -6,10 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any, cast
 
+from etl.arrow.types import schema_of
 from etl.batch import Batch
-from etl.connector import Expecting, Framer, LineTaker, LineWriter, Profiler, Reader, Session
+from etl.connector import (
+    Columnar,
+    Expecting,
+    Framer,
+    LineTaker,
+    LineWriter,
+    Profiler,
+    Reader,
+    Session,
+)
 from etl.engine.plan import FlowPlan
-from etl.flow import Filter, Lookup, Step, Stream
+from etl.flow import Filter, Lookup, MapArrow, Step, Stream
 from etl.rows import Shape, shape_of
 from etl.stages import texts_in
 
@@ -31,6 +41,40 @@ async def reaching_shape(
         shape, profiled = await reader.profile(), True
     # What a function returns is seen when it comes: also a Row may have got other values.
     return (shape if _rows_untouched(plan) else None), profiled
+
+
+def starts_with_arrow(plan: FlowPlan) -> bool:
+    """Whether functions of Arrow are the first to look at the rows of every source."""
+    shared = plan.flow.stream.steps
+    paths = [(*one.steps, *shared) for one in plan.flow.branches.values()]
+    return all(path and isinstance(path[0], MapArrow) for path in paths)
+
+
+async def keep_columns(plan: FlowPlan, readers: Sequence[Reader[Any]]) -> bool:
+    """Let the sources hand on what becomes a table of Arrow quickly, where that is wanted first.
+
+    Returns:
+        Whether a source had to look at its values to know the kinds of its columns.
+
+    Raises:
+        SchemaMismatchError: No one kind holds the values of a column.
+    """
+    if not starts_with_arrow(plan):
+        return False
+    profiled = False
+    for reader in readers:
+        if isinstance(reader, Columnar):
+            reader.keep_columns()
+        shape = reader.shape
+        # The fields of a CSV file are texts to a function, whatever all of them look like.
+        if isinstance(reader, Profiler) and any(
+            one.type.kind == "dynamic" and one.type.dialect != "csv"
+            for one in (shape.columns if shape is not None else ())
+        ):
+            shape, profiled = await reader.profile(), True
+        if shape is not None:
+            schema_of(shape.columns)
+    return profiled
 
 
 async def _needs_profile(plan: FlowPlan, shape: Shape, sessions: Sequence[Session]) -> bool:

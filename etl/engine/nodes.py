@@ -608,7 +608,7 @@ def _told_nobody(what: str, attempt: int, wait_s: float, error: BaseException) -
     """Retries of a call that nobody watches."""
 
 
-_MOST_FAILURES = 100
+MOST_FAILURES = 100
 """Rows that may fail alone before the first call succeeds: then it is not about the rows."""
 
 
@@ -640,7 +640,7 @@ async def _call_apart(
                 continue
             label = f"map_batches {name_of(step.function)}"
             rejects.append(reject_of(cause, batch.rows[start], start, label, steps_left))
-            if not succeeded and len(rejects) >= _MOST_FAILURES:
+            if not succeeded and len(rejects) >= MOST_FAILURES:
                 raise
     return batch.derive(kept, rejects=rejects)
 

@@ -13,10 +13,11 @@ while waiting on a channel, so there is no global byte budget: the limit is divi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeAlias
+from itertools import groupby
+from typing import Any, TypeAlias, cast
 
 from etl.connector import Sink, Target
 from etl.errors import ConfigError
@@ -26,6 +27,7 @@ from etl.flow import (
     Flow,
     Lookup,
     Map,
+    MapArrow,
     MapBatches,
     Merged,
     Source,
@@ -44,22 +46,24 @@ _SMALLEST_PART = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """One task between two channels: row functions and stages, or one ``map_batches``."""
+    """One task between two channels: row functions and stages, one ``map_batches``, or functions
+    of Arrow."""
 
     inline: Inline = ()
     parallel: MapBatches | None = None
+    arrow: tuple[MapArrow, ...] = ()
 
     @property
     def size(self) -> int:
         """How many steps it has."""
-        return len(self.inline) or 1
+        return len(self.inline) or len(self.arrow) or 1
 
     @property
     def label(self) -> str:
         if self.parallel is not None:
             many = f" x{self.parallel.concurrency}" if self.parallel.concurrency > 1 else ""
             return f"map_batches {name_of(self.parallel.function)}{many}"
-        return " > ".join(step_label(step) for step in self.inline)
+        return " > ".join(step_label(step) for step in (*self.inline, *self.arrow))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +228,8 @@ class Plan:
                 lines.append(f"  read   {branch.source.summary}")
                 if branch.inline:
                     lines.append(f"  rows   {_labels(branch.inline)} (in the reading task)")
-                lines += [f"  stage  {leg.label} (own task)" for leg in branch.legs]
-            lines += [f"  stage  {leg.label} (own task)" for leg in flow.shared]
+                lines += [_leg_line(leg) for leg in branch.legs]
+            lines += [_leg_line(leg) for leg in flow.shared]
             if len(flow.lanes) > 1:
                 lines.append(
                     f"  fan    each batch goes to {len(flow.lanes)} databases, each with positions"
@@ -470,18 +474,22 @@ def _plan_branch(partition: str, stream: Stream[Any]) -> BranchPlan:
 def make_legs(steps: Sequence[Step]) -> tuple[Leg, ...]:
     """Cut steps where concurrency changes."""
     legs: list[Leg] = []
-    inline: list[Map | Filter | FlatMap | Lookup | Stage[Any, Any]] = []
-    for step in steps:
-        if isinstance(step, MapBatches):
-            if inline:
-                legs.append(Leg(inline=tuple(inline)))
-                inline = []
-            legs.append(Leg(parallel=step))
-        else:
-            inline.append(step)
-    if inline:
-        legs.append(Leg(inline=tuple(inline)))
+    for of_task, some in groupby(steps, key=_task_of):
+        match of_task:
+            case "parallel":
+                legs += [Leg(parallel=cast("MapBatches", step)) for step in some]
+            case "arrow":
+                legs.append(Leg(arrow=tuple(cast("Iterable[MapArrow]", some))))
+            case _:
+                legs.append(Leg(inline=cast("Inline", tuple(some))))
     return tuple(legs)
+
+
+def _task_of(step: Step) -> str:
+    """Neighbours of the same answer run in one task, but for those in parallel."""
+    if isinstance(step, MapBatches):
+        return "parallel"
+    return "arrow" if isinstance(step, MapArrow) else "inline"
 
 
 def step_label(step: Step) -> str:
@@ -495,10 +503,18 @@ def step_label(step: Step) -> str:
             return f"flat_map {name_of(function)}"
         case MapBatches(function):
             return f"map_batches {name_of(function)}"
+        case MapArrow(function):
+            return f"map_arrow {name_of(function)}"
         case Lookup(side=side):
             return f"lookup {side.flow_name}"
         case Stage():
             return f"stage {step.name}"
+
+
+def _leg_line(leg: Leg) -> str:
+    if not leg.arrow:
+        return f"  stage  {leg.label} (own task)"
+    return f"  arrow  {leg.label} (whole columns, in a thread)"
 
 
 def _labels(steps: Inline) -> str:

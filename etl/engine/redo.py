@@ -16,9 +16,10 @@ from typing import Any, cast
 from etl.batch import MAIN_PARTITION, Batch, Reject, Token
 from etl.connector import RunInfo, Session, Sink, StoredReject
 from etl.engine import failpoints
+from etl.engine.arrows import over_tables
 from etl.engine.lookups import load_lookups
 from etl.engine.nodes import inline_chain, over_calls
-from etl.engine.plan import FlowPlan, Plan, make_legs
+from etl.engine.plan import FlowPlan, Plan, make_legs, step_label
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish
 from etl.errors import (
@@ -30,7 +31,7 @@ from etl.errors import (
     TransientError,
     is_about_a_row,
 )
-from etl.flow import MapBatches, Merged, Source, Stage, Step, name_of
+from etl.flow import MapArrow, MapBatches, Merged, Source, Stage, Step
 from etl.policy import Limits, Retry
 from etl.stages import READ_STEP, WRITE_STEP, RowStep, label_of, reject_of
 
@@ -187,8 +188,8 @@ def _entered(steps: Sequence[Step], stored: StoredReject) -> list[Step]:
 
 
 def _label(step: Step) -> str:
-    if isinstance(step, MapBatches):
-        return f"map_batches {name_of(step.function)}"
+    if isinstance(step, MapBatches | MapArrow):
+        return step_label(step)
     return f"stage {step.name}" if isinstance(step, Stage) else label_of(cast("RowStep", step))
 
 
@@ -198,7 +199,9 @@ async def _through(steps: Sequence[Step], batch: Batch[Any]) -> list[Any]:
 
     chain = one()
     for leg in make_legs(steps):
-        if leg.parallel is not None:
+        if leg.arrow:
+            chain = over_tables(leg.arrow, chain)
+        elif leg.parallel is not None:
             chain = over_calls(leg.parallel, chain)
         else:
             inline = cast("Sequence[RowStep | Stage[Any, Any]]", leg.inline)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from etl.batch import Batch
 from etl.connector import CheckpointKey, NewReject, Reader, Session
+from etl.engine.arrows import run_arrow
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Start
 from etl.engine.forms import as_it_is, packing
@@ -262,7 +263,16 @@ class Builder:
             if number < len(legs) - 1:
                 out = self._channel(flow, f"{name}: after {leg.label}")
             work: Work
-            if leg.parallel is not None:
+            if leg.arrow:
+                work = partial(
+                    run_arrow,
+                    leg.arrow,
+                    first,
+                    out,
+                    sets_aside=sets_aside,
+                    steps_left=steps_left,
+                )
+            elif leg.parallel is not None:
                 work = partial(
                     run_parallel,
                     leg.parallel,

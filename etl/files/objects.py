@@ -17,9 +17,10 @@ from typing import Any, TypeAlias, cast
 from etl.batch import Position
 from etl.connector import RunInfo
 from etl.databases.types import JsonText
+from etl.engine.threads import in_thread
 from etl.errors import DataError, RowTooLargeError
 from etl.files.infer import JsonKinds
-from etl.files.reader import Pieces, TextReader, in_thread
+from etl.files.reader import Pieces, TextReader
 from etl.files.records import Records
 from etl.rows import Kind
 

@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from etl.arrow.rows import ArrowRows
+from etl.arrow.types import column_of, load, schema_of, values_of
 from etl.batch import Batch, Position
 from etl.connector import Emit, RunInfo
 from etl.databases.types import same
+from etl.engine.threads import in_thread
 from etl.errors import DataError, SchemaMismatchError
-from etl.files.arrow import array_of, column_of, load, schema_of, values_of
+from etl.files.arrow import array_of
 from etl.files.opening import Content, content_of, reading
 from etl.files.placing import PartFile
-from etl.files.reader import in_thread, refuse_change
+from etl.files.reader import refuse_change
 from etl.rows import Column, FileRows, Layout, Row, Shape
 
 _VALUE_BYTES = 60  # what a value takes in memory beside its content
@@ -58,6 +61,7 @@ class ParquetReader:
         self._file: Any = None
         self._columns: tuple[Column, ...] = ()
         self._firsts: list[int] = []  # rows before each row group
+        self._keeps_columns = False
 
     def open(self) -> None:
         """Read the schema."""
@@ -86,6 +90,10 @@ class ParquetReader:
         if self._file is not None:
             self._file.close()
 
+    def keep_columns(self) -> None:
+        """See :class:`etl.connector.Columnar`."""
+        self._keeps_columns = True
+
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[Row]) -> None:
         """Emit the rows after a position; see the protocol.
 
@@ -102,22 +110,23 @@ class ParquetReader:
             batches = self._batches(group, start, last)
             while (found := await in_thread(self._next, batches)) is not None:
                 batch, start = found
-                tuples = await in_thread(self._tuples, batch, group, start)
+                read: ArrowRows | FileRows
+                if self._keeps_columns:
+                    read = ArrowRows(load().Table.from_batches([batch]), self._where)
+                else:
+                    tuples = await in_thread(self._tuples, batch, group, start)
+                    nbytes = batch.nbytes + _VALUE_BYTES * len(tuples) * len(self._columns)
+                    first = self._firsts[group] + start + 1
+                    numbers = range(first, first + len(tuples))
+                    read = FileRows(layout, tuples, nbytes, self._where, numbers, unit="row")
+                    del tuples
                 refuse_change(self._path, self._content)
-                nbytes = batch.nbytes + _VALUE_BYTES * len(tuples) * len(self._columns)
-                first = self._firsts[group] + start + 1
-                numbers = range(first, first + len(tuples))
-                start += len(tuples)
+                start += len(read)
                 # The end of a group is the beginning of the next: one place has one position.
                 position = (group + 1, 0) if start == rows else (group, start)
                 del batch, found
-                await emit(
-                    Batch(
-                        FileRows(layout, tuples, nbytes, self._where, numbers, unit="row"),
-                        position=position,
-                    )
-                )
-                del tuples
+                await emit(Batch(read, position=position))
+                del read
             group, start = group + 1, 0
 
     def _batches(self, group: int, start: int, end: int) -> Iterator[tuple[Any, int]]:

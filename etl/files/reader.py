@@ -6,7 +6,6 @@ the offset counts uncompressed bytes, so a resumed read decompresses what it ski
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 from etl.batch import Batch, Position
 from etl.connector import Emit, RunInfo
 from etl.databases.types import same
+from etl.engine.threads import in_thread
 from etl.errors import DataError, SchemaMismatchError, SourceUnavailableError
 from etl.files.infer import ColumnKinds
 from etl.files.opening import Content, content_of, open_bytes, reading
@@ -314,16 +314,3 @@ class Pieces(Generic[F]):
                 return records
             size *= 2  # a long record is not looked through again and again
         return None
-
-
-async def in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run a function on a thread; a cancellation waits for its end.
-
-    So no file is closed while a thread reads it.
-    """
-    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise

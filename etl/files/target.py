@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
+from etl.arrow.rows import ArrowRows
 from etl.batch import Batch
 from etl.connector import (
     Advance,
@@ -29,10 +30,10 @@ from etl.databases.given import names_of
 from etl.databases.postgres.lines import Encoder, columns_of
 from etl.engine import failpoints
 from etl.engine.supervise import finish
+from etl.engine.threads import in_thread
 from etl.errors import ConfigError, DataError, FencedError, SchemaMismatchError
 from etl.files.columns import columns_of_rows, columns_of_shape
 from etl.files.placing import PartFile, writing
-from etl.files.reader import in_thread
 from etl.rows import Column, Shape, TextRows
 
 
@@ -225,6 +226,9 @@ class FileSession:
         if columns is None:
             names = target.names = target.names or names_of(rows, self._label)
             columns = columns_of_rows(rows, names, columns_of(rows), self._label)
+            if isinstance(rows, ArrowRows):  # their columns have types before a value is seen
+                target.writer.declare(columns)
+                target.fixed = columns
         return target.writer.encode(self._lines(self._encoder(columns), rows), columns)
 
     def _encoder(self, columns: tuple[Column, ...]) -> Encoder:

@@ -20,6 +20,7 @@ HOUSE = (
     "batch",
     "policy",
     "rows",
+    "arrow",
     "verdict",
     "connector",
     "events",

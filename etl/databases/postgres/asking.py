@@ -7,7 +7,7 @@ So the server gives back what it would store, and the text must be the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import asyncpg
 
@@ -20,21 +20,29 @@ from etl.rows import Column
 _REFUSALS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
+def fields_of(lines: Sequence[str], place: int) -> list[str | None]:
+    """The texts of one field of lines of COPY text."""
+    fields = [line.split("\t", place + 1)[place] for line in lines]
+    return [None if field == NULL else unescape(field) for field in fields]
+
+
 async def ask(
-    connection: Connection, lines: Sequence[str], columns: Mapping[int, Column], label: str
+    connection: Connection,
+    texts_at: Callable[[int], Sequence[str | None]],
+    columns: Mapping[int, Column],
+    label: str,
 ) -> None:
     """Refuse the first text that a column would not give back as it is.
 
     Args:
-        lines: Lines of COPY text.
-        columns: The columns to ask about, by their place in a line.
+        texts_at: The texts of a column, by its place.
+        columns: The columns to ask about, by their place.
 
     Raises:
         DataError: Names the column, and the row where the server tells it.
     """
     for place, column in columns.items():
-        fields = [line.split("\t", place + 1)[place] for line in lines]
-        texts = [None if field == NULL else unescape(field) for field in fields]
+        texts = texts_at(place)
         if all(text is None for text in texts):
             continue
         type = column.type.name

@@ -362,7 +362,7 @@ def _plan(label: str, layout: Layout, columns: tuple[Column, ...]) -> _Plan:
     reads: dict[int, Callable[[Sequence[Any]], Sequence[Any]]] = {}
     for place, column in zip(places, columns, strict=True):
         source = layout.columns[place].type
-        adapt = _meant(source, column.type)
+        adapt = meant(source, column.type)
         if adapt is not None:
             reads[place] = adapt
         elif source.dialect not in _RAW and layout.decoders[place] is not same:
@@ -399,7 +399,7 @@ _RAW = frozenset({"sqlite", "mysql", "generic"})
 """Dialects whose values are what PostgreSQL means by the same text or number, undecoded."""
 
 
-def _meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+def meant(source: Type, target: Type) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
     """How values of a source without the target's types are meant."""
     match source.dialect:
         case "sqlite" | "mysql" | "generic":

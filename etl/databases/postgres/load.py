@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
 import asyncpg
 
+from etl.arrow.rows import ArrowRows
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
@@ -17,7 +19,8 @@ from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
-from etl.databases.postgres.asking import ask
+from etl.databases.postgres.asking import ask, fields_of
+from etl.databases.postgres.arrow import arrow_payloads, texts_of
 from etl.databases.postgres.catalogue import Relation, find_oids, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import Chunk, check_kept, copy_in
@@ -43,8 +46,9 @@ from etl.databases.postgres.tables import (
 from etl.databases.sql import qualify, quote_all, split_name
 from etl.databases.types import LooseColumn
 from etl.databases.ways import fit
+from etl.engine.threads import in_thread
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Shape, TextRows, Type, shape_of
+from etl.rows import Column, Frames, Layout, Shape, TextRows, Type, shape_of
 
 
 class Load:
@@ -99,6 +103,7 @@ class Load:
         self._into: Relation | None = None
         self._fingerprint: str | None = None
         self._encoder: Encoder | None = None
+        self._known: Layout | None = None  # of tables of Arrow whose types were checked
         self._asked: dict[int, Column] = {}
         self._names: tuple[str, ...] = ()
         self._is_checked = False
@@ -573,7 +578,7 @@ class Load:
         """The transaction was rolled back: what it made is gone."""
         self._into = None
         self._fingerprint = None
-        self._encoder = None
+        self._encoder = self._known = None
         if self._merger is not None:
             self._merger.forget()
 
@@ -610,7 +615,7 @@ class Load:
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """The rows as lines for the table, once it is known; see ``Session.pack``."""
         rows = batch.rows
-        if self._encoder is None or not rows or isinstance(rows, TextRows | Frames):
+        if self._encoder is None or not rows or isinstance(rows, TextRows | ArrowRows | Frames):
             return batch
         if names_of(rows, self.label) != self._names:
             return batch  # in another order, or with columns to leave out: ``write`` sees to it
@@ -699,10 +704,19 @@ class Load:
             if names_of(rows, self.label) != names:
                 self._check_same(names_of(rows, self.label), names)
             try:
-                lines = encoder.lines(rows)
-                if self._asked:
-                    await ask(connection, lines, self._asked, self.label)
-                chunks.append(payload(lines, self.label))
+                if isinstance(rows, ArrowRows):
+                    self._check_types_of(into, rows)
+                    if self._asked:
+                        texts = partial(texts_of, rows.table, encoder.layout.names)
+                        await ask(connection, texts, self._asked, self.label)
+                    chunks += await in_thread(
+                        arrow_payloads, rows, encoder.layout.columns, self.label
+                    )
+                else:
+                    lines = encoder.lines(rows)
+                    if self._asked:
+                        await ask(connection, partial(fields_of, lines), self._asked, self.label)
+                    chunks.append(payload(lines, self.label))
             except DataError as error:
                 error.row = None if error.row is None else count + error.row
                 raise
@@ -716,6 +730,16 @@ class Load:
             kept = await copy_in(connection, into.schema, into.name, self._names, chunks)
             check_kept(kept, count, self.label)
         return count
+
+    def _check_types_of(self, into: Relation, rows: ArrowRows) -> None:
+        """Refuse columns that a function of Arrow made and the table does not take.
+
+        Raises:
+            SchemaMismatchError: Names the column and both types.
+        """
+        if rows.layout is not self._known:
+            check_types(into, rows.layout.columns, self.label, self.sink.allows)
+            self._known = rows.layout
 
     async def _table_for(
         self, connection: Connection, rows: Sequence[Any], names: Sequence[str]
@@ -736,7 +760,7 @@ class Load:
                 self._check(found)
             check_columns(found, self._taken(found, names), self.label)
             self._into = found
-            self._encoder = None
+            self._encoder = self._known = None
         into = self._into
         if not self._is_checked:
             try:

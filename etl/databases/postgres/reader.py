@@ -49,7 +49,7 @@ from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Layout, Shape, TextRows, WideLine
+from etl.rows import Column, Frames, Layout, RawLines, Shape, TextRows, WideLine
 
 UNCHANGED = "the source was not changed"
 
@@ -111,6 +111,7 @@ class PostgresReader:
         self._frame_layout = self._layout
         self._table: Table | None = None  # as it was when frames were offered
         self._weighs = False
+        self._keeps_columns = False
         self._instant = 0  # the number of the last snapshot that was read
 
     @property
@@ -167,11 +168,15 @@ class PostgresReader:
 
     def expect(self, names: Collection[str]) -> None:
         """See :meth:`etl.connector.Expecting.expect`."""
-        if self._build is None:
+        if self._build is None and not self._keeps_columns:
             columns = self._selection.columns
             ahead = tuple(column.name for column in columns if column.name in names)
             self._selection = replace(self._selection, ahead=ahead)
             self._layout = layout_of(self._selection)
+
+    def keep_columns(self) -> None:
+        """See :meth:`etl.connector.Columnar.keep_columns`."""
+        self._keeps_columns = True
 
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[Any]) -> None:
         """See :meth:`etl.connector.Reader.pump`.
@@ -285,7 +290,10 @@ class PostgresReader:
             await connection.execute("COMMIT")
             return
         async with guarded(connection, PATIENT_S) as watch:
-            cutter = _Cutter(selection, self._layout, self._build, self._info, watch, emit)
+            cutter = _Cutter(
+                selection, self._layout, self._build, self._info, watch, emit,
+                keeps_lines=self._keeps_columns,
+            )  # fmt: skip
             await connection.copy_from_query(
                 selection.sql(after, until, below),
                 output=cutter.feed,
@@ -431,7 +439,16 @@ class _Cutter:
         info: RunInfo,
         watch: Watch,
         emit: Emit[Any],
+        *,
+        keeps_lines: bool,
     ) -> None:
+        """Make one.
+
+        Args:
+            keeps_lines: Lines stay the bytes that came in, where nothing has to look at each.
+        """
+        is_watched = bool(selection.order) and not selection.proven
+        self._is_raw = keeps_lines and build is None and not selection.hidden and not is_watched
         self._selection = selection
         self._layout = layout
         self._build = build
@@ -497,6 +514,9 @@ class _Cutter:
             await self._cut(b"".join(self._pieces))
 
     async def _cut(self, data: bytes) -> None:
+        if self._is_raw:
+            await self._cut_raw(data)
+            return
         # What is not UTF-8 (a SQL_ASCII database) goes out as the bytes that came in.
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         del lines[-1]  # behind the last line end
@@ -507,6 +527,24 @@ class _Cutter:
         for start in range(0, len(lines), most):
             part = lines[start : start + most]
             await self._send(part, sum(map(len, part)) + len(part))
+
+    async def _cut_raw(self, data: bytes) -> None:
+        """Hand on bytes as they are, in parts of no more rows than a batch may have."""
+        count = data.count(b"\n")
+        if count > self._info.batch_rows:
+            # The line in the middle, or the last one where that is most of them.
+            middle = data.find(b"\n", len(data) // 2) + 1
+            if middle == len(data):
+                middle = data.rfind(b"\n", 0, -1) + 1
+            await self._cut_raw(data[:middle])
+            await self._cut_raw(data[middle:])
+            return
+        self._count += count
+        position: Position = (self._count,)
+        if self._selection.order:
+            last = data[data.rfind(b"\n", 0, -1) + 1 : -1]
+            position = self._position(last.decode("utf-8", "surrogateescape"))
+        await self._hand_on(Batch(RawLines(self._layout, data, count), position=position))
 
     async def _send_wide(self, line: bytes) -> None:
         selection = self._selection

@@ -1,0 +1,1 @@
+"""Rows as tables of Arrow, and back. Nothing here loads pyarrow before it is used."""

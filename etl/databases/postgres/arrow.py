@@ -1,0 +1,260 @@
+"""Tables of Arrow as COPY text, written in C++.
+
+Each column becomes the texts of its fields by Arrow's own kernels where these write exactly what the
+target's column takes; what a column may not hold is found by a few passes over the whole of it. All
+else goes value by value through the encoder of every other path, which says which value it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etl.arrow.rows import ArrowRows
+from etl.arrow.types import load, values_of
+from etl.databases.postgres.lines import meant
+from etl.databases.types import NULL, LooseColumn, encode_column, is_padded
+from etl.databases.ways import digits_of, is_citext
+from etl.errors import DataError
+from etl.rows import Column
+
+_PIECE_ROWS = 16_384
+_PIECE_BYTES = 16 << 20
+_INTS = {"int16": 15, "int32": 31, "int64": 63}
+_ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # of the years 1 to 9999
+_DAY_US = 86_400_000_000
+
+
+def arrow_payloads(rows: ArrowRows, columns: Sequence[Column], label: str) -> list[bytes]:
+    """Rows as pieces of COPY text for some columns of a table.
+
+    Raises:
+        DataError: A value cannot go into its column without being changed. Names the column and the
+            row.
+    """
+    pieces: list[bytes] = []
+    most = max(1, min(_PIECE_ROWS, len(rows) * _PIECE_BYTES // max(1, rows.nbytes)))
+    for start in range(0, len(rows), most):
+        table = rows.table.slice(start, most)
+        try:
+            fields = [
+                _fields(table.column(one.name), rows.layout.columns[rows.layout.index[one.name]], one)
+                for one in columns
+            ]
+        except DataError as error:
+            row = None if error.row is None else start + error.row
+            raise DataError(
+                f"{label}: {error}",
+                column=error.column,
+                row=row,
+                reason=error.reason,
+                detail=error.detail,
+            ) from error.__cause__
+        pieces.append(_joined(fields))
+    return pieces
+
+
+def texts_of(table: Any, names: Sequence[str], place: int) -> list[str | None]:
+    """The texts of a column, by its place among some names."""
+    texts: list[str | None] = table.column(names[place]).cast(load().string()).to_pylist()
+    return texts
+
+
+def _joined(fields: Sequence[Any]) -> bytes:
+    """Fields as lines, each with its line end."""
+    compute = load("pyarrow.compute")
+    ended = compute.binary_join_element_wise(fields[-1], "", "\n")
+    lines = compute.binary_join_element_wise(*fields[:-1], ended, "\t") if fields[:-1] else ended
+    _, ends, data = lines.buffers()
+    return b"" if data is None else _content(lines, ends, data)
+
+
+def _content(array: Any, ends: Any, data: Any) -> bytes:
+    """The texts of an array without NULLs, one after the other."""
+    offsets = memoryview(ends).cast("i")
+    first, last = offsets[array.offset], offsets[array.offset + len(array)]
+    content: bytes = data.slice(first, last - first).to_pybytes()
+    return content
+
+
+def _fields(chunked: Any, source: Column, target: Column) -> Any:
+    """A column as the fields of COPY text, without NULLs."""
+    pa = load()
+    array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type) and target.nullable:
+        return pa.array([NULL] * len(array), pa.string())
+    quick = None
+    if not isinstance(target, LooseColumn) and (target.nullable or not array.null_count):
+        write = _WRITERS.get(target.type.kind)
+        quick = write(pa, load("pyarrow.compute"), array, target) if write is not None else None
+    if quick is None:
+        return _slowly(pa, array, source, target)
+    return quick.fill_null(NULL) if quick.null_count else quick
+
+
+def _slowly(pa: Any, array: Any, source: Column, target: Column) -> Any:
+    """Value by value, as rows of Python's values go."""
+    values: Sequence[Any] = values_of(array, source, lambda row: f"row {row + 1} of the batch")
+    adapt = meant(source.type, target.type)
+    return pa.array(encode_column(values if adapt is None else adapt(values), target), pa.string())
+
+
+# -- what Arrow writes itself: None where only the values can tell, or some are wrong ---------
+
+
+def _bools(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    return array.cast(pa.string()) if pa.types.is_boolean(array.type) else None
+
+
+def _ints(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
+        return None
+    bits = _INTS[target.type.kind]
+    if array.type.bit_width > bits + 1 or pa.types.is_unsigned_integer(array.type):
+        ends = compute.min_max(array).as_py()
+        if ends["min"] is not None and not -(1 << bits) <= ends["min"] <= ends["max"] < 1 << bits:
+            return None
+    return array.cast(pa.string())
+
+
+def _floats(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    if pa.types.is_float64(array.type) and target.type.kind == "float64":
+        return array.cast(pa.string())
+    if pa.types.is_float32(array.type):
+        # As the number that it is: its own shortest text means another one to a double.
+        wide = array.cast(pa.float64()) if target.type.kind == "float64" else array
+        return wide.cast(pa.string())
+    return None
+
+
+def _numerics(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    scale = target.type.scale
+    if pa.types.is_integer(array.type) and (scale is None or scale >= 0):
+        return array.cast(pa.string())
+    if not pa.types.is_decimal(array.type):
+        return None
+    if scale is not None and array.type.scale > scale:
+        if scale < 0:
+            return None
+        make = pa.decimal128 if array.type.precision <= 38 else pa.decimal256
+        try:
+            array = array.cast(make(array.type.precision, scale))
+        except pa.ArrowInvalid:
+            return None  # some value has more digits
+    return array.cast(pa.string())
+
+
+def _texts(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    types = pa.types
+    if not (types.is_string(array.type) or types.is_large_string(array.type)):
+        return None
+    length = target.type.length
+    if length is not None:
+        sizes = compute.utf8_length(array)
+        longest = compute.max(sizes).as_py()
+        if longest is not None and longest > length:
+            return None
+        if is_padded(target.type):
+            spaced = compute.and_(compute.ends_with(array, " "), compute.less(sizes, length))
+            if compute.any(spaced).as_py():
+                return None
+    elif is_padded(target.type):
+        return None
+    return _escaped(pa, compute, array)
+
+
+def _others(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    """The server's own text of a type that only it knows."""
+    if is_citext(target.type) or not pa.types.is_string(array.type):
+        return None
+    return _escaped(pa, compute, array)
+
+
+def _escaped(pa: Any, compute: Any, array: Any) -> Any:
+    if compute.any(compute.match_substring_regex(array, "[\\\\\n\r\t\\x00]")).as_py():
+        if compute.any(compute.match_substring(array, "\0")).as_py():
+            return None
+        for meant_, written in _ESCAPES:
+            array = compute.replace_substring(array, meant_, written)
+    return array if pa.types.is_string(array.type) else array.cast(pa.string())
+
+
+def _bytes(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    """All bytes of a column as hex digits by one call."""
+    if not (pa.types.is_binary(array.type) or pa.types.is_fixed_size_binary(array.type)):
+        return None
+    array = array.cast(pa.binary())
+    full = array.fill_null(b"") if array.null_count else array
+    _, ends, data = full.buffers()
+    content = b"" if data is None else _content(full, ends, data)
+    sizes = compute.multiply(compute.binary_length(full), 2)
+    ends = compute.cumulative_sum(sizes).cast(pa.int32())
+    starts = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    digits = pa.StringArray.from_buffers(
+        len(full), starts.buffers()[1], pa.py_buffer(content.hex().encode())
+    )
+    fields = compute.binary_join_element_wise("\\\\x", digits, "")
+    return compute.if_else(array.is_valid(), fields, None) if array.null_count else fields
+
+
+def _dates(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    if not pa.types.is_date32(array.type):
+        return None
+    ends = compute.min_max(array.cast(pa.int32())).as_py()
+    if ends["min"] is not None and not _FIRST_DAY <= ends["min"] <= ends["max"] <= _LAST_DAY:
+        return None
+    return array.cast(pa.string())
+
+
+def _times(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    if not pa.types.is_time(array.type) or digits_of(target.type) < 6:
+        return None
+    whole = _in_microseconds(pa, array, pa.time64("us"))
+    return None if whole is None else whole.cast(pa.string())
+
+
+def _moments(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    is_zoned = target.type.kind == "timestamptz"
+    if (
+        not pa.types.is_timestamp(array.type)
+        or (array.type.tz is not None) != is_zoned
+        or digits_of(target.type) < 6
+    ):
+        return None
+    whole = _in_microseconds(pa, array, pa.timestamp("us", "UTC" if is_zoned else None))
+    if whole is None:
+        return None
+    ends = compute.min_max(whole.cast(pa.int64())).as_py()
+    if ends["min"] is not None and not (
+        _FIRST_DAY * _DAY_US <= ends["min"] <= ends["max"] < (_LAST_DAY + 1) * _DAY_US
+    ):
+        return None
+    return whole.cast(pa.string())
+
+
+def _in_microseconds(pa: Any, array: Any, type_: Any) -> Any:
+    try:
+        return array.cast(type_)
+    except pa.ArrowInvalid:
+        return None  # a part of a microsecond, or too far away
+
+
+_WRITERS: dict[str, Callable[[Any, Any, Any, Column], Any]] = {
+    "bool": _bools,
+    "int16": _ints,
+    "int32": _ints,
+    "int64": _ints,
+    "float32": _floats,
+    "float64": _floats,
+    "numeric": _numerics,
+    "text": _texts,
+    "other": _others,
+    "bytes": _bytes,
+    "date": _dates,
+    "time": _times,
+    "timestamp": _moments,
+    "timestamptz": _moments,
+}
