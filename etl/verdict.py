@@ -75,6 +75,7 @@ class Survey:
         verdicts: By column; None where only the rows tell their columns.
         frames: Why rows cannot come as the source's own bytes; None: they can.
         lines: Why they cannot come as lines of COPY text that the source writes; None: they can.
+        tables: Why tables of Arrow become rows before they are written; None: they do not.
         refusal: Why a run would refuse the sink; None: it would not.
         notes: For a person.
     """
@@ -83,6 +84,7 @@ class Survey:
     verdicts: Sequence[Verdict] | None
     frames: str | None
     lines: str | None
+    tables: str | None = "its target takes rows of Python's values"
     refusal: str | None = None
     notes: Sequence[str] = ()
 

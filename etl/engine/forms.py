@@ -19,7 +19,7 @@ from etl.connector import (
     Session,
 )
 from etl.engine.plan import FlowPlan
-from etl.flow import Filter, Lookup, MapArrow, Step, Stream
+from etl.flow import Filter, Lookup, MapArrow, Merged, Step, Stream
 from etl.rows import Shape, shape_of
 from etl.stages import texts_in
 
@@ -45,7 +45,7 @@ async def reaching_shape(
 
 def starts_with_arrow(plan: FlowPlan) -> bool:
     """Whether functions of Arrow are the first to look at the rows of every source."""
-    shared = plan.flow.stream.steps
+    shared = plan.flow.stream.steps if isinstance(plan.flow.stream.origin, Merged) else ()
     paths = [(*one.steps, *shared) for one in plan.flow.branches.values()]
     return all(path and isinstance(path[0], MapArrow) for path in paths)
 

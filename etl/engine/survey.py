@@ -11,9 +11,20 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-from etl.connector import Asked, Framer, LineWriter, Profiler, Reader, RunInfo, Sink, Surveyor
-from etl.engine.plan import FlowPlan, Plan, is_own
-from etl.flow import Filter
+from etl.connector import (
+    Asked,
+    Columnar,
+    Framer,
+    LineWriter,
+    Profiler,
+    Reader,
+    RunInfo,
+    Sink,
+    Surveyor,
+)
+from etl.engine.forms import keep_columns, starts_with_arrow
+from etl.engine.plan import FlowPlan, Plan, is_own, step_label
+from etl.flow import Filter, MapArrow, Step
 from etl.rows import Shape, shape_of
 from etl.verdict import FlowSurvey, SinkSurvey, Survey
 
@@ -33,6 +44,7 @@ class _Source:
         form: The form of the bytes that the source can give; None: it cannot.
         can_frame: It can in some reads.
         writes_lines: It can write its rows as lines of COPY text.
+        is_columnar: Tables of Arrow are made of what it reads without a look at each value.
     """
 
     shape: Shape | None
@@ -41,6 +53,7 @@ class _Source:
     can_frame: bool
     writes_lines: bool
     is_text: bool
+    is_columnar: bool
     notes: tuple[str, ...]
 
 
@@ -88,6 +101,7 @@ async def _look_at(flow: FlowPlan, info: RunInfo) -> _Source:
             await stack.enter_async_context(branch.source.connect(info)) for branch in flow.branches
         ]
         first = readers[0]
+        await keep_columns(flow, readers)  # refuses what a run would
         framer = first if isinstance(first, Framer) and len(readers) == 1 else None
         return _Source(
             shape=await _reaching_shape(flow, readers),
@@ -96,6 +110,7 @@ async def _look_at(flow: FlowPlan, info: RunInfo) -> _Source:
             can_frame=framer is not None,
             writes_lines=all(isinstance(reader, LineWriter) for reader in readers),
             is_text=isinstance(first, Framer),
+            is_columnar=all(isinstance(reader, Columnar) for reader in readers),
             notes=tuple(note for reader in readers for note in reader.notes),
         )
 
@@ -134,7 +149,11 @@ def _of_flow(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> Flow
             )
             for sink, answer in zip(flow.sinks, answers, strict=True)
         ),
-        notes=(*source.notes, *(note for answer in answers for note in answer.notes)),
+        notes=(
+            *source.notes,
+            *_arrow_notes(flow),
+            *(note for answer in answers for note in answer.notes),
+        ),
         refusal=next((one.refusal for one in answers if one.refusal is not None), None),
     )
 
@@ -143,6 +162,8 @@ def _path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> tuple[s
     """How rows travel, and why not on a faster path."""
     touched = _touched(flow)
     answer = answers[0]
+    if starts_with_arrow(flow):
+        return _arrow_path(flow, source, answers), touched
     if any(is_own(branch.source) for branch in flow.branches):
         return "Python rows: objects of a source of your own", touched
     if isinstance(flow.branches[0].source.row_type, type) and is_dataclass(
@@ -166,6 +187,36 @@ def _path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> tuple[s
     if source.writes_lines and touched is None and answer.lines is None:
         return "text lines that the source's database writes itself", None
     return values, touched or answer.lines
+
+
+def _arrow_path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> str:
+    """How rows travel whose first functions are of Arrow."""
+    path = "tables of Arrow, "
+    if source.is_columnar:
+        path += "parsed in C++"
+    else:
+        path += "made of Python's values, which the source gives"
+    if not all(isinstance(step, MapArrow) for step in _steps(flow)):
+        return path + "; then rows of Python's values, for the steps behind map_arrow"
+    rows = next((answer.tables for answer in answers if answer.tables is not None), None)
+    return path + ("; written in C++" if rows is None else f"; then rows, because {rows}")
+
+
+def _arrow_notes(flow: FlowPlan) -> list[str]:
+    """What is not known of a flow whose last functions are of Arrow."""
+    last = next((one for one in reversed(_steps(flow)) if not isinstance(one, Filter)), None)
+    if not isinstance(last, MapArrow):
+        return []
+    return [
+        f"what types the columns have behind {step_label(last)} is known when it has run: its first"
+        " table is checked against the target's columns before anything of it is written"
+    ]
+
+
+def _steps(flow: FlowPlan) -> Sequence[Step]:
+    """All steps of a flow, those of each branch of a merge first."""
+    of_branches = [step for one in flow.flow.branches.values() for step in one.steps]
+    return [*of_branches, *(flow.flow.stream.steps if len(flow.branches) > 1 else ())]
 
 
 def _has_functions(flow: FlowPlan) -> bool:

@@ -106,7 +106,7 @@ def _slowly(pa: Any, array: Any, source: Column, target: Column) -> Any:
 
 
 def _bools(pa: Any, compute: Any, array: Any, target: Column) -> Any:
-    return array.cast(pa.string()) if pa.types.is_boolean(array.type) else None
+    return compute.if_else(array, "t", "f") if pa.types.is_boolean(array.type) else None
 
 
 def _ints(pa: Any, compute: Any, array: Any, target: Column) -> Any:

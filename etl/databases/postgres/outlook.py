@@ -62,6 +62,7 @@ async def _survey(
         verdicts=verdicts,
         frames=load.unfit_for_frames,
         lines=None,
+        tables=None,
         refusal=refusal,
         notes=load.told(final) if final is not None else (),
     )
