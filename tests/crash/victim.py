@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from etl import Database, Limits, Pipeline
+from etl.flow import Stream
 from tests.crash.cases import CASES, Item
 
 LIMITS: Mapping[str, Limits] = {
@@ -27,6 +29,11 @@ def pipeline(
 ) -> Pipeline:
     """The items of the source, into the targets as a case wants it."""
     cursor = ("id",) if incremental else ()
-    items = Database(source).table("items", row=Item, cursor=cursor)
+    read = Database(source)
+    items: Stream[Any] = (
+        read.table("items", row=Item, cursor=cursor)
+        if CASES[case].builds
+        else read.table("items", cursor=cursor)
+    )
     flow = CASES[case].flow(items, Database(first), Database(second))
     return Pipeline(f"victim {case}", flow, limits=replace(limits, lanes=CASES[case].lanes))
