@@ -16,7 +16,14 @@ from etl.rows import Column
 
 _NULL = "\\N"
 _MARK = b"\xef\xbb\xbf"
-_ESCAPES = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\b", "\b"), ("\\f", "\f"), ("\\v", "\v"))
+_ESCAPES = (
+    ("\\n", "\n"),
+    ("\\t", "\t"),
+    ("\\r", "\r"),
+    ("\\b", "\b"),
+    ("\\f", "\f"),
+    ("\\v", "\v"),
+)
 
 
 def table_of_lines(data: bytes, columns: Sequence[Column]) -> Any:
@@ -104,7 +111,9 @@ def _bytes(pa: Any, array: Any) -> Any:
     ends = compute.cumulative_sum(sizes)
     starts = pa.concat_arrays([pa.array([0], pa.int32()), ends.cast(pa.int32())])
     joined = compute.binary_join(
-        pa.ListArray.from_arrays(pa.array([0, len(digits)], pa.int32()), compute.fill_null(digits, "")),
+        pa.ListArray.from_arrays(
+            pa.array([0, len(digits)], pa.int32()), compute.fill_null(digits, "")
+        ),
         "",
     )[0].as_py()
     validity = compute.is_valid(array).buffers()[1] if array.null_count else None
@@ -143,8 +152,8 @@ def _refusal(data: bytes, columns: Sequence[Column], schema: Any) -> DataError:
         type_ = "text" if pa.types.is_string(field.type) else field.type
         why = f"Arrow's {type_} does not hold the value"
         return DataError(
-            f"column {column.name!r} ({column.type.name}), row {first + 1} of the batch: {why}. Cast"
-            " the column to text in the source, with cast(...)",
+            f"column {column.name!r} ({column.type.name}), row {first + 1} of the batch: {why}."
+            " Cast the column to text in the source, with cast(...)",
             column=column.name,
             row=first,
             reason=why,

@@ -42,7 +42,7 @@ class ArrowRows(ValueRows):
         self._tuples: list[tuple[Any, ...]] | None = None
 
     @property
-    def tuples(self) -> list[tuple[Any, ...]]:
+    def tuples(self) -> list[tuple[Any, ...]]:  # type: ignore[override]
         """The rows as Python's own values.
 
         Raises:
@@ -231,7 +231,7 @@ def _plain(value: Any, pa: Any, type_: Any) -> Any:
     wanted = _wanted(type_)
     if wanted is None:
         return value if type(value) is str else _text(value)
-    kind: type[Any] = type(value)
+    kind: type[Any] = value.__class__
     if kind is bool and wanted != (bool,):
         raise TypeError("bool")
     if wanted == (bool,) and kind is int and value in {0, 1}:  # SQLite has no other booleans

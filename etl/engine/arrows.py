@@ -1,8 +1,8 @@
 """The task of functions of Arrow: tables instead of rows, made and worked on in a thread.
 
 Arrow's own work holds no lock of Python's, so the source is read and the target written meanwhile.
-A batch is a call. Where bad rows are set aside, a batch on which a call fails is cut in halves until
-the rows to blame are alone, as with ``map_batches``.
+A batch is a call. Where bad rows are set aside, a batch on which a call fails is cut in halves
+until the rows to blame are alone, as with ``map_batches``.
 """
 
 from __future__ import annotations

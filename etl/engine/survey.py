@@ -207,10 +207,11 @@ def _arrow_notes(flow: FlowPlan) -> list[str]:
     last = next((one for one in reversed(_steps(flow)) if not isinstance(one, Filter)), None)
     if not isinstance(last, MapArrow):
         return []
-    return [
+    note = (
         f"what types the columns have behind {step_label(last)} is known when it has run: its first"
         " table is checked against the target's columns before anything of it is written"
-    ]
+    )
+    return [note]
 
 
 def _steps(flow: FlowPlan) -> Sequence[Step]:

@@ -10,6 +10,7 @@ from tests.benchmarks.work import Work
 NAMES = (
     "engine",
     "postgres_functions",
+    "postgres_arrow",
     "postgres_untouched",
     "postgres_upsert",
     "sqlite_to_postgres",

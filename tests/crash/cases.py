@@ -72,9 +72,7 @@ def kept_columns(table: Any) -> Any:
     import pyarrow.compute as pc  # not in the runs of all other cases
 
     ids = table["id"]
-    return table.filter(
-        pc.and_(pc.equal(pc.bit_wise_and(ids, 1), 0), pc.greater(ids, 60))
-    )
+    return table.filter(pc.and_(pc.equal(pc.bit_wise_and(ids, 1), 0), pc.greater(ids, 60)))
 
 
 def fragile_columns(table: Any) -> Any:
@@ -126,7 +124,9 @@ def failed(items: Sequence[Item]) -> Rows:
 
 
 def failed_columns(items: Sequence[Item]) -> Rows:
-    return [(flow, f"map_arrow {fragile_columns.__name__}", *rest) for flow, _, *rest in failed(items)]
+    return [
+        (flow, f"map_arrow {fragile_columns.__name__}", *rest) for flow, _, *rest in failed(items)
+    ]
 
 
 def rejected(items: Sequence[Item]) -> Rows:

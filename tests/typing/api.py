@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import assert_type
+from typing import Any, assert_type
 
 from etl import (
     Batch,
@@ -52,6 +52,10 @@ class Fact:
 class Customer:
     id: int
     segment: str
+
+
+def to_columns(table: Any) -> Any:
+    return table
 
 
 def to_fact(order: Order) -> Fact:
@@ -95,6 +99,8 @@ assert_type(facts.map_batches(enrich, concurrency=8, retry=Retry(attempts=3)), S
 facts.map_batches(not_async)  # type: ignore[arg-type]
 orders.map_batches(enrich)  # type: ignore[arg-type]
 facts.map_batches(enrich, 8)  # type: ignore[call-arg]
+assert_type(orders.map_arrow(to_columns), Stream[Row])
+orders.map_arrow("to_columns")  # type: ignore[arg-type]
 
 # -- Stages -------------------------------------------------------------------------------------
 

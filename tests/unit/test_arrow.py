@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -103,7 +103,7 @@ def test_a_batch_filtered_to_nothing_still_moves_the_position() -> None:
 
     assert report.status == "completed"
     assert sink.rows == []
-    (checkpoint,) = sink.target.checkpoints.values()
+    (checkpoint,) = sink.memory.checkpoints.values()
     assert checkpoint.position == (20,)
 
 
@@ -230,7 +230,7 @@ def test_rows_that_a_function_fails_on_are_found_by_halves(
     assert ids(sink) == [2, 4, 6, 10, 12, 14, 16, 18]
     assert report.rows_rejected + report.rows_skipped == 3
     if isinstance(policy, DeadLetter):
-        kept = sink.target.rejects.values()
+        kept = sink.memory.rejects.values()
         assert {one.step for one in kept} == {"map_arrow picky"}
 
 
@@ -239,9 +239,10 @@ def test_a_function_that_fails_on_every_row_ends_the_run() -> None:
         raise KeyError("column")
 
     rows = [Order(n, Decimal(n), None) for n in range(300)]
+    stream = MemorySource(rows, batch_rows=300).map_arrow(broken)
+    policy = DeadLetter(max_rows=1000)
     with pytest.raises(PipelineFailedError):
-        stream = MemorySource(rows, batch_rows=300).map_arrow(broken)
-        run(Pipeline("p", stream.into(MemorySink[Row]()), on_error=DeadLetter(max_rows=1000)))
+        run(Pipeline("p", stream.into(MemorySink[Row]()), on_error=policy))
 
 
 # -- values -------------------------------------------------------------------------------------
@@ -276,7 +277,10 @@ KINDS: dict[str, tuple[Column, st.SearchStrategy[Any]]] = {
         st.decimals(Decimal(-(10**50)), Decimal(10**50), places=4, allow_nan=False),
     ),
     "text": (column("v", "text", "text"), _TEXTS),
-    "varchar": (column("v", "character varying(9)", "varchar", 13), st.text("ab\\\t\n", max_size=9)),
+    "varchar": (
+        column("v", "character varying(9)", "varchar", 13),
+        st.text("ab\\\t\n", max_size=9),
+    ),
     "bytea": (column("v", "bytea", "bytea"), st.binary()),
     "date": (column("v", "date", "date"), st.dates()),
     "time": (column("v", "time without time zone", "time"), st.times()),
@@ -319,7 +323,9 @@ def test_values_survive_the_way_through_arrow(kind: str) -> None:
 @given(st.lists(st.tuples(_TEXTS | st.none(), st.binary() | st.none()), min_size=1, max_size=9))
 def test_texts_and_bytes_side_by_side_keep_their_rows(rows: list[tuple[Any, Any]]) -> None:
     columns = [column("t", "text", "text"), column("b", "bytea", "bytea")]
-    fields = [encode_column(of, one) for of, one in zip(zip(*rows, strict=True), columns, strict=True)]
+    fields = [
+        encode_column(of, one) for of, one in zip(zip(*rows, strict=True), columns, strict=True)
+    ]
     data = "".join("\t".join(line) + "\n" for line in zip(*fields, strict=True)).encode()
     table = table_of_lines(data, columns)
 
@@ -355,6 +361,12 @@ def test_bytes_that_are_no_utf_8_are_refused() -> None:
         table_of_lines(b"a\n\xff\n", [column("v", "text", "text")])
 
 
+DOUBLE = column("v", "double precision", "float8")
+DIGITS = column("v", "numeric", "numeric")
+STAMP = column("v", "timestamp", "timestamp")
+DAY = column("v", "date", "date")
+
+
 def written(table: Any, of: Column) -> list[str]:
     return b"".join(arrow_payloads(ArrowRows(table, "test"), [of], "sink 't'")).decode().split("\n")
 
@@ -365,16 +377,20 @@ def written(table: Any, of: Column) -> list[str]:
         (pa.array([Decimal("1.50")], pa.decimal128(9, 2)), numeric(9, 1), "1.5"),
         (pa.array([1, None], pa.int64()), column("v", "smallint", "int2"), "1"),
         (pa.array([0.1]), numeric(9, 2), "0.1"),
-        (pa.array([1.5], pa.float32()), column("v", "double precision", "float8"), "1.5"),
-        (pa.array([1.1], pa.float32()), column("v", "double precision", "float8"), "1.100000023841858"),
-        (pa.array([2**64 - 1], pa.uint64()), column("v", "numeric", "numeric"), "18446744073709551615"),
-        (pa.array(["1.50"]), column("v", "numeric", "numeric"), "1.50"),
+        (pa.array([1.5], pa.float32()), DOUBLE, "1.5"),
+        (pa.array([1.1], pa.float32()), DOUBLE, "1.100000023841858"),
+        (pa.array([2**64 - 1], pa.uint64()), DIGITS, "18446744073709551615"),
+        (pa.array(["1.50"]), DIGITS, "1.50"),
+        (pa.array(["1.50", None]), numeric(9, 2), "1.50"),
+        (pa.array(["1e1"]), numeric(9, 2), "1E+1"),
+        (pa.array([str(UUID(int=1))]), column("v", "uuid", "uuid"), str(UUID(int=1))),
+        (pa.array(['{"a": 1, "a": 2}']), column("v", "json", "json"), '{"a": 1, "a": 2}'),
         (pa.array(["infinity"]), column("v", "date", "date"), "infinity"),
         (pa.array(["a"]).dictionary_encode(), column("v", "text", "text"), "a"),
         (pa.array(["a"], pa.large_string()), column("v", "text", "text"), "a"),
         (pa.array([b"\1"], pa.binary(1)), column("v", "bytea", "bytea"), r"\\x01"),
         (pa.nulls(1), column("v", "date", "date"), r"\N"),
-        (pa.array([1000], pa.timestamp("ns")), column("v", "timestamp", "timestamp"), "1970-01-01 00:00:00.000001"),
+        (pa.array([1000], pa.timestamp("ns")), STAMP, "1970-01-01 00:00:00.000001"),
         (
             pa.array([0], pa.timestamp("s", "Europe/Berlin")),
             column("v", "timestamptz", "timestamptz"),
@@ -396,11 +412,14 @@ def test_other_types_of_arrow_are_written_exactly(array: Any, of: Column, wanted
         (pa.array(["1.005"]), numeric(9, 2), "digits after the point"),
         (pa.array(["12345678901"]), column("v", "varchar(9)", "varchar", 13), "longer than 9"),
         (pa.array(["ok", "a\0b"]), column("v", "text", "text"), "NUL"),
+        (pa.array(["1.5x"]), DIGITS, "row 1"),
+        (pa.array(["no"]), column("v", "uuid", "uuid"), "not a UUID"),
+        (pa.array(['{"a": 1, "a": 2}']), column("v", "jsonb", "jsonb"), "twice"),
         (pa.array(["a "]), column("v", "character(4)", "bpchar", 8), "spaces at its end"),
         (pa.array([1], pa.timestamp("ns")), column("v", "timestamp", "timestamp"), "keeps exactly"),
         (pa.array([-800_000], pa.date32()), column("v", "date", "date"), "keeps exactly"),
         (pa.array([1e300]), column("v", "real", "float4"), "row 1"),
-        (pa.array([date(2020, 1, 1), None]), Column(name="v", type=postgres_type(name="date", base="date"), nullable=False), "NULL"),
+        (pa.array([date(2020, 1, 1), None]), replace(DAY, nullable=False), "NULL"),
     ],
 )  # fmt: skip
 def test_what_a_column_would_bend_is_refused(array: Any, of: Column, words: str) -> None:
@@ -416,12 +435,17 @@ def test_rows_of_every_kind_become_the_same_table() -> None:
     data = b"1\ta\\tb\n2\t\\N\n"
     wanted = {"id": [1, 2], "t": ["a\tb", None]}
     raw = RawLines(layout, data, 2)
-    values = ValueRows(Layout(columns, [lambda v: v] * 2, is_text=False), [(1, "a\tb"), (2, None)], 0)
+    values = ValueRows(
+        Layout(columns, [lambda v: v] * 2, is_text=False), [(1, "a\tb"), (2, None)], 0
+    )
 
     assert len(raw) == 2
     for rows in (raw, TextRows(layout, raw.lines), list(raw), raw[0:2], values, list(values)):
         assert table_of(rows).to_pydict() == wanted
-    assert table_of([row.replace(t="x") for row in raw]).to_pydict() == {"id": [1, 2], "t": ["x"] * 2}
+    assert table_of([row.replace(t="x") for row in raw]).to_pydict() == {
+        "id": [1, 2],
+        "t": ["x"] * 2,
+    }
     assert table_of([raw[1]]).to_pydict() == {"id": [2], "t": [None]}
 
 
@@ -447,8 +471,8 @@ class Moments:
 
 def test_dataclasses_tell_the_types_of_their_columns() -> None:
     one = Moments(
-        datetime(2024, 1, 1, tzinfo=UTC), date(2024, 1, 1), time(1), UUID(int=1), {"a": 1}, 0.5, True,
-        b"x",
+        datetime(2024, 1, 1, tzinfo=UTC), date(2024, 1, 1), time(1), UUID(int=1), {"a": 1}, 0.5,
+        True, b"x",
     )  # fmt: skip
     table = table_of([one])
 
@@ -458,7 +482,7 @@ def test_dataclasses_tell_the_types_of_their_columns() -> None:
     ]  # fmt: skip
     assert table.to_pylist()[0]["doc"] == '{"a": 1}'
     with pytest.raises(DataError, match="column 'at'"):
-        table_of([Moments(datetime(2024, 1, 1), *list(table_of([one]).to_pylist()[0].values())[1:])])  # noqa: DTZ001
+        table_of([replace(one, at=one.at.replace(tzinfo=None))])
 
 
 def test_a_column_of_several_kinds_is_refused() -> None:
@@ -473,6 +497,8 @@ def test_a_function_of_python_code_may_fail_with_any_error() -> None:
     def ends(table: Any) -> Any:
         raise StopIteration
 
-    with pytest.raises(PipelineFailedError, match="map_arrow .*ends failed: StopIteration") as failed:
+    with pytest.raises(
+        PipelineFailedError, match="map_arrow .*ends failed: StopIteration"
+    ) as failed:
         run(Pipeline("p", MemorySource(ORDERS).map_arrow(ends).into(MemorySink[Row]())))
     assert isinstance(failed.value.errors[0], StageError)

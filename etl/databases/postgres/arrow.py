@@ -1,8 +1,8 @@
 """Tables of Arrow as COPY text, written in C++.
 
-Each column becomes the texts of its fields by Arrow's own kernels where these write exactly what the
-target's column takes; what a column may not hold is found by a few passes over the whole of it. All
-else goes value by value through the encoder of every other path, which says which value it was.
+Each column becomes the texts of its fields by Arrow's own kernels where these write exactly what
+the target's column takes; what a column may not hold is found by a few passes over the whole of it.
+All else goes value by value through the encoder of every other path, which says which value it was.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _INTS = {"int16": 15, "int32": 31, "int64": 63}
 _ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # of the years 1 to 9999
 _DAY_US = 86_400_000_000
+_NUMERAL = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity"
+_UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 
 def arrow_payloads(rows: ArrowRows, columns: Sequence[Column], label: str) -> list[bytes]:
@@ -39,7 +41,9 @@ def arrow_payloads(rows: ArrowRows, columns: Sequence[Column], label: str) -> li
         table = rows.table.slice(start, most)
         try:
             fields = [
-                _fields(table.column(one.name), rows.layout.columns[rows.layout.index[one.name]], one)
+                _fields(
+                    table.column(one.name), rows.layout.columns[rows.layout.index[one.name]], one
+                )
                 for one in columns
             ]
         except DataError as error:
@@ -72,7 +76,7 @@ def _joined(fields: Sequence[Any]) -> bytes:
 
 def _content(array: Any, ends: Any, data: Any) -> bytes:
     """The texts of an array without NULLs, one after the other."""
-    offsets = memoryview(ends).cast("i")
+    offsets: Sequence[int] = memoryview(ends).cast("i")
     first, last = offsets[array.offset], offsets[array.offset + len(array)]
     content: bytes = data.slice(first, last - first).to_pybytes()
     return content
@@ -134,6 +138,14 @@ def _numerics(pa: Any, compute: Any, array: Any, target: Column) -> Any:
     scale = target.type.scale
     if pa.types.is_integer(array.type) and (scale is None or scale >= 0):
         return array.cast(pa.string())
+    if pa.types.is_string(array.type):
+        # The server's text of a numeric that has no digits of its own.
+        if _all_match(compute, array, _NUMERAL) and (
+            scale is None
+            or (scale >= 0 and not _any_match(compute, array, rf"[eE]|\.\d{{{scale}}}\d*[1-9]"))
+        ):
+            return array
+        return None
     if not pa.types.is_decimal(array.type):
         return None
     if scale is not None and array.type.scale > scale:
@@ -173,12 +185,36 @@ def _others(pa: Any, compute: Any, array: Any, target: Column) -> Any:
     return _escaped(pa, compute, array)
 
 
+def _json(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    """JSON keeps its text; what a jsonb would change of it is looked for in each value."""
+    if target.type.name != "json" or not pa.types.is_string(array.type):
+        return None
+    return _escaped(pa, compute, array)
+
+
+def _uuids(pa: Any, compute: Any, array: Any, target: Column) -> Any:
+    return array if pa.types.is_string(array.type) and _all_match(compute, array, _UUID) else None
+
+
+def _all_match(compute: Any, array: Any, pattern: str) -> bool:
+    """Whether every text that is there matches, as a whole."""
+    found: bool | None = compute.all(
+        compute.match_substring_regex(array, rf"\A(?:{pattern})\z")
+    ).as_py()
+    return found is not False
+
+
+def _any_match(compute: Any, array: Any, pattern: str) -> bool:
+    found: bool | None = compute.any(compute.match_substring_regex(array, pattern)).as_py()
+    return found is True
+
+
 def _escaped(pa: Any, compute: Any, array: Any) -> Any:
-    if compute.any(compute.match_substring_regex(array, "[\\\\\n\r\t\\x00]")).as_py():
+    if _any_match(compute, array, r"[\\\n\r\t\x00]"):
         if compute.any(compute.match_substring(array, "\0")).as_py():
             return None
-        for meant_, written in _ESCAPES:
-            array = compute.replace_substring(array, meant_, written)
+        for character, written in _ESCAPES:
+            array = compute.replace_substring(array, character, written)
     return array if pa.types.is_string(array.type) else array.cast(pa.string())
 
 
@@ -251,6 +287,8 @@ _WRITERS: dict[str, Callable[[Any, Any, Any, Column], Any]] = {
     "float64": _floats,
     "numeric": _numerics,
     "text": _texts,
+    "json": _json,
+    "uuid": _uuids,
     "other": _others,
     "bytes": _bytes,
     "date": _dates,

@@ -19,8 +19,8 @@ from etl.databases.drift import told_added, told_ignored, told_lost
 from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
-from etl.databases.postgres.asking import ask, fields_of
 from etl.databases.postgres.arrow import arrow_payloads, texts_of
+from etl.databases.postgres.asking import ask, fields_of
 from etl.databases.postgres.catalogue import Relation, find_oids, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import Chunk, check_kept, copy_in
