@@ -466,3 +466,16 @@ async def test_rows_may_be_read_without_a_target(two: tuple[str, str]) -> None:
     async with Database(two[0]).table("t").map_arrow(worked).open() as rows:
         found = [row["id"] async for row in rows]
     assert found == [n for n in range(1, 1001) if n & 3]
+
+
+async def test_mysql_takes_part_row_by_row(two: tuple[str, str], mysql_url: str) -> None:
+    source, target = two
+    await run_sql(source, NUMBERS)
+    await run_sql(target, NET)
+    mysql = Database(mysql_url)
+    stream = Database(source).table("t").map_arrow(worked)
+    await Pipeline("out", stream.into(mysql.upsert("t", key=["id"]))).run()
+    back = mysql.table("t").map_arrow(identity).into(Database(target).append("t"))
+    await Pipeline("in", back).run()
+
+    assert await texts(target, "SELECT * FROM t ORDER BY id") == await texts(source, WORKED)

@@ -502,3 +502,26 @@ def test_a_function_of_python_code_may_fail_with_any_error() -> None:
     ) as failed:
         run(Pipeline("p", MemorySource(ORDERS).map_arrow(ends).into(MemorySink[Row]())))
     assert isinstance(failed.value.errors[0], StageError)
+
+
+async def test_an_abort_waits_for_the_call_that_goes_on_and_writes_nothing_of_it() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    ended: list[int] = []
+
+    def slow(table: Any) -> Any:
+        begun.set()
+        may_end.wait(30)
+        ended.append(table.num_rows)
+        return table
+
+    sink = MemorySink[Row]()
+    running = await Pipeline("p", MemorySource(ORDERS).map_arrow(slow).into(sink)).start()
+    await asyncio.to_thread(begun.wait, 30)
+    abort = asyncio.create_task(running.abort())
+    await asyncio.sleep(0)
+    may_end.set()
+    await abort
+
+    assert ended == [2]
+    assert sink.rows == []
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

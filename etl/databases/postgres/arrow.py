@@ -8,7 +8,7 @@ All else goes value by value through the encoder of every other path, which says
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etl.arrow.rows import ArrowRows
 from etl.arrow.types import load, values_of
@@ -76,8 +76,9 @@ def _joined(fields: Sequence[Any]) -> bytes:
 
 def _content(array: Any, ends: Any, data: Any) -> bytes:
     """The texts of an array without NULLs, one after the other."""
-    offsets: Sequence[int] = memoryview(ends).cast("i")
-    first, last = offsets[array.offset], offsets[array.offset + len(array)]
+    offsets = cast("Sequence[int]", memoryview(ends).cast("i"))
+    begin: int = array.offset
+    first, last = offsets[begin], offsets[begin + len(array)]
     content: bytes = data.slice(first, last - first).to_pybytes()
     return content
 
