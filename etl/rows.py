@@ -394,13 +394,15 @@ class RawLines(TextRows):
 
     Attributes:
         data: The lines, each with its line end.
+        hidden: So many fields at the end of each line belong to no column.
     """
 
-    __slots__ = ("_count", "_lines", "data")
+    __slots__ = ("_count", "_lines", "data", "hidden")
 
-    def __init__(self, layout: Layout, data: bytes, count: int) -> None:
+    def __init__(self, layout: Layout, data: bytes, count: int, hidden: int = 0) -> None:
         self.layout = layout
         self.data = data
+        self.hidden = hidden
         self._count = count
         self._lines: list[str] | None = None
 
@@ -410,6 +412,8 @@ class RawLines(TextRows):
         if self._lines is None:
             self._lines = self.data.decode("utf-8", "surrogateescape").split("\n")
             del self._lines[-1]  # behind the last line end
+            if self.hidden:
+                self._lines = [line.rsplit("\t", self.hidden)[0] for line in self._lines]
         return self._lines
 
     @property

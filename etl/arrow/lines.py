@@ -26,8 +26,11 @@ _ESCAPES = (
 )
 
 
-def table_of_lines(data: bytes, columns: Sequence[Column]) -> Any:
+def table_of_lines(data: bytes, columns: Sequence[Column], hidden: int = 0) -> Any:
     """The table of some lines of PostgreSQL's COPY text, each with its line end.
+
+    Args:
+        hidden: So many fields at the end of each line belong to no column.
 
     Raises:
         DataError: Arrow's type for a column does not hold a value. Names the column and the row.
@@ -36,24 +39,29 @@ def table_of_lines(data: bytes, columns: Sequence[Column]) -> Any:
     pa = load()
     schema, _ = schema_of(columns)
     try:
-        parsed = _parsed(data, columns, schema)
+        parsed = _parsed(data, columns, schema, hidden)
+        # No backslash but those of NULLs: one look at all lines instead of one at each text.
+        escapes = data.count(b"\\") != data.count(b"\\N")
         arrays = [
-            _finished(pa, parsed.column(place), column, field.type)
+            _finished(pa, parsed.column(place), column, field.type, escapes=escapes)
             for place, (column, field) in enumerate(zip(columns, schema, strict=True))
         ]
     except (pa.ArrowInvalid, ValueError) as error:
-        raise _refusal(data, columns, schema) from error
+        raise _refusal(data, columns, schema, hidden) from error
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _parsed(data: bytes, columns: Sequence[Column], schema: Any, only: int | None = None) -> Any:
+def _parsed(
+    data: bytes, columns: Sequence[Column], schema: Any, hidden: int, only: int | None = None
+) -> Any:
     """The columns as far as Arrow's reader makes them; of one column only, where that is asked."""
     pa, csv = load(), load("pyarrow.csv")
     # By number: two columns may not have one name for it, and some names it would take for more.
-    names = [str(place) for place in range(len(columns))]
+    names = [str(place) for place in range(len(columns) + hidden)]
+    wanted = names[: len(columns)] if only is None else [names[only]]
     types = {
         name: pa.string() if _comes_as_text(pa, column, field.type) else field.type
-        for name, column, field in zip(names, columns, schema, strict=True)
+        for name, column, field in zip(names, columns, schema, strict=False)
     }
     if data.startswith(_MARK):
         data = _MARK + data  # the reader takes the first one for the mark of a file
@@ -71,7 +79,7 @@ def _parsed(data: bytes, columns: Sequence[Column], schema: Any, only: int | Non
             strings_can_be_null=True,
             true_values=["t"],
             false_values=["f"],
-            include_columns=[] if only is None else [names[only]],
+            include_columns=wanted,
         ),
     )
 
@@ -81,16 +89,16 @@ def _comes_as_text(pa: Any, column: Column, type_: Any) -> bool:
     return column.type.kind == "bytes" or pa.types.is_decimal256(type_)
 
 
-def _finished(pa: Any, parsed: Any, column: Column, type_: Any) -> Any:
+def _finished(pa: Any, parsed: Any, column: Column, type_: Any, *, escapes: bool = True) -> Any:
     array = parsed.combine_chunks() if parsed.num_chunks != 1 else parsed.chunk(0)
     if column.type.kind == "bytes":
         return _bytes(pa, array)
     if pa.types.is_decimal256(type_):
         return array.cast(type_)
-    return unescaped(array) if pa.types.is_string(type_) else array
+    return _unescaped(array) if escapes and pa.types.is_string(type_) else array
 
 
-def unescaped(array: Any) -> Any:
+def _unescaped(array: Any) -> Any:
     """Texts without COPY's escapes."""
     compute = load("pyarrow.compute")
     if not compute.any(compute.match_substring(array, "\\")).as_py():
@@ -124,7 +132,7 @@ def _bytes(pa: Any, array: Any) -> Any:
     )
 
 
-def _refusal(data: bytes, columns: Sequence[Column], schema: Any) -> DataError:
+def _refusal(data: bytes, columns: Sequence[Column], schema: Any, hidden: int) -> DataError:
     """Which value Arrow does not hold: the slow way, taken only after the quick one failed."""
     pa = load()
     for place, (column, field) in enumerate(zip(columns, schema, strict=True)):
@@ -133,7 +141,7 @@ def _refusal(data: bytes, columns: Sequence[Column], schema: Any) -> DataError:
             lines: Sequence[bytes], place: int = place, column: Column = column, field: Any = field
         ) -> bool:
             try:
-                found = _parsed(b"".join(lines), columns, schema, place)
+                found = _parsed(b"".join(lines), columns, schema, hidden, place)
                 _finished(pa, found.column(0), column, field.type)
             except (pa.ArrowInvalid, ValueError):
                 return False

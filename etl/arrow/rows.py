@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import cache
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, cast, overload
 from uuid import UUID
@@ -71,13 +72,25 @@ class ArrowRows(ValueRows):
         return self.layout.row(ArrowRows(self.table.slice(range(len(self))[i], 1), "").tuples[0])
 
 
+def joined_tables(groups: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    """The same rows, with neighbours that are tables of one schema as one table."""
+    for layout, some in groupby(
+        groups, lambda rows: rows.layout if isinstance(rows, ArrowRows) else None
+    ):
+        if layout is None:
+            yield from some
+        else:
+            tables = [cast("ArrowRows", rows).table for rows in some]
+            yield ArrowRows(load().concat_tables(tables), "")
+
+
 _layouts: dict[tuple[Any, ...], Layout] = {}
 _MOST_LAYOUTS = 256
 
 
 def _layout(schema: Any, where: str) -> Layout:
     """The layout of a schema: one for all tables that have it, because making one takes long."""
-    key = tuple((field.name, str(field.type), str(field.metadata)) for field in schema)
+    key = tuple((one.name, str(one.type), one.nullable, str(one.metadata)) for one in schema)
     found = _layouts.get(key)
     if found is None:
         columns = [column_of(field, where) for field in schema]
@@ -105,7 +118,8 @@ def table_of(rows: Sequence[Any]) -> Any:
     if isinstance(rows, ArrowRows):
         return rows.table
     if isinstance(rows, TextRows):
-        return _shown(rows.layout, table_of_lines(_bytes_of(rows), rows.layout.columns))
+        hidden = rows.hidden if isinstance(rows, RawLines) else 0
+        return _shown(rows.layout, table_of_lines(_bytes_of(rows), rows.layout.columns, hidden))
     if isinstance(rows, ValueRows):
         return _of_values(rows.layout, list(zip(*rows.tuples, strict=True)))
     kinds: set[type[Any]] = set(map(type, rows))

@@ -446,6 +446,8 @@ def test_rows_of_every_kind_become_the_same_table() -> None:
         "id": [1, 2],
         "t": ["x"] * 2,
     }
+    more = RawLines(layout, b"1\ta\\tb\t7\tx\n2\t\\N\t8\ty\n", 2, hidden=2)
+    assert table_of(more).to_pydict() == table_of(more[0:2]).to_pydict() == wanted
     assert table_of([raw[1]]).to_pydict() == {"id": [2], "t": [None]}
 
 

@@ -8,6 +8,8 @@ All else goes value by value through the encoder of every other path, which says
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from etl.arrow.rows import ArrowRows
@@ -25,6 +27,8 @@ _ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # of the years 1 to 9999
 _DAY_US = 86_400_000_000
 _NUMERAL = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|NaN|-?Infinity"
+_ESCAPED = frozenset({"text", "json", "other"})
+"""Kinds whose texts may hold anything."""
 _UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 
@@ -35,16 +39,16 @@ def arrow_payloads(rows: ArrowRows, columns: Sequence[Column], label: str) -> li
         DataError: A value cannot go into its column without being changed. Names the column and the
             row.
     """
+    index = rows.layout.index
+    sources = [rows.layout.columns[index[column.name]] for column in columns]
     pieces: list[bytes] = []
     most = max(1, min(_PIECE_ROWS, len(rows) * _PIECE_BYTES // max(1, rows.nbytes)))
     for start in range(0, len(rows), most):
         table = rows.table.slice(start, most)
         try:
             fields = [
-                _fields(
-                    table.column(one.name), rows.layout.columns[rows.layout.index[one.name]], one
-                )
-                for one in columns
+                _field(table.column(target.name), source, target)
+                for source, target in zip(sources, columns, strict=True)
             ]
         except DataError as error:
             row = None if error.row is None else start + error.row
@@ -55,7 +59,7 @@ def arrow_payloads(rows: ArrowRows, columns: Sequence[Column], label: str) -> li
                 reason=error.reason,
                 detail=error.detail,
             ) from error.__cause__
-        pieces.append(_joined(fields))
+        pieces.append(_lines(fields, table.num_rows))
     return pieces
 
 
@@ -65,17 +69,69 @@ def texts_of(table: Any, names: Sequence[str], place: int) -> list[str | None]:
     return texts
 
 
-def _joined(fields: Sequence[Any]) -> bytes:
-    """Fields as lines, each with its line end."""
+@dataclass(slots=True)
+class _Field:
+    """A field of each row.
+
+    Attributes:
+        texts: Without NULLs.
+        backslashes: How many are in the texts; None: texts of the user's, which are not escaped
+            yet.
+    """
+
+    texts: Any
+    backslashes: int | None
+
+
+def _lines(fields: Sequence[_Field], rows: int) -> bytes:
+    """Fields as lines, each with its line end.
+
+    Most texts need no escapes. One look at all lines tells, which takes a fraction of the time of a
+    look at each column: there are no more line ends, tabs and backslashes than there must be.
+    """
+    data = _joined(fields)
+    raw = [field for field in fields if field.backslashes is None]
+    known = sum(field.backslashes or 0 for field in fields)
+    if raw and (
+        data.count(b"\n") != rows
+        or data.count(b"\t") != rows * (len(fields) - 1)
+        or data.count(b"\\") != known + sum(map(_nulls, raw))
+        or b"\r" in data
+    ):
+        for field in raw:
+            field.texts = _escaped(field.texts)
+        data = _joined(fields)
+    return data
+
+
+def _joined(fields: Sequence[_Field]) -> bytes:
     compute = load("pyarrow.compute")
-    ended = compute.binary_join_element_wise(fields[-1], "", "\n")
-    lines = compute.binary_join_element_wise(*fields[:-1], ended, "\t") if fields[:-1] else ended
-    _, ends, data = lines.buffers()
-    return b"" if data is None else _content(lines, ends, data)
+    texts = [
+        field.texts.fill_null(_scalar(NULL)) if field.texts.null_count else field.texts
+        for field in fields
+    ]
+    # A value instead of a scalar of Arrow's would be looked at for what it is each time.
+    texts[-1] = compute.binary_join_element_wise(texts[-1], _scalar(""), _scalar("\n"))
+    joined = compute.binary_join_element_wise(*texts, _scalar("\t")) if texts[1:] else texts[0]
+    return _content(joined)
 
 
-def _content(array: Any, ends: Any, data: Any) -> bytes:
-    """The texts of an array without NULLs, one after the other."""
+@cache
+def _scalar(text: str) -> Any:
+    return load().scalar(text)
+
+
+def _nulls(field: _Field) -> int:
+    """How many NULLs, each of which is spelled with one backslash."""
+    count: int = field.texts.null_count
+    return count
+
+
+def _content(array: Any) -> bytes:
+    """The texts or bytes of an array, one after the other."""
+    _, ends, data = array.buffers()
+    if data is None or not len(array):
+        return b""
     offsets = cast("Sequence[int]", memoryview(ends).cast("i"))
     begin: int = array.offset
     first, last = offsets[begin], offsets[begin + len(array)]
@@ -83,28 +139,35 @@ def _content(array: Any, ends: Any, data: Any) -> bytes:
     return content
 
 
-def _fields(chunked: Any, source: Column, target: Column) -> Any:
-    """A column as the fields of COPY text, without NULLs."""
+def _field(chunked: Any, source: Column, target: Column) -> _Field:
+    """A column as the fields of COPY text."""
     pa = load()
     array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_null(array.type) and target.nullable:
-        return pa.array([NULL] * len(array), pa.string())
+        return _Field(array.cast(pa.string()), len(array))
+    write = _WRITERS.get(target.type.kind)
+    if write is None or isinstance(target, LooseColumn):
+        return _slowly(pa, array, source, target)
     quick = None
-    if not isinstance(target, LooseColumn) and (target.nullable or not array.null_count):
-        write = _WRITERS.get(target.type.kind)
-        quick = write(pa, load("pyarrow.compute"), array, target) if write is not None else None
+    if target.nullable or not array.null_count:
+        quick = write(pa, load("pyarrow.compute"), array, target)
     if quick is None:
         return _slowly(pa, array, source, target)
-    return quick.fill_null(NULL) if quick.null_count else quick
+    if target.type.kind in _ESCAPED:
+        return _Field(quick, None)
+    nulls: int = quick.null_count
+    of_bytes = 2 * (len(quick) - nulls) if target.type.kind == "bytes" else 0
+    return _Field(quick, nulls + of_bytes)
 
 
-def _slowly(pa: Any, array: Any, source: Column, target: Column) -> Any:
+def _slowly(pa: Any, array: Any, source: Column, target: Column) -> _Field:
     """Value by value, as rows of Python's values go."""
     values: Sequence[Any] = values_of(array, source, lambda row: f"row {row + 1} of the batch")
     adapt = meant(source.type, target.type)
-    return pa.array(encode_column(values if adapt is None else adapt(values), target), pa.string())
+    fields = encode_column(values if adapt is None else adapt(values), target)
+    return _Field(pa.array(fields, pa.string()), "".join(fields).count("\\"))
 
 
 # -- what Arrow writes itself: None where only the values can tell, or some are wrong ---------
@@ -165,32 +228,35 @@ def _texts(pa: Any, compute: Any, array: Any, target: Column) -> Any:
     if not (types.is_string(array.type) or types.is_large_string(array.type)):
         return None
     length = target.type.length
-    if length is not None:
-        sizes = compute.utf8_length(array)
-        longest = compute.max(sizes).as_py()
-        if longest is not None and longest > length:
+    if length is None:
+        return None if is_padded(target.type) else _without_nul(pa, compute, array)
+    # Bytes are counted sooner than characters, and are no fewer.
+    longest = compute.max(compute.binary_length(array)).as_py()
+    if longest is not None and longest > length:
+        longest = compute.max(compute.utf8_length(array)).as_py()
+        if longest > length:
             return None
-        if is_padded(target.type):
-            spaced = compute.and_(compute.ends_with(array, " "), compute.less(sizes, length))
-            if compute.any(spaced).as_py():
+    if is_padded(target.type):
+        is_spaced = compute.ends_with(array, " ")
+        if compute.any(is_spaced).as_py():
+            sizes = compute.utf8_length(compute.filter(array, is_spaced))
+            if compute.min(sizes).as_py() < length:
                 return None
-    elif is_padded(target.type):
-        return None
-    return _escaped(pa, compute, array)
+    return _without_nul(pa, compute, array)
 
 
 def _others(pa: Any, compute: Any, array: Any, target: Column) -> Any:
     """The server's own text of a type that only it knows."""
     if is_citext(target.type) or not pa.types.is_string(array.type):
         return None
-    return _escaped(pa, compute, array)
+    return _without_nul(pa, compute, array)
 
 
 def _json(pa: Any, compute: Any, array: Any, target: Column) -> Any:
     """JSON keeps its text; what a jsonb would change of it is looked for in each value."""
     if target.type.name != "json" or not pa.types.is_string(array.type):
         return None
-    return _escaped(pa, compute, array)
+    return _without_nul(pa, compute, array)
 
 
 def _uuids(pa: Any, compute: Any, array: Any, target: Column) -> Any:
@@ -210,13 +276,18 @@ def _any_match(compute: Any, array: Any, pattern: str) -> bool:
     return found is True
 
 
-def _escaped(pa: Any, compute: Any, array: Any) -> Any:
-    if _any_match(compute, array, r"[\\\n\r\t\x00]"):
-        if compute.any(compute.match_substring(array, "\0")).as_py():
-            return None
-        for character, written in _ESCAPES:
-            array = compute.replace_substring(array, character, written)
-    return array if pa.types.is_string(array.type) else array.cast(pa.string())
+def _without_nul(pa: Any, compute: Any, array: Any) -> Any:
+    """Texts that are still to be escaped; None: some hold what PostgreSQL has no text for."""
+    if pa.types.is_large_string(array.type):
+        array = array.cast(pa.string())
+    return None if b"\0" in _content(array) else array
+
+
+def _escaped(array: Any) -> Any:
+    compute = load("pyarrow.compute")
+    for character, written in _ESCAPES:
+        array = compute.replace_substring(array, character, written)
+    return array
 
 
 def _bytes(pa: Any, compute: Any, array: Any, target: Column) -> Any:
@@ -225,15 +296,14 @@ def _bytes(pa: Any, compute: Any, array: Any, target: Column) -> Any:
         return None
     array = array.cast(pa.binary())
     full = array.fill_null(b"") if array.null_count else array
-    _, ends, data = full.buffers()
-    content = b"" if data is None else _content(full, ends, data)
+    content = _content(full)
     sizes = compute.multiply(compute.binary_length(full), 2)
     ends = compute.cumulative_sum(sizes).cast(pa.int32())
     starts = pa.concat_arrays([pa.array([0], pa.int32()), ends])
     digits = pa.StringArray.from_buffers(
         len(full), starts.buffers()[1], pa.py_buffer(content.hex().encode())
     )
-    fields = compute.binary_join_element_wise("\\\\x", digits, "")
+    fields = compute.binary_join_element_wise(_scalar("\\\\x"), digits, _scalar(""))
     return compute.if_else(array.is_valid(), fields, None) if array.null_count else fields
 
 

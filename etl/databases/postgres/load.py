@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import asyncpg
 
-from etl.arrow.rows import ArrowRows
+from etl.arrow.rows import ArrowRows, joined_tables
 from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
@@ -700,7 +700,7 @@ class Load:
         encoder = self._encoder_for(into, names)
         chunks: list[Chunk] = []
         count = 0
-        for rows in groups:
+        for rows in joined_tables(groups):
             if names_of(rows, self.label) != names:
                 self._check_same(names_of(rows, self.label), names)
             try:

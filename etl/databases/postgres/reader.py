@@ -52,6 +52,8 @@ from etl.errors import DataError, SchemaMismatchError
 from etl.rows import Column, Frames, Layout, RawLines, Shape, TextRows, WideLine
 
 UNCHANGED = "the source was not changed"
+_COLUMNS = 4
+"""So many times the size of a batch of rows has one of whole columns."""
 
 
 @asynccontextmanager
@@ -448,7 +450,12 @@ class _Cutter:
             keeps_lines: Lines stay the bytes that came in, where nothing has to look at each.
         """
         is_watched = bool(selection.order) and not selection.proven
-        self._is_raw = keeps_lines and build is None and not selection.hidden and not is_watched
+        self._is_raw = keeps_lines and build is None and not is_watched
+        self._batch_bytes = info.batch_bytes
+        if self._is_raw:
+            # Work on columns pays for each batch what a row costs for each row.
+            most = max(info.batch_bytes, info.most_bytes // 4)
+            self._batch_bytes = min(_COLUMNS * info.batch_bytes, most)
         self._selection = selection
         self._layout = layout
         self._build = build
@@ -468,7 +475,7 @@ class _Cutter:
             return
         self._pieces.append(data)
         self._size += len(data)
-        if self._size < self._info.batch_bytes:
+        if self._size < self._batch_bytes:
             self._watch.expect(STALL_S)
             return
         joined = b"".join(self._pieces)
@@ -544,7 +551,8 @@ class _Cutter:
         if self._selection.order:
             last = data[data.rfind(b"\n", 0, -1) + 1 : -1]
             position = self._position(last.decode("utf-8", "surrogateescape"))
-        await self._hand_on(Batch(RawLines(self._layout, data, count), position=position))
+        rows = RawLines(self._layout, data, count, len(self._selection.hidden))
+        await self._hand_on(Batch(rows, position=position))
 
     async def _send_wide(self, line: bytes) -> None:
         selection = self._selection
