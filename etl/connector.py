@@ -371,7 +371,7 @@ class Expecting(Protocol):
 class Columnar(Protocol):
     """A reader that can leave its rows in a form from which a table of Arrow is made quickly.
 
-    That is :class:`etl.rows.RawLines` (PostgreSQL) or :class:`etl.arrow.rows.ArrowRows` (Parquet).
+    That is :class:`etl.rows.Lines` (PostgreSQL) or :class:`etl.arrow.rows.ArrowRows` (Parquet).
     """
 
     def keep_columns(self) -> None:

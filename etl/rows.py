@@ -344,6 +344,51 @@ class WideLine(Sequence[str]):
         return found
 
 
+class Lines(Sequence[str]):
+    """Lines of COPY text that are kept as bytes until somebody looks at one.
+
+    Attributes:
+        data: The lines, each with its line end.
+        hidden: So many fields at the end of each belong to no column, and are not shown.
+    """
+
+    __slots__ = ("_count", "_lines", "data", "hidden")
+
+    def __init__(self, data: bytes, count: int, hidden: int = 0) -> None:
+        self.data = data
+        self.hidden = hidden
+        self._count = count
+        self._lines: list[str] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory, as long as nobody looks at a line."""
+        return len(self.data)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        return self._all[i]
+
+    @property
+    def _all(self) -> list[str]:
+        if self._lines is None:
+            lines = self.data.decode("utf-8", "surrogateescape").split("\n")
+            del lines[-1]  # behind the last line end
+            if self.hidden:
+                lines = [line.rsplit("\t", self.hidden)[0] for line in lines]
+            self._lines = lines
+        return self._lines
+
+
 def split_lines(lines: Sequence[str]) -> list[list[str]]:
     """The fields of each line."""
     return [lines.fields()] if isinstance(lines, WideLine) else list(map(_split, lines))
@@ -367,6 +412,8 @@ class TextRows(Sequence[Row]):
     @property
     def nbytes(self) -> int:
         """Size in memory."""
+        if isinstance(self.lines, Lines):
+            return self.lines.nbytes
         if self._text_nbytes is None:
             self._text_nbytes = sum(map(len, self.lines))
         return self._text_nbytes + 57 * len(self.lines)
@@ -387,42 +434,6 @@ class TextRows(Sequence[Row]):
         if isinstance(i, slice):
             return TextRows(self.layout, self.lines[i])
         return self.layout.row(tuple(self.lines[i].split("\t")))
-
-
-class RawLines(TextRows):
-    """Rows as the bytes of COPY text, which become lines when somebody looks at them.
-
-    Attributes:
-        data: The lines, each with its line end.
-        hidden: So many fields at the end of each line belong to no column.
-    """
-
-    __slots__ = ("_count", "_lines", "data", "hidden")
-
-    def __init__(self, layout: Layout, data: bytes, count: int, hidden: int = 0) -> None:
-        self.layout = layout
-        self.data = data
-        self.hidden = hidden
-        self._count = count
-        self._lines: list[str] | None = None
-
-    @property
-    def lines(self) -> Sequence[str]:  # type: ignore[override]
-        """The lines without their ends."""
-        if self._lines is None:
-            self._lines = self.data.decode("utf-8", "surrogateescape").split("\n")
-            del self._lines[-1]  # behind the last line end
-            if self.hidden:
-                self._lines = [line.rsplit("\t", self.hidden)[0] for line in self._lines]
-        return self._lines
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory, as long as nobody looks at a row."""
-        return len(self.data)
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:

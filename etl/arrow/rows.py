@@ -16,7 +16,7 @@ from uuid import UUID
 from etl.arrow.lines import table_of_lines
 from etl.arrow.types import column_of, load, schema_of, values_of
 from etl.errors import DataError, StageError
-from etl.rows import Column, Layout, RawLines, Row, TextRows, ValueRows, WideLine, shape_of
+from etl.rows import Column, Layout, Lines, Row, TextRows, ValueRows, WideLine, shape_of
 
 
 class ArrowRows(ValueRows):
@@ -118,7 +118,7 @@ def table_of(rows: Sequence[Any]) -> Any:
     if isinstance(rows, ArrowRows):
         return rows.table
     if isinstance(rows, TextRows):
-        hidden = rows.hidden if isinstance(rows, RawLines) else 0
+        hidden = rows.lines.hidden if isinstance(rows.lines, Lines) else 0
         return _shown(rows.layout, table_of_lines(_bytes_of(rows), rows.layout.columns, hidden))
     if isinstance(rows, ValueRows):
         return _of_values(rows.layout, list(zip(*rows.tuples, strict=True)))
@@ -138,9 +138,7 @@ def table_of(rows: Sequence[Any]) -> Any:
 
 
 def _bytes_of(rows: TextRows) -> bytes:
-    if isinstance(rows, RawLines):
-        return rows.data
-    if isinstance(rows.lines, WideLine):
+    if isinstance(rows.lines, Lines | WideLine):
         return rows.lines.data
     return ("\n".join(rows.lines) + "\n").encode("utf-8", "surrogateescape")
 

@@ -7,7 +7,7 @@ until the rows to blame are alone, as with ``map_batches``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -29,18 +29,31 @@ async def run_arrow(
     steps: Sequence[MapArrow],
     source: Channel[Batch[Any]],
     out: Channel[Batch[Any]],
+    pack: Callable[[Batch[Any]], Batch[Any]],
     *,
     sets_aside: bool = False,
     steps_left: int = 0,
 ) -> None:
-    """The task of a leg of functions of Arrow; one batch at a time, in order."""
+    """The task of a leg of functions of Arrow; one batch at a time, in order.
+
+    Args:
+        pack: Brings what the functions made into the form that it waits in.
+    """
+
+    def work(batch: Batch[Any]) -> Batch[Any]:
+        done = _worked(steps, batch, sets_aside, steps_left)
+        try:
+            return pack(done)
+        except DataError:
+            return done  # what only the table refuses is the lane's to judge
+
     breather = Breather()
     while True:
         try:
             batch = await source.get()
         except EndOfChannelError:
             break
-        done = await in_thread(_worked, steps, batch, sets_aside, steps_left)
+        done = await in_thread(work, batch)
         failpoints.hit("stage.before_emit")
         await out.put(done, done.nbytes)
         failpoints.hit("stage.after_emit")

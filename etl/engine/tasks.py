@@ -90,7 +90,9 @@ class Builder:
         left = plan.shared_size
         if plan.shared:
             joined = self._channel(flow, f"{plan.name}: merged", producers=len(plan.branches))
-            self._legs(flow, plan.name + which, plan.shared, joined, last, routes, steps, left)
+            where = plan.name + which
+            pack = packing(sessions)
+            self._legs(flow, where, plan.shared, joined, last, routes, steps, left, pack)
         else:
             joined = last
         for branch, reader, take in zip(plan.branches, readers, takes, strict=True):
@@ -100,7 +102,8 @@ class Builder:
             if branch.legs:
                 first = self._channel(flow, f"{name}: read")
                 of_legs = left + branch.size - len(branch.inline)
-                self._legs(flow, name, branch.legs, first, joined, routes, steps, of_legs)
+                pack = packing(sessions) if joined is last else as_it_is
+                self._legs(flow, name, branch.legs, first, joined, routes, steps, of_legs, pack)
             pump = Pump(
                 flow=plan.name,
                 reader=reader,
@@ -256,6 +259,7 @@ class Builder:
         routes: Mapping[str, Route],
         steps: Steps,
         steps_left: int,
+        pack: Callable[[Batch[Any]], Batch[Any]],
     ) -> None:
         sets_aside = flow.plan.sets_aside
         for number, leg in enumerate(legs):
@@ -269,6 +273,7 @@ class Builder:
                     leg.arrow,
                     first,
                     out,
+                    pack if out is last else as_it_is,
                     sets_aside=sets_aside,
                     steps_left=steps_left,
                 )

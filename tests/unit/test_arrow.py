@@ -25,7 +25,7 @@ from etl.databases.types import encode_column, postgres_type, text_decoder
 from etl.engine.plan import make_plan
 from etl.errors import DataError, PipelineFailedError, StageError
 from etl.policy import OnError
-from etl.rows import Column, Layout, RawLines, TextRows, Type, ValueRows
+from etl.rows import Column, Layout, Lines, TextRows, Type, ValueRows
 from etl.testing.memory import MemorySink, MemorySource
 
 
@@ -434,7 +434,7 @@ def test_rows_of_every_kind_become_the_same_table() -> None:
     layout = Layout(columns, decoders, is_text=True)
     data = b"1\ta\\tb\n2\t\\N\n"
     wanted = {"id": [1, 2], "t": ["a\tb", None]}
-    raw = RawLines(layout, data, 2)
+    raw = TextRows(layout, Lines(data, 2))
     values = ValueRows(
         Layout(columns, [lambda v: v] * 2, is_text=False), [(1, "a\tb"), (2, None)], 0
     )
@@ -446,7 +446,7 @@ def test_rows_of_every_kind_become_the_same_table() -> None:
         "id": [1, 2],
         "t": ["x"] * 2,
     }
-    more = RawLines(layout, b"1\ta\\tb\t7\tx\n2\t\\N\t8\ty\n", 2, hidden=2)
+    more = TextRows(layout, Lines(b"1\ta\\tb\t7\tx\n2\t\\N\t8\ty\n", 2, hidden=2))
     assert table_of(more).to_pydict() == table_of(more[0:2]).to_pydict() == wanted
     assert table_of([raw[1]]).to_pydict() == {"id": [2], "t": [None]}
 
@@ -456,7 +456,7 @@ def test_a_replaced_value_must_be_one_of_the_column() -> None:
     layout = Layout(columns, [text_decoder(columns[0].type, nullable=True)], is_text=True)
 
     with pytest.raises(DataError, match="does not hold the str"):
-        table_of([row.replace(id="x") for row in RawLines(layout, b"1\n", 1)])
+        table_of([row.replace(id="x") for row in TextRows(layout, Lines(b"1\n", 1))])
 
 
 @dataclass(frozen=True, slots=True)

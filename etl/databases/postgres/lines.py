@@ -31,6 +31,7 @@ from etl.rows import (
     Column,
     Frames,
     Layout,
+    Lines,
     Row,
     TextRows,
     Type,
@@ -483,7 +484,7 @@ def payload(lines: Sequence[str], label: str) -> bytes | WideText:
     Raises:
         DataError: A text holds a lone surrogate, which UTF-8 cannot carry.
     """
-    if isinstance(lines, WideLine):
+    if isinstance(lines, WideLine) or (isinstance(lines, Lines) and not lines.hidden):
         return lines.data
     try:
         if isinstance(lines, WideFields) or (len(lines) == 1 and len(lines[0]) > _PIECE):

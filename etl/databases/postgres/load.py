@@ -48,7 +48,7 @@ from etl.databases.types import LooseColumn
 from etl.databases.ways import fit
 from etl.engine.threads import in_thread
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Layout, Shape, TextRows, Type, shape_of
+from etl.rows import Column, Frames, Layout, Lines, Shape, TextRows, Type, shape_of
 
 
 class Load:
@@ -609,19 +609,25 @@ class Load:
             self._is_checked,
             self._may_drop_rows,
         ) = self._marked
+        self._known = None
         if self._merger is not None:
             self._merger.recall()
 
     def pack(self, batch: Batch[Any]) -> Batch[Any]:
         """The rows as lines for the table, once it is known; see ``Session.pack``."""
-        rows = batch.rows
-        if self._encoder is None or not rows or isinstance(rows, TextRows | ArrowRows | Frames):
+        rows, encoder, known = batch.rows, self._encoder, self._known
+        if encoder is None or not rows or isinstance(rows, TextRows | Frames):
             return batch
+        if isinstance(rows, ArrowRows):
+            if rows.layout is not known:
+                return batch  # its types are checked when it is written
+            text = b"".join(arrow_payloads(rows, encoder.layout.columns, self.label))
+            return batch.derive(TextRows(encoder.layout, Lines(text, len(rows))))
         if names_of(rows, self.label) != self._names:
             return batch  # in another order, or with columns to leave out: ``write`` sees to it
-        lines = self._encoder.lines(rows)
+        lines = encoder.lines(rows)
         nbytes = lines.nbytes if isinstance(lines, WideFields) else None
-        return batch.derive(TextRows(self._encoder.layout, lines, nbytes))
+        return batch.derive(TextRows(encoder.layout, lines, nbytes))
 
     async def columns(
         self, connection: Connection, names: Sequence[str]

@@ -49,7 +49,7 @@ from etl.databases.types import NULL, unescape
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import DataError, SchemaMismatchError
-from etl.rows import Column, Frames, Layout, RawLines, Shape, TextRows, WideLine
+from etl.rows import Column, Frames, Layout, Lines, Shape, TextRows, WideLine
 
 UNCHANGED = "the source was not changed"
 _COLUMNS = 4
@@ -551,8 +551,8 @@ class _Cutter:
         if self._selection.order:
             last = data[data.rfind(b"\n", 0, -1) + 1 : -1]
             position = self._position(last.decode("utf-8", "surrogateescape"))
-        rows = RawLines(self._layout, data, count, len(self._selection.hidden))
-        await self._hand_on(Batch(rows, position=position))
+        lines = Lines(data, count, len(self._selection.hidden))
+        await self._hand_on(Batch(TextRows(self._layout, lines), position=position))
 
     async def _send_wide(self, line: bytes) -> None:
         selection = self._selection
