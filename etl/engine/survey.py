@@ -24,7 +24,7 @@ from etl.connector import (
 )
 from etl.engine.forms import keep_columns, starts_with_arrow
 from etl.engine.plan import FlowPlan, Plan, is_own, step_label
-from etl.flow import Filter, MapArrow, Step
+from etl.flow import Filter, MapArrow, Source, Step
 from etl.rows import Shape, shape_of
 from etl.verdict import FlowSurvey, SinkSurvey, Survey
 
@@ -110,7 +110,8 @@ async def _look_at(flow: FlowPlan, info: RunInfo) -> _Source:
             can_frame=framer is not None,
             writes_lines=all(isinstance(reader, LineWriter) for reader in readers),
             is_text=isinstance(first, Framer),
-            is_columnar=all(isinstance(reader, Columnar) for reader in readers),
+            is_columnar=all(isinstance(reader, Columnar) for reader in readers)
+            and not any(_is_built(branch.source) for branch in flow.branches),
             notes=tuple(note for reader in readers for note in reader.notes),
         )
 
@@ -166,9 +167,7 @@ def _path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> tuple[s
         return _arrow_path(flow, source, answers), touched
     if any(is_own(branch.source) for branch in flow.branches):
         return "Python rows: objects of a source of your own", touched
-    if isinstance(flow.branches[0].source.row_type, type) and is_dataclass(
-        flow.branches[0].source.row_type
-    ):
+    if _is_built(flow.branches[0].source):
         return "Python rows: each is built whole, for row=", "row= asks for objects"
     if source.can_frame:
         lines = "text lines, which nobody looks at"
@@ -187,6 +186,11 @@ def _path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> tuple[s
     if source.writes_lines and touched is None and answer.lines is None:
         return "text lines that the source's database writes itself", None
     return values, touched or answer.lines
+
+
+def _is_built(source: Source[Any]) -> bool:
+    """Whether an object is made of each of its rows."""
+    return isinstance(source.row_type, type) and is_dataclass(source.row_type)
 
 
 def _arrow_path(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ INSERT INTO odd VALUES
 def two(postgres_database: Callable[[], str]) -> tuple[str, str]:
     """A source and a target."""
     return postgres_database(), postgres_database()
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    id: int
+    price: Decimal
 
 
 def identity(table: Any) -> Any:
@@ -456,6 +464,9 @@ async def test_the_survey_tells_the_path_and_what_is_not_known(
 
     (told,) = await Pipeline("p", stream.into(lite.replace("t"))).survey()
     assert told.path.endswith("; then rows, because its target takes rows of Python's values")
+    built = Database(source).table("t", row=Priced).map_arrow(identity)
+    (told,) = await Pipeline("p", built.into(lite.replace("t"))).survey()
+    assert told.path.startswith("tables of Arrow, made of Python's values")
     (told,) = await Pipeline("p", stream.map(dict).into(lite.replace("t"))).survey()
     assert told.path.endswith("for the steps behind map_arrow")
     assert not any("is known when it has run" in note for note in told.notes)
