@@ -34,7 +34,7 @@ from etl.connector import Commons, OpenTarget, Reader, RunInfo, Session
 from etl.engine import failpoints, homes, wire
 from etl.engine.bad_rows import BadRows
 from etl.engine.claims import Claim, Start
-from etl.engine.forms import agree_on_lines, offer_frames, reaching_shape
+from etl.engine.forms import agree_on_lines, keep_columns, offer_frames, reaching_shape
 from etl.engine.plan import Plan
 from etl.engine.process import own_this_process
 from etl.engine.running import RunningFlow
@@ -291,6 +291,7 @@ class Work:
     async def _prepare(self, readers: Sequence[Reader[Any]], sessions: Sequence[Session]) -> None:
         """As the run did with what it opened; its notes are told."""
         flow = self._flow
+        await keep_columns(flow.plan, readers)
         flow.shape, _ = await reaching_shape(flow.plan, readers, sessions)
         for claim in flow.claims:
             shapes = [flow.shape for _ in claim.plan.sinks]

@@ -104,6 +104,14 @@ def await_gone(numbers: set[int], within_s: float = 20) -> None:
 # -- The same target ------------------------------------------------------------------------------
 
 
+async def test_functions_of_arrow_run_in_worker_processes(
+    bench: Callable[..., None], postgres_url: str
+) -> None:
+    (flow,) = (await jobs.arrow.run()).flows
+    assert any("2 worker processes" in note for note in flow.notes)
+    assert await value(postgres_url, SUMS) == ALL
+
+
 @pytest.mark.parametrize("mode", ["append", "replace", "upsert"])
 async def test_two_processes_move_each_row_once(
     mode: str, bench: Callable[..., None], postgres_url: str, tmp_path: Path

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from etl import Database, DeadLetter, Limits, Pipeline, Retry, Row
 
@@ -100,6 +101,20 @@ replace = Pipeline("replace", shouted.into(TARGET.replace("copy")), limits=LIMIT
 upsert = Pipeline(
     "upsert",
     rows.filter(is_odd).into(TARGET.upsert("copy", key=["id"])),
+    limits=LIMITS,
+    retry=ONE_TRY,
+)
+
+
+def shout_columns(table: Any) -> Any:
+    import pyarrow.compute as pc  # the other pipelines do without
+
+    return table.set_column(1, "v", pc.utf8_upper(table["v"]))
+
+
+arrow = Pipeline(
+    "arrow",
+    rows.map_arrow(shout_columns).into(TARGET.append("copy")),
     limits=LIMITS,
     retry=ONE_TRY,
 )
