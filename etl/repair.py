@@ -1,7 +1,9 @@
 """Makes the rows that a comparison found to differ what they are in the source, and no others.
 
-One transaction of the target deletes the keys that differ and inserts the source's rows of them. A
-repair holds the lock of the pipeline, so it does not cross a run that writes the same tables.
+One transaction of the target deletes the keys that differ and inserts the source's rows of them. Where
+foreign keys refer to the table, its rows are updated instead: a row that is deleted, if only for a
+moment, takes with it what refers to it by ON DELETE CASCADE. A repair holds the lock of the
+pipeline, so it does not cross a run that writes the same tables.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, cast
 from etl.batch import Batch
 from etl.connector import RunInfo
 from etl.databases.database import Database, driver_of
-from etl.databases.digest import Eraser
+from etl.databases.digest import Eraser, Key
 from etl.engine.holder import this_process
 from etl.engine.supervise import finish
 from etl.errors import ConfigError
@@ -37,6 +39,23 @@ class Repaired:
     written: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mending:
+    """What there is to do about one table.
+
+    Attributes:
+        key: The columns of the key.
+        fetched: Conditions in the source's SQL for the rows to write.
+        deleted: Conditions in the target's SQL for the rows to delete first.
+        is_referenced: Foreign keys refer to the table.
+    """
+
+    key: tuple[str, ...]
+    fetched: Sequence[str]
+    deleted: Sequence[str]
+    is_referenced: bool
+
+
 async def repair_all(
     source: Database,
     target: Database,
@@ -55,19 +74,19 @@ async def repair_all(
     """
     done: list[Repaired] = []
     for pair in pairs:
-        verdict, conditions = await _compare(source, target, pair, observe)
-        if verdict.equal:
+        verdict, mending = await _compare(source, target, pair, observe)
+        if mending is None:
             done.append(Repaired(verdict=verdict))
         else:
-            deleted, written = await _rewrite(source, target, pair, pipeline, conditions)
+            deleted, written = await _rewrite(source, target, pair, pipeline, mending)
             done.append(Repaired(verdict=verdict, deleted=deleted, written=written))
     return done
 
 
 async def _compare(
     source: Database, target: Database, pair: Pair, observe: Observe | None
-) -> tuple[Verdict, list[tuple[str, str]]]:
-    """What differs, and conditions for the rows that do, in the SQL of source and target."""
+) -> tuple[Verdict, _Mending | None]:
+    """What differs, and what there is to do about it; None: nothing."""
     urls = source.url, target.url
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(
@@ -79,7 +98,7 @@ async def _compare(
         comparison = Comparison(pair, observe, most_kept=MOST_ROWS)
         verdict = await comparison.run(one, other)
         if verdict.equal:
-            return verdict, []
+            return verdict, None
         where = f"table {pair.target!r} in {target.name}"
         if verdict.structure:
             raise ConfigError(
@@ -96,10 +115,26 @@ async def _compare(
                 f"{where} differs in {comparison.differing} rows, more than are repaired one by"
                 " one. Nothing of it was changed; copy the table again"
             )
-        keys = comparison.keys
-        groups = [keys[at : at + _GROUP] for at in range(0, len(keys), _GROUP)]
+        referrers = await other.referrers(await other.describe(pair.target))
+        losing = [f"{one.table!r} (ON DELETE {one.on_delete})" for one in referrers if one.on_delete]
+        if losing and comparison.surplus:
+            raise ConfigError(
+                f"{where} has rows that the source lacks, and with these would go what refers to"
+                f" them in {', '.join(losing)}. Nothing of it was changed; delete them yourself,"
+                " or copy the tables again"
+            )
         left, right = comparison.sides
-        return verdict, [(left.condition(group), right.condition(group)) for group in groups]
+        deleted = comparison.surplus if referrers else comparison.keys
+        return verdict, _Mending(
+            key=comparison.key,
+            fetched=[left.condition(group) for group in _groups(comparison.keys)],
+            deleted=[right.condition(group) for group in _groups(deleted)],
+            is_referenced=bool(referrers),
+        )
+
+
+def _groups(keys: Sequence[Key]) -> list[Sequence[Key]]:
+    return [keys[at : at + _GROUP] for at in range(0, len(keys), _GROUP)]
 
 
 async def _rewrite(
@@ -107,9 +142,9 @@ async def _rewrite(
     target: Database,
     pair: Pair,
     pipeline: str,
-    conditions: Sequence[tuple[str, str]],
+    mending: _Mending,
 ) -> tuple[int, int]:
-    """Delete and insert in one transaction; how many rows were."""
+    """Delete and write in one transaction; how many rows were."""
     run_id = uuid.uuid4().hex
     info = RunInfo(
         pipeline=pipeline,
@@ -120,15 +155,19 @@ async def _rewrite(
     )
     deleted = written = 0
     async with target.open(info, sessions=1) as opened:
-        session = await opened.session("repair", [target.append(pair.target, create=False)])
+        if mending.is_referenced:
+            sink = target.upsert(pair.target, key=mending.key, create=False)
+        else:
+            sink = target.append(pair.target, create=False)
+        session = await opened.session("repair", [sink])
         async with source.table(pair.source, key=pair.key).connect(info) as reader:
             await session.prepare([reader.shape], resumable=True)
         await session.begin()
         try:
             # All of them first: a unique value may have gone from one of the rows to another.
-            for _, condition in conditions:
+            for condition in mending.deleted:
                 deleted += await cast("Eraser", session).delete(0, condition)
-            for condition, _ in conditions:
+            for condition in mending.fetched:
                 rows = source.table(pair.source, key=pair.key).where(condition)
 
                 async def write(batch: Batch[Any]) -> None:

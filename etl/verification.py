@@ -192,18 +192,21 @@ class Comparison:
 
     Attributes:
         sides: Its tables, once it runs.
+        key: The columns of the key, by the source's names.
         keys: The keys of the rows that differ, as many as are to be kept.
+        surplus: Those among them that only the target has.
     """
 
     def __init__(self, pair: Pair, observe: Observe | None = None, *, most_kept: int = 0) -> None:
         self.pair = pair
         self.sides: Sequence[TableDigests] = ()
+        self.key: tuple[str, ...] = ()
         self.keys: list[Key] = []
+        self.surplus: list[Key] = []
         self._observe = observe
         self._most_kept = most_kept
         self._structure: list[str] = []
         self._names: tuple[str, ...] = ()
-        self._key: tuple[str, ...] = ()
         self._found: list[Difference] = []
         self._counts: Counter[Change] = Counter()
         self._located = True
@@ -234,7 +237,7 @@ class Comparison:
             )
         agreement = await self._agree(tables, source, target)
         self._names = tuple(c.names[0] for c in agreement.columns)
-        self._key = tuple(self._names[place] for place in agreement.key)
+        self.key = tuple(self._names[place] for place in agreement.key)
         sides = (
             await source.open(tables[0], agreement, side=0),
             await target.open(tables[1], agreement, side=1),
@@ -383,7 +386,7 @@ class Comparison:
         parts = _cut(within, await fuller.bounds(within, -(-rows // PARTS)))
         if len(parts) < 2:
             raise ConfigError(
-                f"table {self.pair.source!r}: the key ({', '.join(self._key)}) does not identify"
+                f"table {self.pair.source!r}: the key ({', '.join(self.key)}) does not identify"
                 f" rows: {rows} rows have the same one. Name the columns that do with --key"
                 " (key=)"
             )
@@ -404,6 +407,8 @@ class Comparison:
             self._counts[change] += abs(more) or (one - other).total()
             if len(self.keys) < self._most_kept:
                 self.keys.append(key)
+                if not one:
+                    self.surplus.append(key)
             if len(self._found) < self.pair.most:
                 self._found.append(Difference(change=change, key=self._shown(key)))
                 if change == "changed":
@@ -429,7 +434,7 @@ class Comparison:
             )
 
     def _shown(self, key: Key) -> Mapping[str, Any]:
-        return dict(zip(self._key, key, strict=True))
+        return dict(zip(self.key, key, strict=True))
 
 
 _Sides: TypeAlias = tuple[TableDigests, TableDigests]

@@ -83,6 +83,20 @@ class Agreement:
     where: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referrer:
+    """A foreign key that refers to a table.
+
+    Attributes:
+        table: Whose it is, as a user reads it.
+        on_delete: What becomes of its rows when the row is deleted that they refer to, such as
+            ``CASCADE``; None: the row cannot be deleted.
+    """
+
+    table: str
+    on_delete: str | None
+
+
 class TableDigests(Protocol):
     """One table of a snapshot, by an agreement.
 
@@ -141,6 +155,10 @@ class Snapshot(Protocol):
 
     async def is_integer(self, table: Described, column: str) -> bool:
         """Whether a column of the key holds nothing but integers."""
+        ...
+
+    async def referrers(self, table: Described) -> Sequence[Referrer]:
+        """The foreign keys, also of the table itself, that refer to a table."""
         ...
 
     async def open(self, table: Described, agreement: Agreement, *, side: int) -> TableDigests:

@@ -511,6 +511,37 @@ def test_a_repair_rewrites_the_rows_that_differ(
     assert "equal, 900 rows" in out
 
 
+PARENTS = """
+    CREATE TABLE p (id int PRIMARY KEY, v text, up int REFERENCES p ON DELETE CASCADE);
+    CREATE TABLE gone (id int PRIMARY KEY, p int REFERENCES p ON DELETE CASCADE);
+    CREATE TABLE emptied (id int PRIMARY KEY, p int REFERENCES p ON DELETE SET NULL);
+    CREATE TABLE kept (id int PRIMARY KEY, p int REFERENCES p);
+    INSERT INTO p VALUES (1, 'a', NULL), (2, 'b', 1), (3, 'c', 2);
+    INSERT INTO gone VALUES (1, 1), (2, 2);
+    INSERT INTO emptied VALUES (1, 1), (2, 3);
+    INSERT INTO kept VALUES (1, 2)
+"""
+
+
+@pytest.mark.parametrize("route", ["pg-pg", "pg-lite", "lite-pg", "lite-lite"])
+def test_a_repair_leaves_alone_what_refers_to_its_rows(
+    route: str, make: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = map(make, route.split("-"))
+    for statement in PARENTS.split(";"):
+        asyncio.run(run(source, statement))
+    assert run_command(["copy", source, target, "--verify"]) == 0
+    asyncio.run(run(target, "UPDATE p SET v = 'x'"))
+    assert run_command(["verify", source, target, "--table", "p", "--repair"]) == 0
+    assert run_command(["verify", source, target]) == 0
+
+    asyncio.run(run(target, "INSERT INTO p VALUES (4, 'd', NULL)"))
+    capsys.readouterr()
+    assert run_command(["verify", source, target, "--table", "p", "--repair"]) == 2
+    message = capsys.readouterr().err
+    assert "'emptied' (ON DELETE SET NULL), 'gone' (ON DELETE CASCADE), 'p'" in message
+
+
 def test_a_repair_of_rows_without_a_key_is_refused(
     postgres_url: str, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from etl.databases.canonical import ESCAPED, Described, Form
-from etl.databases.digest import Agreement, Digest, Key, Order, Range, hull, place_in
+from etl.databases.digest import Agreement, Digest, Key, Order, Range, Referrer, hull, place_in
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import LONG_S, READING, Connection, connected
 from etl.databases.postgres.translate import Side, translating
@@ -51,6 +51,15 @@ async def open_snapshot(url: Url, *, side: Side) -> AsyncGenerator[PostgresSnaps
         yield PostgresSnapshot(connection, side, is_utf8=encoding in {"UTF8", "SQL_ASCII"})
 
 
+_REFERRERS = """
+SELECT DISTINCT k.conrelid::pg_catalog.regclass::text AS table, CASE k.confdeltype
+    WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' WHEN 'd' THEN 'SET DEFAULT' END AS on_delete
+FROM pg_catalog.pg_constraint AS k
+WHERE k.contype = 'f' AND k.confrelid = $1::bigint::oid
+ORDER BY 1, 2
+"""
+
+
 class PostgresSnapshot:
     """See :class:`etl.databases.digest.Snapshot`."""
 
@@ -76,6 +85,12 @@ class PostgresSnapshot:
     async def is_integer(self, table: Described, column: str) -> bool:
         """See the protocol."""
         return self._relations[table.name].by_name[column].column.type.kind in _INTS
+
+    async def referrers(self, table: Described) -> Sequence[Referrer]:
+        """See the protocol."""
+        with translating(self._side, f"table {table.label!r}", "nothing was changed"):
+            rows = await self._connection.fetch(_REFERRERS, self._relations[table.name].oid)
+        return [Referrer(table=row["table"], on_delete=row["on_delete"]) for row in rows]
 
     async def open(self, table: Described, agreement: Agreement, *, side: int) -> PostgresDigests:
         """See the protocol."""

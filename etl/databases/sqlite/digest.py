@@ -25,7 +25,7 @@ from etl.databases.canonical import (
     moment_text,
     number_text,
 )
-from etl.databases.digest import Agreement, Digest, Key, Range, hull, place_in
+from etl.databases.digest import Agreement, Digest, Key, Range, Referrer, hull, place_in
 from etl.databases.sql import literal, quote
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.errors import Side
@@ -124,6 +124,20 @@ class SqliteSnapshot:
             f"SELECT 1 FROM {quote(found.name)} WHERE typeof({quote(column)}) <> 'integer' LIMIT 1"  # noqa: S608
         )
         return await self.connection.value(sql) is None
+
+    async def referrers(self, table: Described) -> Sequence[Referrer]:
+        """See the protocol."""
+        rows = await self.connection.fetch(
+            "SELECT DISTINCT t.name, k.on_delete FROM sqlite_schema AS t,"
+            " pragma_foreign_key_list(t.name) AS k"
+            " WHERE t.type = 'table' AND k.\"table\" = ? COLLATE NOCASE ORDER BY 1, 2",
+            (self._tables[table.name].name,),
+        )
+        actions = {"CASCADE", "SET NULL", "SET DEFAULT"}
+        return [
+            Referrer(table=name, on_delete=action if action in actions else None)
+            for name, action in rows
+        ]
 
     async def open(self, table: Described, agreement: Agreement, *, side: int) -> SqliteDigests:
         """See the protocol."""
