@@ -62,7 +62,7 @@ def command(function: Callable[Concatenate[Screen, P], int]) -> Callable[..., in
             traceback=traceback or before.traceback,
             show_values=show_values or before.show_values,
         )
-        with show_logs(screen):
+        with screen.owning_stdout(), show_logs(screen):
             try:
                 _refuse_passwords(given)
                 return function(screen, **given)  # type: ignore[call-arg]  # typer fills them in

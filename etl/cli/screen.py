@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import TextIO
 
 from etl.cli.secrets import Redactor
@@ -47,6 +48,10 @@ class Screen:
         self._err = stderr or sys.stderr
         self._redact = Redactor(sys.argv, os.environ)
         self._above: Callable[[str, str], None] | None = None
+
+    def owning_stdout(self) -> AbstractContextManager[object]:
+        """Keep JSON lines apart from what a pipeline file or its functions print: to stderr."""
+        return redirect_stdout(self._err) if self.json else nullcontext()
 
     def out(self, line: str, *, style: str = "") -> None:
         """One line of data to stdout, without passwords."""

@@ -133,10 +133,15 @@ def test_a_run_reports_on_stdout_and_talks_on_stderr(write: Write, start: Start)
 
 @pytest.mark.parametrize("before", [True, False])
 def test_json_lines_are_all_that_is_on_stdout(write: Write, start: Start, before: bool) -> None:
-    path = write('p = Pipeline("job", source(25).into(into("t")))\n')
+    path = write(
+        'print("at import")\ndef loud(row):\n    print("prompt: ", end="")\n    return row\n'
+        'p = Pipeline("job", source(25).map(loud).into(into("t")))\n'
+    )
     arguments = ("--json", "run", path) if before else ("run", path, "--json")
     code, out, err = done(start(*arguments))
     assert code == 0, err
+    assert "at import" in err
+    assert err.count("prompt: ") == 25
     records = [json.loads(line) for line in out.splitlines()]
     assert records[0]["event"] == "run_started"
     assert records[-1]["event"] == "run_ended"
