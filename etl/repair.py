@@ -1,8 +1,8 @@
 """Makes the rows that a comparison found to differ what they are in the source, and no others.
 
-One transaction of the target deletes the keys that differ and inserts the source's rows of them. Where
-foreign keys refer to the table, its rows are updated instead: a row that is deleted, if only for a
-moment, takes with it what refers to it by ON DELETE CASCADE. A repair holds the lock of the
+One transaction of the target deletes the keys that differ and inserts the source's rows of them.
+Where foreign keys refer to the table, its rows are updated instead: a row that is deleted, if only
+for a moment, takes with it what refers to it by ON DELETE CASCADE. A repair holds the lock of the
 pipeline, so it does not cross a run that writes the same tables.
 """
 
@@ -116,7 +116,9 @@ async def _compare(
                 " one. Nothing of it was changed; copy the table again"
             )
         referrers = await other.referrers(await other.describe(pair.target))
-        losing = [f"{one.table!r} (ON DELETE {one.on_delete})" for one in referrers if one.on_delete]
+        losing = [
+            f"{one.table!r} (ON DELETE {one.on_delete})" for one in referrers if one.on_delete
+        ]
         if losing and comparison.surplus:
             raise ConfigError(
                 f"{where} has rows that the source lacks, and with these would go what refers to"

@@ -85,6 +85,7 @@ class ForeignKey:
         references: The other table's columns; empty: its primary key.
         rest: Actions and the like, as they follow the columns.
         is_validated: Every row was checked.
+        has_period: The last column is a range, which has to lie in those of the other table.
     """
 
     name: str
@@ -94,6 +95,12 @@ class ForeignKey:
     references: tuple[str, ...]
     rest: str = ""
     is_validated: bool = True
+    has_period: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each row names one of the other table, so that any database can have it."""
+        return self.is_validated and not self.has_period
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from etl import Pipeline
 from etl.cli.copy import CopyOptions, plan_copy
 from etl.databases.database import Database
 from etl.errors import DataError, SchemaMismatchError
@@ -255,6 +256,72 @@ async def test_postgres_gets_of_a_sqlite_file_what_it_can_have(
     await run_sql(postgres_url, "DELETE FROM customers WHERE id = 1")
     assert await value(postgres_url, "SELECT count(*) FROM orders") == 1
     assert await value(postgres_url, "SELECT to_regclass('\"by day\"') IS NOT NULL")
+
+
+LAX = """
+CREATE TABLE a (id int PRIMARY KEY, n int, r int REFERENCES a, s text);
+ALTER TABLE a ALTER s SET STORAGE EXTERNAL;
+INSERT INTO a VALUES (1, -1, NULL, 'x');
+ALTER TABLE a ADD CONSTRAINT later CHECK (n > 0) NOT VALID;
+CREATE TABLE b (id int PRIMARY KEY, a int);
+INSERT INTO b VALUES (1, 77);
+ALTER TABLE b ADD CONSTRAINT dangling FOREIGN KEY (a) REFERENCES a NOT VALID;
+CREATE TABLE d (id int PRIMARY KEY, t text DEFAULT NULLIF(current_user::text, ''));
+"""
+
+
+@pytest.mark.parametrize("kind", ["pg", "lite"])
+async def test_rows_that_break_what_the_source_has_not_checked_are_copied(
+    postgres_database: Callable[[], str], tmp_path: Path, kind: str
+) -> None:
+    source = postgres_database()
+    target = postgres_database() if kind == "pg" else f"sqlite:///{tmp_path / 'b.db'}"
+    await run_sql(source, LAX)
+    report = await copied(source, target)
+    await copied(source, target)  # replaces what the first one made
+    lost = [n for n in notes_of(report) if "not carried" in n]
+    later = "a: not carried: the constraint later, which is NOT VALID: rows may break it"
+    assert later in lost
+    assert "a: not carried: the storage of column s" in lost
+    if kind == "lite":
+        assert lite(tmp_path / "b.db", "PRAGMA foreign_key_check") == []
+        assert any("'dangling' to 'a'" in n for n in lost)
+        assert any("the default of 't': NULLIF(" in n for n in lost)
+    else:
+        assert (
+            await value(target, "SELECT convalidated FROM pg_constraint WHERE conname='dangling'")
+            is False
+        )
+
+
+async def test_what_only_later_servers_have_is_copied(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    if await value(source, "SELECT current_setting('server_version_num')::int") < 180000:
+        pytest.skip("the server has no WITHOUT OVERLAPS")
+    await run_sql(
+        source,
+        """
+        CREATE TABLE p (r int4range, v daterange, PRIMARY KEY (r, v WITHOUT OVERLAPS));
+        INSERT INTO p VALUES ('[1,2)', '[2020-01-01,2021-01-01)'),
+            ('[1,2)', '[2021-01-01,2022-01-01)');
+        CREATE TABLE c (id int PRIMARY KEY, r int4range, "PERIOD v" daterange, n int,
+            CONSTRAINT within FOREIGN KEY (r, PERIOD "PERIOD v") REFERENCES p (r, PERIOD v));
+        INSERT INTO c VALUES (1, '[1,2)', '[2020-06-01,2021-06-01)');
+        ALTER TABLE c ADD CONSTRAINT filled NOT NULL n NOT VALID;
+        """,
+    )
+    report = await copied(source, target)
+    await copied(source, target)
+    assert await value(target, "SELECT convalidated FROM pg_constraint WHERE conname = 'within'")
+    assert [n for n in notes_of(report) if "not carried" in n] == [
+        "c: not carried: the constraint filled, which is NOT VALID: rows may break it"
+    ]
+    rows = Database(source).table("p", key=["r", "v"])
+    upsert = Pipeline("u", rows.into(Database(target).upsert("p", key=["r", "v"])))
+    with pytest.raises(SchemaMismatchError, match=r"no unique index is on exactly the key"):
+        await upsert.run()
 
 
 async def test_sqlite_gets_of_a_postgres_database_what_it_can_have(

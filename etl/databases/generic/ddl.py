@@ -58,8 +58,13 @@ def plan_table(
     foreign_keys = tuple(
         one
         for one in (source.foreign_keys if source is not None else ())
-        if set(one.columns) <= set(shape.names)
+        if set(one.columns) <= set(shape.names) and one.is_plain
     )
+    notes += [
+        f"not carried: the foreign key {one.name!r} to {one.table!r}, which rows may break"
+        for one in (source.foreign_keys if source is not None else ())
+        if not one.is_plain
+    ]
     rooms = _rooms(dialect, shape, [primary, tuple(upsert), *(k.columns for k in foreign_keys)])
     columns: list[tuple[str, str, str]] = []
     types: dict[str, str] = {}

@@ -379,6 +379,8 @@ class Load(BaseLoad[TableColumn]):
         have = {(key.columns, key.table) for key in there}
         for given in self._source.foreign_keys if self._source is not None else ():
             key = given
+            if not key.is_plain:
+                continue  # told when the table was made
             if (key.columns, key.table) in have or not set(key.columns) <= set(final.names):
                 continue
             if not key.references:

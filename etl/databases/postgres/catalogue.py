@@ -51,11 +51,13 @@ class Index:
 
     Attributes:
         columns: In the index's order.
-        unique: Unique, and checked at once: ``ON CONFLICT`` can use it.
+        unique: Unique, and checked at once.
+        exclusion: By operators of its own (WITHOUT OVERLAPS), so ``ON CONFLICT`` cannot use it.
     """
 
     columns: tuple[str, ...]
     unique: bool
+    exclusion: bool
     primary: bool
     ordered: bool
 
@@ -109,9 +111,12 @@ class Relation:
         )
 
     def is_unique(self, columns: Iterable[str]) -> bool:
-        """Whether an index makes exactly these columns unique."""
+        """Whether an index makes exactly these columns unique, for ``ON CONFLICT``."""
         wanted = set(columns)
-        return any(index.unique and set(index.columns) == wanted for index in self.indexes)
+        return any(
+            index.unique and not index.exclusion and set(index.columns) == wanted
+            for index in self.indexes
+        )
 
 
 _FIND = """
@@ -124,7 +129,10 @@ WHERE c.oid = pg_catalog.to_regclass($1)
 
 _COLUMNS = """
 SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS number,
-    a.attnotnull AS notnull, a.atthasdef AS default, a.attidentity::text AS identity,
+    a.attnotnull AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = a.attrelid
+            AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated
+    ) AS notnull, a.atthasdef AS default, a.attidentity::text AS identity,
     a.attgenerated::text AS generated, a.atttypid::bigint AS type, a.atttypmod AS typmod
 FROM pg_catalog.pg_attribute AS a
 WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
@@ -166,7 +174,8 @@ WHERE t.typtype <> 'd'
 
 _INDEXES = """
 SELECT i.indrelid::bigint AS relation, i.indisprimary AS primary,
-    i.indisunique AND i.indimmediate AS unique, am.amname = 'btree' AS ordered,
+    i.indisunique AND i.indimmediate AS unique, i.indisexclusion AS exclusion,
+    am.amname = 'btree' AS ordered,
     ARRAY(
         SELECT a.attname::text
         FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
@@ -268,6 +277,7 @@ async def _described(connection: Connection, found: Sequence[Mapping[str, Any]])
             Index(
                 columns=tuple(row["columns"]),
                 unique=row["unique"],
+                exclusion=row["exclusion"],
                 primary=row["primary"] and row["unique"],
                 ordered=row["ordered"],
             )

@@ -38,7 +38,10 @@ WHERE c.oid = ANY($1::oid[])
 _COLUMNS = """
 SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS number,
     a.atttypid::bigint AS type, pg_catalog.format_type(a.atttypid, a.atttypmod) AS declared,
-    a.attnotnull AS required, (
+    a.attnotnull AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = a.attrelid
+            AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated
+    ) AS required, (
         SELECT k.conname::text FROM pg_catalog.pg_constraint AS k
         WHERE k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum]
     ) AS required_name, a.attidentity::text AS identity, a.attgenerated::text AS generated,
@@ -116,6 +119,7 @@ ORDER BY NOT i.indisprimary, c.oid
 _CONSTRAINTS = """
 SELECT k.conrelid::bigint AS relation, k.conname::text AS name, k.contype::text AS contype,
     pg_catalog.pg_get_constraintdef(k.oid) AS text, k.convalidated AS validated,
+    pg_catalog.to_jsonb(k) ->> 'conperiod' IS NOT DISTINCT FROM 'true' AS period,
     n.nspname::text AS schema, f.relname::text AS table,
     pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(f.relname) AS qualified,
     ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS w(attnum, place)
@@ -136,7 +140,13 @@ ORDER BY k.conname
 
 _LEFT_OUT = """
 SELECT relation::bigint AS relation, what FROM (
-    SELECT tgrelid AS relation, 1 AS place, format('trigger %I', tgname) AS what
+    SELECT conrelid AS relation, 0 AS place,
+        format('the constraint %I, which is NOT VALID: rows may break it', conname) AS what
+    FROM pg_catalog.pg_constraint
+    WHERE conrelid = ANY($1::oid[]) AND contype IN ('c', 'n')
+        AND pg_catalog.pg_get_constraintdef(oid) LIKE '% NOT VALID'
+    UNION ALL
+    SELECT tgrelid, 1, format('trigger %I', tgname)
     FROM pg_catalog.pg_trigger
     WHERE tgrelid = ANY($1::oid[]) AND NOT tgisinternal AND tgparentid = 0
     UNION ALL
@@ -148,6 +158,12 @@ SELECT relation::bigint AS relation, what FROM (
     UNION ALL
     SELECT stxrelid, 4, format('statistics %I', stxname) FROM pg_catalog.pg_statistic_ext
     WHERE stxrelid = ANY($1::oid[])
+    UNION ALL
+    SELECT a.attrelid, 15, format('the storage of column %I', a.attname)
+    FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+        AND (a.attstorage <> t.typstorage
+            OR pg_catalog.to_jsonb(a) ->> 'attcompression' IN ('p', 'l'))
     UNION ALL
     SELECT c.oid, w.place, w.what
     FROM pg_catalog.pg_class AS c, LATERAL (VALUES
@@ -211,7 +227,7 @@ async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, Tab
             checks=tuple(
                 CheckDefinition(name=one["name"], sql=one["text"])
                 for one in constraints[oid]
-                if one["contype"] == "c"
+                if one["contype"] == "c" and not one["text"].endswith(" NOT VALID")
             ),
             foreign_keys=tuple(_foreign_key(k) for k in constraints[oid] if k["contype"] == "f"),
             needs=tuple(needs[oid]),
@@ -336,6 +352,7 @@ def _foreign_key(row: Mapping[str, Any]) -> ForeignKey:
         references=tuple(row["references"]),
         rest=rest[end + 1 :].strip(),
         is_validated=row["validated"],
+        has_period=row["period"],
     )
 
 

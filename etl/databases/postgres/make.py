@@ -8,7 +8,7 @@ them there is no exact copy.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -499,10 +499,10 @@ async def make_foreign_key(
     if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", referenced):
         notes.append(f"not carried: {what}, a table that the target lacks")
         return
-    columns = f" ({quote_all(key.references)})" if key.references else ""
+    columns = f" ({_names(key.references, key)})" if key.references else ""
     statement = (
         f"ALTER TABLE {qualify(schema, table)} ADD CONSTRAINT {quote(key.name)} FOREIGN KEY"
-        f" ({quote_all(key.columns)}) REFERENCES {referenced}{columns} {key.rest}"
+        f" ({_names(key.columns, key)}) REFERENCES {referenced}{columns} {key.rest}"
     ).rstrip()
     try:
         async with optional(connection, what, notes):
@@ -524,6 +524,11 @@ async def make_foreign_key(
             " different instants, or the other table was not copied with it. Nothing was put in"
             " place; run with --full, or copy both together"
         ) from error
+
+
+def _names(columns: Sequence[str], key: ForeignKey) -> str:
+    *others, last = map(quote, columns)
+    return ", ".join([*others, f"PERIOD {last}" if key.has_period else last])
 
 
 async def set_sequences(

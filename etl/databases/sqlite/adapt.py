@@ -34,7 +34,12 @@ def lines_of(source: TableDefinition, shape: Shape) -> tuple[dict[str, str], lis
         for index in source.indexes
         if index.constraint == "unique" and index.columns and not index.remark
     ]
-    constraints += [_foreign_key(key, notes) for key in source.foreign_keys]
+    constraints += [_foreign_key(key, notes) for key in source.foreign_keys if key.is_plain]
+    notes += [
+        f"not carried: the foreign key {key.name!r} to {key.table!r}, which rows may break"
+        for key in source.foreign_keys
+        if not key.is_plain
+    ]
     notes += [f"not carried: the constraint {check.name!r}: {check.sql}" for check in source.checks]
     if source.comment is not None or any(c.comment is not None for c in source.columns):
         notes.append("not carried: comments, which SQLite has not")
@@ -83,7 +88,7 @@ def _literal(default: str, kind: Kind) -> str | None:
     text = default.strip("()") if _NUMBER.fullmatch(default.strip("()")) else default
     if text.upper() in {"TRUE", "FALSE"}:
         return "1" if text.upper() == "TRUE" else "0"
-    if text.upper().startswith("NULL"):
+    if re.match(r"NULL(?:::|$)", text):
         return "NULL"
     if _NUMBER.fullmatch(text):
         # An exact number is kept as text, in a column for texts.
