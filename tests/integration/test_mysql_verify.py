@@ -236,6 +236,25 @@ def test_a_repair_rewrites_the_rows_that_differ(
     assert "equal, 1500 rows" in out.replace(",500", "500")
 
 
+def test_a_repair_leaves_alone_what_refers_to_its_rows(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    here, there = mysql_database(), mysql_database()
+    for url in (here, there):
+        fill(
+            mysql_server,
+            url,
+            "CREATE TABLE p (id int PRIMARY KEY, v varchar(5))",
+            "CREATE TABLE c (id int PRIMARY KEY, p int, FOREIGN KEY (p) REFERENCES p (id)"
+            " ON DELETE CASCADE)",
+            "INSERT INTO p VALUES (1, 'a')",
+            "INSERT INTO c VALUES (1, 1)",
+        )
+    fill(mysql_server, there, "UPDATE p SET v = 'x'")
+    assert run_command(["verify", here, there, "--table", "p", "--repair"]) == 0
+    assert run_command(["verify", here, there]) == 0
+
+
 @pytest.mark.parametrize("source", ["sqlite", "postgresql"])
 def test_a_target_in_mysql_is_repaired(
     mysql_server: MySQLServer,

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from etl.databases.canonical import ESCAPED, Described, Form
-from etl.databases.digest import Agreement, Digest, Key, Order, Range, hull, place_in
+from etl.databases.digest import Agreement, Digest, Key, Order, Range, Referrer, hull, place_in
 from etl.databases.generic.connect import LONG_S, Connection, opened
 from etl.databases.generic.keys import beyond
 from etl.databases.generic.mysql.types import read_as
@@ -29,6 +29,12 @@ _BYTEWISE = frozenset({"utf8mb4_nopad_bin", "utf8mb4_0900_bin"})
 
 # A hash that is computed in a derived table would be computed anew wherever it is named.
 _SETTINGS = "SET SESSION optimizer_switch = 'derived_merge=off'"
+
+_REFERRERS = """
+SELECT DISTINCT table_name, delete_rule FROM information_schema.referential_constraints
+WHERE unique_constraint_schema = COALESCE(:etl_0, DATABASE()) AND referenced_table_name = :etl_1
+ORDER BY table_name, delete_rule
+"""
 
 
 @asynccontextmanager
@@ -65,6 +71,17 @@ class MySQLSnapshot:
         """See the protocol."""
         found = self._tables[table.name].column(column)
         return found is not None and found.base in _INTS
+
+    async def referrers(self, table: Described) -> Sequence[Referrer]:
+        """See the protocol."""
+        found = self._tables[table.name]
+        rows = await self._connection.fetch(
+            _REFERRERS, {"etl_0": found.schema, "etl_1": found.name}
+        )
+        actions = {"CASCADE", "SET NULL", "SET DEFAULT"}
+        return [
+            Referrer(table=name, on_delete=rule if rule in actions else None) for name, rule in rows
+        ]
 
     async def open(self, table: Described, agreement: Agreement, *, side: int) -> MySQLDigests:
         """See the protocol."""
