@@ -181,8 +181,8 @@ def test_a_reader_that_leaves_does_not_end_the_run(write: Write) -> None:
         timeout=GUARD_S,
         check=False,
     )
-    assert result.stdout == "loaded\n"
-    assert result.stderr == "rc 0\n"
+    assert json.loads(result.stdout)["event"] == "run_started"
+    assert result.stderr == "loaded\nrc 0\n"
 
 
 def test_closed_streams_are_no_failure(write: Write) -> None:
