@@ -491,7 +491,8 @@ async def test_ctrl_c_reaches_the_run_and_its_workers_by_it(
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.3)
     found, _, err = done(process)
-    assert found == code, err
+    # A signal that comes when all has ended already ends the process at once: -2 for 130.
+    assert found in (code, 128 - code), err
     assert "stopped: " in err
     assert "Traceback" not in err
     await_gone(numbers, 0.1)
