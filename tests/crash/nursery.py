@@ -22,6 +22,8 @@ from typing import IO
 
 # Some only for the children, which would load them at their first use, each of them anew.
 import alembic.command  # noqa: F401
+import pyarrow.compute
+import pyarrow.csv  # noqa: F401
 import sqlalchemy.ext.asyncio  # noqa: F401
 
 from etl.databases import generic, postgres, sqlite  # noqa: F401
