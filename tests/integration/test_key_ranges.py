@@ -11,7 +11,7 @@ from etl import Database, DeadLetter, Limits, Pipeline, Row
 from etl.connector import Advance, CheckpointKey, Reader, Sink, Target
 from etl.databases import postgres, sqlite
 from etl.databases.database import ReadSpec
-from etl.databases.postgres import catalogue, load
+from etl.databases.postgres import catalogue, load, sink_table
 from etl.databases.postgres.connect import Connection
 from etl.databases.url import parse_url
 from etl.errors import FencedError
@@ -90,7 +90,8 @@ async def test_a_table_that_another_lane_makes_between_two_looks_is_not_a_change
             await run_sql(postgres_url, "CREATE TABLE copy (id int, v text)")
         return found
 
-    monkeypatch.setattr(load, "fingerprint", fingerprint)
+    for module in (load, sink_table):
+        monkeypatch.setattr(module, "fingerprint", fingerprint)
     database = Database(postgres_url)
     flow = database.table("t").map(shout).into(database.append("copy"))
     report = await Pipeline("t", flow).run()
