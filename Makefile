@@ -24,7 +24,7 @@ demo: $(VENV)/.installed ## real flights, from an operational database into a wa
 	exit $$code'
 	@$(RUN) python -m pipelines.flights report
 
-test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine, and a MariaDB where there is one
+test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine (MySQL's: make test-mysql)
 	@$(RUN) python -m pytest -n 2 $(ARGS)
 
 test-mysql: $(VENV)/.installed-dev ## the tests of MySQL, against a real MariaDB (Debian: apt install mariadb-server)
