@@ -198,7 +198,7 @@ async def test_without_the_right_to_see_transactions_settle_is_asked_for(
     mysql_server: MySQLServer, mysql_url: str
 ) -> None:
     name = name_of(mysql_url)
-    user = name[-12:]
+    user = f"reader_{name[-12:]}"  # not to begin with a digit, which may look like a number
     fill(mysql_server, mysql_url, "CREATE TABLE t (id int PRIMARY KEY, at datetime NOT NULL)")
     mysql_server.execute(
         f"CREATE USER {user} IDENTIFIED BY 'pw'", f"GRANT SELECT ON {name}.* TO {user}"
