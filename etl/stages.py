@@ -170,7 +170,7 @@ def texts_in(function: object) -> set[str]:
             todo.append(one.__func__)
         elif isinstance(one, FunctionType) and id(one) not in seen:
             seen.add(id(one))
-            for code in _codes(one.__code__):
+            for code in codes_of(one.__code__):
                 todo += (value for value in code.co_consts if isinstance(value, str | tuple))
                 held = [one.__globals__.get(name) for name in code.co_names]
                 todo += (value for value in held if not _is_foreign(value, one))
@@ -179,11 +179,12 @@ def texts_in(function: object) -> set[str]:
     return found
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of the functions in it."""
     yield code
     for one in code.co_consts:
         if isinstance(one, CodeType):
-            yield from _codes(one)
+            yield from codes_of(one)
 
 
 def _is_foreign(value: object, function: FunctionType) -> bool:

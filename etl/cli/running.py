@@ -80,6 +80,8 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
         # Python drops what is raised while it collects garbage, or inside an import's callback.
         raise Terminated
     limits = options.limits(pipeline.limits)
+    if options.processes is not None and options.processes > 1:
+        _tell_of_processes(pipeline, limits, screen)
     own_this_process()
     view = make_view(screen, pipeline.name)
     shown = _Shown(screen)
@@ -88,6 +90,13 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
             return runner.run(_run(pipeline, options, limits, screen, view, shown))
     finally:
         view.close()
+
+
+def _tell_of_processes(pipeline: Pipeline, limits: Limits, screen: Screen) -> None:
+    """Say which flows do not run in worker processes, which were asked for by name."""
+    for flow in pipeline.plan(limits).flows:
+        if why := flow.one_job or flow.one_process:
+            screen.note(f"flow {flow.name!r} runs in one process: {why}")
 
 
 async def _run(

@@ -21,6 +21,7 @@ from etl.engine.plan import FlowPlan, step_label
 from etl.errors import ConfigError, EtlError
 from etl.flow import Filter, Lookup, Step
 from etl.foreign import because_of, named
+from etl.stages import codes_of
 
 _BY_FILE = "_etl_pipeline_"
 """How the names of modules begin that are loaded from a file and stand in no package."""
@@ -155,7 +156,7 @@ def _texts(function: object, seen: set[int]) -> Iterator[str]:
         yield from _texts(function.__func__, seen)
     elif isinstance(function, FunctionType) and id(function) not in seen:
         seen.add(id(function))
-        for code in _codes(function.__code__):
+        for code in codes_of(function.__code__):
             yield code.co_code.hex()
             yield ",".join(code.co_names)
             yield from (_shown(one) for one in code.co_consts if not isinstance(one, CodeType))
@@ -163,13 +164,6 @@ def _texts(function: object, seen: set[int]) -> Iterator[str]:
                 helper = function.__globals__.get(name)
                 if isinstance(helper, FunctionType) and helper.__module__ == function.__module__:
                     yield from _texts(helper, seen)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from _codes(one)
 
 
 def _shown(constant: object) -> str:

@@ -1,9 +1,9 @@
 """What a run and its worker processes say to each other: one JSON object a line, plain data only.
 
 The run sends the ``job``, answers ``next`` with a ``range`` and ``judge`` with a ``verdict``, and
-may send ``drain``, ``abort`` and ``who``. The worker tells ``event``, ``count``, ``figures``,
-``note``, ``log`` and ``print`` as they come, and at the end ``ended`` or ``failed``. Each message
-says under ``is`` which it is.
+may send ``drain``, ``abort`` and ``who``, which ``culprits`` answers. The worker tells ``event``,
+``count``, ``figures``, ``log`` and ``print`` as they come, and at the end ``ended``, ``failed`` or
+``aborted``. Each message says under ``is`` which it is.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from etl.errors import (
     TooManyRejectsError,
     TransientError,
 )
-from etl.events import ChannelStats, Event
+from etl.events import ChannelStats, Event, Note
 from etl.foreign import named
 
 _log = logging.getLogger("etl")
@@ -138,7 +138,7 @@ class Worker:
             except BaseException:
                 end = await finish(self._abort(reader, process))
                 if end is not None and end["is"] == "failed":
-                    error = wire.error_of(end["errors"][0])
+                    error = self.failure(end)
                     raise error from error.__cause__
                 raise
             code = await finish(self._close(process))
@@ -148,7 +148,7 @@ class Worker:
         if end is None:
             raise self._died(process.pid, code)
         if end["is"] == "failed":
-            raise wire.error_of(end["errors"][0])
+            raise self.failure(end)
         self.exhausted = end["exhausted"]
         for claim, checkpoints in zip(self._claims, end["claims"], strict=True):
             moved = {(sink, partition): one for sink, partition, one in checkpoints}
@@ -207,6 +207,13 @@ class Worker:
     def _send(self, kind: str, /, **fields: Any) -> None:
         if self._writer is not None:
             self._writer.write(wire.encode({"is": kind, **fields}))
+
+    def failure(self, end: wire.Message) -> EtlError:
+        """What it failed with first; what failed beside that is told."""
+        first, *others = end["errors"]
+        for one in others:
+            self._tell(Note(flow=self._job["flow"], message=f"{self.name}, also: {one['text']}"))
+        return wire.error_of(first)
 
     async def _abort(
         self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]

@@ -131,6 +131,16 @@ def test_a_run_reports_on_stdout_and_talks_on_stderr(write: Write, start: Start)
     assert "\x1b" not in out + err
 
 
+def test_a_flow_that_worker_processes_do_not_serve_is_named(write: Write, start: Start) -> None:
+    path = write('p = Pipeline("job", source(25).into(into("t")))\n')
+    code, _, err = done(start("run", path, "--processes", "2"))
+    assert code == 0, err
+    assert "note: flow 'orders' runs in one process: what a cursor reads is one partition" in err
+    code, _, err = done(start("run", path, "--jobs", "2"))  # not asked for by name
+    assert code == 0, err
+    assert "in one process" not in err
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_json_lines_are_all_that_is_on_stdout(write: Write, start: Start, before: bool) -> None:
     path = write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 
 from etl import ConfigError, Database, DeadLetter, Limits, Pipeline, Row, stage
 from etl.engine import homes, wire
+from etl.engine.bad_rows import BadRows
 from etl.engine.plan import FlowPlan, Plan
-from etl.engine.segments import make_route
+from etl.engine.segments import make_route, taking
 from etl.engine.turns import Turns
+from etl.engine.workers import Worker
 from etl.errors import DataError, EtlError, OutOfMemoryError, ResourceError, StageError
+from etl.events import Event, Note
 from etl.flow import Flow
 from etl.policy import MIB, WORKER_BYTES
 
@@ -246,3 +250,20 @@ async def test_some_flows_follow_each_other_in_an_order_that_waits_for_nobody_in
         turns.ended(next(name for name in now if name != "b"))
         turns.begin()
     assert begun.index("c") < begun.index("a")
+
+
+def test_what_else_failed_in_a_worker_is_told_beside_its_first_error() -> None:
+    told: list[Event] = []
+    worker = Worker(
+        "worker 1 of flow 't'",
+        {"flow": "t"},
+        taking(deque()),
+        grace_s=1,
+        bad_rows=BadRows("fail", "t"),
+        claims=(),
+        tell=told.append,
+    )
+    errors = [DataError("a row is bad"), StageError("and a stage, too")]
+    first = worker.failure({"errors": [wire.of_error(one) for one in errors]})
+    assert (type(first), str(first)) == (DataError, "a row is bad")
+    assert told == [Note(flow="t", message="worker 1 of flow 't', also: and a stage, too")]
