@@ -20,16 +20,9 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.copying import Chunk, check_kept, copy_in
 from etl.databases.postgres.frames import HEADER, TRAILER, fitted, unfit_column
 from etl.databases.postgres.guard import GROUP_S
-from etl.databases.postgres.lines import (
-    Encoder,
-    WideFields,
-    payload,
-)
+from etl.databases.postgres.lines import Encoder, WideFields, payload
 from etl.databases.postgres.sink_table import SinkTable
-from etl.databases.postgres.tables import (
-    check_columns,
-    check_types,
-)
+from etl.databases.postgres.tables import check_columns, check_types
 from etl.databases.types import LooseColumn
 from etl.databases.ways import fit
 from etl.engine.threads import in_thread

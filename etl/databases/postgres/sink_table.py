@@ -15,9 +15,7 @@ from etl.databases.postgres.adapt import adapted
 from etl.databases.postgres.catalogue import Relation, find_oids, find_relation, fingerprint
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe
-from etl.databases.postgres.lines import (
-    columns_of,
-)
+from etl.databases.postgres.lines import columns_of
 from etl.databases.postgres.made import Made, State
 from etl.databases.postgres.merging import Merger
 from etl.databases.postgres.order import check_rewrite
