@@ -59,14 +59,14 @@ def notes_of(sessions: Sequence[Loading]) -> Mapping[str, Sequence[str]]:
     }
 
 
-class Claims:
+class StagingOwners:
     """Which flow loads which staging table of a target."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._owners: dict[str, tuple[str, str]] = {}
 
-    def claim(self, load: Staged) -> None:
+    def add(self, load: Staged) -> None:
         """Refuse two flows that would load one staging table.
 
         Raises:

@@ -29,7 +29,7 @@ from etl.databases.generic.load import Load
 from etl.databases.generic.rejects import Rejects, publish_rejects
 from etl.databases.generic.table import Table
 from etl.databases.migrate import needs_upgrade, upgrade
-from etl.databases.sessions import Claims, is_fresh, leading, notes_of, take_over
+from etl.databases.sessions import StagingOwners, is_fresh, leading, notes_of, take_over
 from etl.databases.url import Url
 from etl.engine.supervise import finish
 from etl.errors import (
@@ -79,7 +79,7 @@ class GenericTarget:
         self.control: Connection | None = None
         self._has_lock = False
         self._sessions: list[GenericSession] = []
-        self._claims = Claims(url.name)
+        self.staging_owners = StagingOwners(url.name)
         # Flows that are published each by itself would wait for each other's tables and catalogue.
         self._publishing = asyncio.Lock()
         self._making = asyncio.Lock()
@@ -145,10 +145,6 @@ class GenericTarget:
         session = GenericSession(self, flow, sinks)
         self._sessions.append(session)
         return session
-
-    def claim(self, load: Load) -> None:
-        """Refuse two flows that would load one staging table."""
-        self._claims.claim(load)
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
@@ -318,7 +314,7 @@ class GenericSession:
         for load, shape in zip(self.loads, shapes, strict=True):
             notes += await load.prepare(connection, shape, resumable=resumable)
             if load.is_staged:
-                self._target.claim(load)
+                self._target.staging_owners.add(load)
         await connection.rollback()
         return notes
 

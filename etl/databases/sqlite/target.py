@@ -22,7 +22,7 @@ from etl.connector import (
 )
 from etl.databases.checkpoints import is_done, parts
 from etl.databases.migrate import needs_upgrade, upgrade
-from etl.databases.sessions import Claims, is_fresh, leading, notes_of, take_over
+from etl.databases.sessions import StagingOwners, is_fresh, leading, notes_of, take_over
 from etl.databases.sql import fold, quote
 from etl.databases.sqlite import checkpoints
 from etl.databases.sqlite.connection import Connection, connect_target, open_target_file
@@ -87,7 +87,7 @@ class SqliteTarget:
         self._url = url
         self._sessions: list[SqliteSession] = []
         self._idle: list[Connection] = []  # given back by sessions whose flows do not run
-        self._claims = Claims(url.name)
+        self.staging_owners = StagingOwners(url.name)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make the file, lock it for the pipeline, and bring etl's tables up to date."""
@@ -133,10 +133,6 @@ class SqliteTarget:
         session = SqliteSession(self, flow, sinks)
         self._sessions.append(session)
         return session
-
-    def claim(self, load: Load) -> None:
-        """Refuse two flows that would load one staging table."""
-        self._claims.claim(load)
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
@@ -263,7 +259,7 @@ class SqliteSession:
             for load, shape in zip(self.loads, shapes, strict=True):
                 notes += await load.prepare(connection, shape, resumable=resumable)
                 if load.is_staged:
-                    self._target.claim(load)
+                    self._target.staging_owners.add(load)
         return notes
 
     async def load(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
