@@ -226,7 +226,10 @@ def _start_container() -> Any:
         except (DockerException, RequestException, OSError, TimeoutError):
             if container is not None:
                 container.stop()
-            return None
+            container = None
+        # Where no Docker answers, its library forgets a socket: collected later, with warnings
+        # on, it would fail whichever test runs then.
+        gc.collect()
     return container
 
 

@@ -15,7 +15,7 @@ import platform
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from itertools import combinations, count, product
@@ -33,6 +33,7 @@ from tests.crash.outside import Outside, PostgresOutside, SqliteOutside
 ITEMS = [Item(n, f"kind {n % 7}\tä\\", n * 3) for n in range(1, 151)]
 OLD = [Item(0, "old", 0)]
 """What a table holds that a run replaces."""
+_LATER = 3  # the time that a point is reached, when some rows have been committed
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,12 +139,25 @@ class Matrix:
                 if not self._crash(setting, point, hit):
                     break
                 reached.add(point)
-        unreached = {point for point in points if point not in reached}
-        # Publishing exists for a replace and for rows that are gathered; the rest in each run.
-        if CASES[setting.case].shows_at_the_end:
-            assert not unreached, f"{setting}: never reached {unreached}"
-        else:
-            assert all("publish" in point for point in unreached), f"{setting}: {unreached}"
+        _refuse_missed(setting, set(points) - reached)
+
+    def try_some(self, setting: Setting, number: int) -> None:
+        """Crash once at each point: before the first commit, or after some where it comes again.
+
+        Args:
+            number: Of this setting; of two after one another each point is tried in both ways.
+
+        Raises:
+            AssertionError: The target is not what it should be.
+        """
+        self.tally.settings += 1
+        missed = {
+            point
+            for turn, point in enumerate(POINTS, number)
+            if not (turn % 2 and self._crash(setting, point, _LATER))
+            and not self._crash(setting, point, 1)
+        }
+        _refuse_missed(setting, missed)
 
     def _crash(self, setting: Setting, point: str, hit: int) -> bool:
         """Crash in fresh targets, run again; whether the point was reached."""
@@ -215,6 +229,19 @@ class Matrix:
             rows, _ = target.look(tables)
             for name, effect in tables.items():
                 assert rows[name] == sorted(effect(ITEMS)), f"{where}: {name} differs in the end"
+
+
+def _refuse_missed(setting: Setting, points: Collection[str]) -> None:
+    """Points that no run came to.
+
+    Raises:
+        AssertionError: They should have been reached.
+    """
+    # Publishing exists for a replace and for rows that are gathered; the rest in each run.
+    if CASES[setting.case].shows_at_the_end:
+        assert not points, f"{setting}: never reached {points}"
+    else:
+        assert all("publish" in point for point in points), f"{setting}: {points}"
 
 
 def sqlite_files(folder: Path) -> tuple[SqliteOutside, SqliteOutside]:
