@@ -29,7 +29,7 @@ from etl.databases.digest import Agreement, Digest, Key, Range, Referrer, hull, 
 from etl.databases.sql import literal, quote
 from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.errors import Side
-from etl.databases.sqlite.schema import Table, find_table, table_name
+from etl.databases.sqlite.schema import Table, find_table, is_bytewise, table_name
 from etl.databases.url import Url
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 
@@ -101,10 +101,7 @@ class SqliteSnapshot:
                 f"{self.connection.where} has no table {table!r}. Nothing was changed"
             )
         self._tables[table] = found
-        if await self.connection.value(
-            "SELECT sql NOT LIKE '%collate%' FROM sqlite_schema WHERE type = 'table' AND name = ?",
-            (found.name,),
-        ):
+        if await is_bytewise(self.connection, found.name):
             self._bytewise.add(table)
         return Described(
             name=table,
@@ -176,7 +173,6 @@ class SqliteDigests:
         names = [agreement.columns[place].names[side] for place in agreement.key]
         self._names = [quote(name) for name in names]
         self._hash = _hashing(self._forms)
-        # An index would not be used where the collation is named, be it the column's own.
         native = "" if is_bytewise else " COLLATE BINARY"
         # A function for each form that orders a key by its text, made when it is opened.
         self._terms = [

@@ -9,7 +9,8 @@ refused as ever. So nothing is bent here that is not bent there.
 Some columns have no such SQL (floating-point numbers need the shortest text that means them, which
 SQLite cannot write): they come as values between pieces of text, and Python writes them.
 
-A line is one call of ``printf``: a chain of ``||`` copies all that it has with each link.
+A line is one call of ``printf``: a chain of ``||`` copies all that it has with each link. Where a
+line is nothing but text, SQLite joins those of a whole page, and Python gets the page as bytes.
 
 Texts are not escaped at first, because few need it: whether one does, a few searches over a whole
 page tell. From then on the fields are kept apart by control characters instead of tabs, and Python
@@ -38,7 +39,7 @@ _ROUND = "6755399441055744.0"
 _NULL = r"\N"
 # What keeps fields and lines apart, and what means NULL, where texts are to be escaped.
 _FIELD_END, _LINE_END, _NO_VALUE = "\x1f", "\x1e", "\x1d"
-_ESCAPES = (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r"))
+_ESCAPES = ((b"\\", rb"\\"), (b"\t", rb"\t"), (b"\n", rb"\n"), (b"\r", rb"\r"))
 _TEXT_KINDS: frozenset[Kind] = frozenset({"text", "other", "json"})
 
 
@@ -81,19 +82,27 @@ def _text(proof: str, name: str) -> Field:
     return Field(proof=proof, sql=name, form="%s", as_text=name, holds=str)
 
 
-def _is_text(name: str) -> str:
+def _is_text(name: str, *, is_number: bool = True) -> str:
     """Whether a value is a text, said cheaper than by ``typeof``.
 
     Texts are above numbers and below bytes: see "Comparison Expressions" in
     https://sqlite.org/datatype3.html.
+
+    Args:
+        is_number: It may be one.
     """
-    return f"{name}>='' COLLATE BINARY AND {name}<x'' COLLATE BINARY"
+    # With a plus, no number is made a text to be compared, as a view's columns of TEXT have it.
+    above = f"+{name}>='' COLLATE BINARY AND " if is_number else ""
+    return f"{above}{name}<x'' COLLATE BINARY"
 
 
-def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | None:
+def field(
+    source: Column, target: Column, *, is_own: bool = False, is_exact: bool = False
+) -> Field | None:
     """How SQLite writes a column for another one; None: only Python can.
 
     Args:
+        is_own: It is a table's, not that of a view or a query: one of TEXT holds no numbers.
         is_exact: SQLite vouches for the class of the source: a STRICT table, or the row number.
     """
     if isinstance(target, LooseColumn):
@@ -101,7 +110,7 @@ def field(source: Column, target: Column, *, is_exact: bool = False) -> Field | 
     name = quote(source.name)
     affinity = affinity_of(source.type.name)
     kind = target.type.kind
-    is_text = _is_text(name)
+    is_text = _is_text(name, is_number=not is_own or affinity != "text")
     # printf would end it at a NUL.
     is_free_text = f"{is_text} AND NOT instr({name},char(0))"
     is_whole = "1" if is_exact and affinity == "integer" else f"typeof({name})='integer'"
@@ -232,7 +241,8 @@ class Lines:
     """What is selected instead of columns, and how lines come of it.
 
     Attributes:
-        select: The SQL expressions: pieces of text, with columns for Python between them.
+        select: The SQL expressions: pieces of text, with columns for Python between them. A line
+            that is not proven is NULL.
     """
 
     def __init__(
@@ -241,25 +251,29 @@ class Lines:
         targets: Sequence[Column],
         *,
         is_strict: bool,
+        are_own: bool = False,
         exact: Collection[str] = (),
     ) -> None:
         """Plan the lines.
 
         Args:
             is_strict: Escape texts.
+            are_own: The sources are a table's columns, not those of a view or a query.
             exact: Sources for whose class SQLite vouches.
         """
         self._width = len(sources)
         self._index = {column.name: i for i, column in enumerate(sources)}
         self._fields = [
-            field(source, target, is_exact=source.name in exact)
+            field(source, target, is_own=are_own, is_exact=source.name in exact)
             for source, target in zip(sources, targets, strict=True)
         ]
         self._targets = tuple(targets)
         has_bytes = any(one.type.kind == "bytes" for one in targets)
         # The backslashes of bytes cannot be told from those of texts that are not escaped.
         self._is_strict = is_strict or has_bytes
-        self._end, self._null = (_FIELD_END, _NO_VALUE) if self._is_strict else ("\t", _NULL)
+        self._field_end, self._line_end, self._null = (
+            (_FIELD_END, _LINE_END, _NO_VALUE) if self._is_strict else ("\t", "\n", _NULL)
+        )
         self._raw = [i for i, one in enumerate(self._fields) if one is None]
         self._has_nulls = any(
             one is None or (source.nullable and target.nullable)
@@ -281,7 +295,7 @@ class Lines:
             zip(sources, self._targets, self._fields, strict=True)
         ):
             if i:
-                writer.literal(self._end)
+                writer.literal(self._field_end)
             name = quote(source.name)
             if one is None:
                 pieces += [writer.sql(), name]
@@ -296,10 +310,16 @@ class Lines:
             else:
                 proofs.append(one.proof)
                 writer.field(one.form, one.sql)
+        writer.literal(self._line_end)
         pieces.append(writer.sql())
         # One proof for the whole row: in its first piece.
         pieces[0] = f"CASE WHEN {' AND '.join(proofs) or '1'} THEN {pieces[0]} END"
         return pieces
+
+    @property
+    def are_text(self) -> bool:
+        """Whether SQLite writes all of a line."""
+        return not self._raw
 
     def can_read(self, names: Sequence[str]) -> bool:
         """Whether the values of these columns can be read from a line."""
@@ -323,36 +343,46 @@ class Lines:
         one = self._fields[found] if found is not None else None
         return one.holds if one is not None else None
 
-    def write(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Sequence[str], int]:
-        """The lines of a page, and how many characters they have.
+    def write(self, rows: Sequence[tuple[Any, ...]]) -> bytes:
+        """The lines of some rows of ``select``.
 
         Raises:
             Doubt: They are not proven.
         """
-        if not self._raw:
-            lines = [row[0] for row in rows]
-        else:
-            columns = list(zip(*rows, strict=True))
-            for n, i in enumerate(self._raw):
-                columns[2 * n + 1] = self._encoded(columns[2 * n + 1], self._targets[i])
-            if None in columns[0]:
-                raise Doubt("a value has no proof")
-            lines = list(map("".join, zip(*columns[: 2 * len(self._raw) + 1], strict=True)))
-        end = _LINE_END if self._is_strict else "\n"
-        try:
-            text = end.join(lines)
-        except TypeError:
-            raise Doubt("a value has no proof") from None
-        if text.count(end) != len(lines) - 1 or text.count(self._end) != len(lines) * (
-            self._width - 1
+        columns = list(zip(*rows, strict=True))
+        for n, i in enumerate(self._raw):
+            columns[2 * n + 1] = self._encoded(columns[2 * n + 1], self._targets[i])
+        if None in columns[0]:
+            raise Doubt("a value has no proof")
+        pieces = zip(*columns[: 2 * len(self._raw) + 1], strict=True)
+        return self._proven("".join(map("".join, pieces)).encode(), len(rows))
+
+    def take(self, page: bytes, count: int) -> bytes:
+        """A page of so many lines that SQLite has joined.
+
+        Raises:
+            Doubt: They are not proven.
+        """
+        if not page.isascii():
+            try:
+                page.decode()
+            except UnicodeDecodeError:
+                raise Doubt("a text that is not UTF-8") from None
+        return self._proven(page, count)
+
+    def _proven(self, page: bytes, count: int) -> bytes:
+        """Lines that have as many ends as they should, escaped."""
+        fields = count * (self._width - 1)
+        if (page.count(self._line_end.encode()), page.count(self._field_end.encode())) != (
+            count,
+            fields,
         ):
             raise Doubt("a text with what ends fields or lines", escaping_helps=not self._is_strict)
         if self._is_strict:
-            text = self._escaped(text)
-            return text.split("\n"), len(text)
-        if "\r" in text or ("\\" in text and not self._are_fields(_NULL, text, "\t", "\n", "\\")):
+            return self._escaped(page)
+        if b"\r" in page or (b"\\" in page and not self._are_nulls(page, b"\\")):
             raise Doubt("a text to escape", escaping_helps=True)
-        return lines, len(text)
+        return page
 
     def _encoded(self, values: Sequence[Any], target: Column) -> Any:
         adapt: Callable[[Sequence[Any]], Sequence[Any]] | None = from_sqlite(target.type)
@@ -366,22 +396,23 @@ class Lines:
         # They are escaped with the others.
         return [_NO_VALUE if text == _NULL else unescape(text) for text in texts]
 
-    def _escaped(self, text: str) -> str:
+    def _escaped(self, page: bytes) -> bytes:
         """A strict page as COPY text."""
         for plain, escape in _ESCAPES:
-            text = text.replace(plain, escape)
-        if _NO_VALUE in text:
-            if not self._are_fields(_NO_VALUE, text, _FIELD_END, _LINE_END, _NO_VALUE):
+            page = page.replace(plain, escape)
+        null = _NO_VALUE.encode()
+        if null in page:
+            if not self._are_nulls(page, null):
                 raise Doubt("a text with what means NULL")
-            text = text.replace(_NO_VALUE, _NULL)
-        return text.replace(_FIELD_END, "\t").replace(_LINE_END, "\n")
+            page = page.replace(null, _NULL.encode())
+        return page.replace(_FIELD_END.encode(), b"\t").replace(_LINE_END.encode(), b"\n")
 
-    def _are_fields(self, null: str, text: str, field: str, line: str, sign: str) -> bool:
+    def _are_nulls(self, page: bytes, sign: bytes) -> bool:
         """Whether each sign of a NULL belongs to a field that is one, and may be one."""
-        many = text.count(sign)
-        begins = text.count(field + null) + text.count(line + null) + text.startswith(null)
-        ends = text.count(null + field) + text.count(null + line) + text.endswith(null)
-        return self._has_nulls and begins == many == ends
+        null, field, line = self._null.encode(), self._field_end.encode(), self._line_end.encode()
+        begins = page.count(field + null) + page.count(line + null) + page.startswith(null)
+        ends = page.count(null + field) + page.count(null + line)
+        return self._has_nulls and begins == page.count(sign) == ends
 
 
 class _Writer:

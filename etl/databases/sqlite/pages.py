@@ -2,7 +2,8 @@
 
 A page ends when its rows reach the size of a batch, so that a page of 10-MB blobs holds one row
 and not ten thousand. Measuring every value would cost as much as fetching it; so as long as
-no value is large, which SQLite itself watches over, a sample is measured.
+no value is large, which SQLite itself watches over, a sample is measured. Lines that SQLite joins
+are measured as they are, and it watches over the size of the page.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _CHUNK = 32
 _LARGE_LINE = 16_384  # a whole row
 _LINES = 64  # as a chunk
 _SAMPLE = 4  # of a chunk, every fourth row is measured
+_FIRST_LINES = 64  # of a page that SQLite joins, before the size of lines is known
+_FEWEST_LINES = 16  # when these are too large together, rows are measured one by one
 _PAGES = 4  # a fetch: going to the thread and back costs as much as some tens of rows
 
 
@@ -45,6 +48,67 @@ class Page:
     rejects: tuple[Reject, ...] = ()
 
 
+class Joined:
+    """Pages of lines that SQLite joins: each is the one row of a statement of its own.
+
+    Python need not touch the lines one by one, and while SQLite writes a page, no other thread
+    has to wait for the interpreter's lock.
+
+    Args:
+        statement: A SELECT of a number of lines after a key, and its parameters: how many lines,
+            how many of them are not NULL, all of them in one text.
+        convert: Makes a page of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_rows: int,
+        batch_bytes: int,
+        statement: Callable[[Fields | None, int], tuple[str, Sequence[Any]]],
+        convert: Callable[[bytes, int], Page],
+        last: Fields | None,
+    ) -> None:
+        self._batch_rows = batch_rows
+        self._batch_bytes = batch_bytes
+        self._statement = statement
+        self._convert = convert
+        self._last = last
+        self._lines = min(_FIRST_LINES, batch_rows)
+
+    def fetch(self, cursor: sqlite3.Cursor) -> tuple[int, int, bytes | None] | None:
+        """The next lines; None where only few of them are large already."""
+        connection = cursor.connection
+        text_factory = connection.text_factory
+        limit = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * self._batch_bytes)
+        connection.text_factory = bytes
+        try:
+            while True:
+                try:
+                    cursor.execute(*self._statement(self._last, self._lines))
+                    return cast("tuple[int, int, bytes | None]", cursor.fetchone())
+                except sqlite3.DataError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_TOOBIG:
+                        raise
+                if self._lines <= _FEWEST_LINES:
+                    return None
+                self._lines //= 4
+        finally:
+            connection.text_factory = text_factory
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
+
+    def page(self, text: bytes, count: int) -> Page:
+        """The page of some lines that were fetched.
+
+        Raises:
+            Doubt: They are not proven.
+        """
+        page = self._convert(text, count)
+        self._last = page.last
+        self._lines = max(1, min(self._batch_rows, self._batch_bytes * count // len(text)))
+        return page
+
+
 class Paging:
     """How to cut and convert the rows of one statement, and what came of it.
 
@@ -59,6 +123,7 @@ class Paging:
         most: Rows to give before ``must_restart``; None: all.
         is_exact: Every row is measured, because large ones may come.
         are_lines: The rows are pieces of lines, with the key behind them.
+        joined: The rows are pages of lines.
 
     Attributes:
         must_restart: There may be more: run a statement that starts after the last row that was
@@ -82,6 +147,7 @@ class Paging:
         most: int | None,
         is_exact: bool,
         are_lines: bool,
+        joined: Joined | None = None,
     ) -> None:
         self.batch_rows = batch_rows
         self.batch_bytes = batch_bytes
@@ -90,6 +156,7 @@ class Paging:
         self.doubt: Doubt | None = None
         self.doubtful_rows = 0
         self.are_lines = are_lines
+        self.joined = joined
         self.large = _LARGE_LINE if are_lines else LARGE
         self.chunk = _LINES if are_lines else _CHUNK
         self._most = most
@@ -209,13 +276,33 @@ class PagedCursor(sqlite3.Cursor):
         pages: list[Page] = []
         room = _PAGES * paging.batch_bytes
         while len(pages) < _PAGES and room > 0 and not paging.must_restart:
-            rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
-            page = paging.page(rows, nbytes) if rows else None
+            page = self._page(paging) if paging.joined is None else self._joined(paging)
             if page is None:
                 break
             pages.append(page)
-            room -= nbytes
+            room -= page.nbytes
         return pages
+
+    def _page(self, paging: Paging) -> Page | None:
+        rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
+        return paging.page(rows, nbytes) if rows else None
+
+    def _joined(self, paging: Paging) -> Page | None:
+        assert paging.joined is not None
+        found = paging.joined.fetch(self)
+        if found is None:
+            paging.must_restart = paging.is_exact = True
+            return None
+        count, proven, text = found
+        if not count:
+            return None
+        try:
+            if proven < count or text is None:
+                raise Doubt("a value has no proof")
+            return paging.joined.page(text, count)
+        except Doubt as doubt:
+            paging.doubted(doubt, count)
+            return None
 
     def _measured(self, paging: Paging) -> tuple[list[Fields], int]:
         rows: list[Fields] = []
@@ -267,10 +354,14 @@ class PagedConnection(sqlite3.Connection):
 
     paging: Paging | None = None
 
+    def cursor(self, factory: Any = PagedCursor) -> Any:
+        """A cursor for pages."""
+        return super().cursor(factory)
+
     def execute(self, sql: str, parameters: Any = (), /) -> PagedCursor:
         """Run a statement on a new cursor."""
         paging = self.paging
-        cursor = self.cursor(PagedCursor)
+        cursor: PagedCursor = self.cursor()
         if paging is None or paging.is_exact:
             return cursor.execute(sql, parameters)
         # The driver takes the first row here already.

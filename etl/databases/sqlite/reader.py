@@ -27,16 +27,25 @@ from etl.databases.sqlite.connection import Connection, open_source
 from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
 from etl.databases.sqlite.keys import from_position, to_position
 from etl.databases.sqlite.lines import Lines
-from etl.databases.sqlite.pages import Fields, Page, PagedConnection, Paging
+from etl.databases.sqlite.pages import Fields, Joined, Page, PagedConnection, Paging
 from etl.databases.sqlite.profile import profiled
-from etl.databases.sqlite.schema import Table, TableColumn, find_table, table_name, table_names
+from etl.databases.sqlite.schema import (
+    Table,
+    TableColumn,
+    find_table,
+    is_bytewise,
+    table_name,
+    table_names,
+)
 from etl.databases.types import same, text_decoder
 from etl.databases.url import Url
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Layout, Row, Shape, TextRows, ValueRows, shape_of
+from etl.rows import Lines as TextLines
 
 _VIEW = "etl_query"
 _ROWS = "etl_rows"
+_PAGE = "etl_page"
 _LONG_READ_BYTES = 64 << 20
 """From this size of a file on, somebody may notice that it is being read."""
 
@@ -49,15 +58,24 @@ class Order:
         columns: Those that order it, the cursor first; empty: as the rows come.
         collations: How each is compared; None: as the column says.
         is_unique: An index makes sure of it; else the read watches for doubles.
+        is_bytewise: The columns say ``BINARY`` themselves.
     """
 
     columns: tuple[str, ...] = ()
     collations: tuple[str | None, ...] = ()
     is_unique: bool = True
+    is_bytewise: bool = False
 
     @property
     def terms(self) -> list[str]:
         """The columns as SQL expressions."""
+        if self.is_bytewise and set(self.collations) <= {None, "BINARY"}:
+            return list(map(quote, self.columns))
+        return self.spelled
+
+    @property
+    def spelled(self) -> list[str]:
+        """The columns with all that says how they order rows."""
         return [
             quote(column) if collation is None else f"{quote(column)} COLLATE {quote(collation)}"
             for column, collation in zip(self.columns, self.collations, strict=True)
@@ -70,6 +88,19 @@ class _Place:
     def __init__(self, last: Fields | None) -> None:
         self.last = last
         self.given = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where a read ends.
+
+    Attributes:
+        until: The key of the last row.
+        below: What the cursor stays below.
+    """
+
+    until: Fields | None = None
+    below: Any = None
 
 
 class _Course:
@@ -147,12 +178,13 @@ class SqliteReader:
         self._hidden = 0  # columns at the end that order the read and are not handed on
         self._layout = Layout((), (), is_text=False)
         self._targets: tuple[Column, ...] = ()  # columns for which SQLite writes the rows
+        self._are_own = False  # the columns are the table's, not those of a view of it
         self._exact: frozenset[str] = frozenset()  # columns for whose class SQLite vouches
 
     @property
     def ordered_by(self) -> Sequence[str]:
         """See :class:`etl.connector.Ordered`. SQLite's values bring their own types."""
-        return self._order.terms
+        return self._order.spelled
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -166,9 +198,12 @@ class SqliteReader:
         connection = await self._connected(first=True)
         table = await self._find(connection)
         self._planned = table.columns
-        self._order = _order_of(table, self._spec, self._where)
+        order = _order_of(table, self._spec, self._where)
+        own = table.type == "table" and await is_bytewise(connection, table.name)
+        self._order = replace(order, is_bytewise=own)
         self.resumable = bool(self._order.columns)
         if table.type == "table" and not self._spec.steps:
+            self._are_own = True
             self._exact = frozenset(one.name for one in table.columns if one.is_exact)
         await self._refuse_nulls(connection, table)
         key = self._spec.key or table.key
@@ -310,7 +345,7 @@ class SqliteReader:
         if not cursor:
             return
         columns = self._columns(None)
-        sql, parameters = self._statement(columns, after=None, until=None, bound=None)
+        sql, parameters = self._statement(columns, after=None, span=_Span())
         steps = await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", parameters)
         if any("TEMP B-TREE" in str(step[-1]) for step in steps):
             self.notes.append(
@@ -384,12 +419,13 @@ class SqliteReader:
             )
         place = _Place(start)
         course = _Course(self._lines(is_strict=False), self._lines(is_strict=True))
+        span = _Span(stop, bound)
         while True:
             # One instant: the rows after the last one go on as they would have.
-            paging = self._paging(course, place)
+            joined = await self._joined(connection, course.lines, place, span)
+            paging = self._paging(course, place, joined)
             cast("PagedConnection", connection.raw).paging = paging
-            columns = self._columns(course.lines)
-            cursor = await self._run(connection, columns, place, stop, bound)
+            cursor = await self._run(connection, course.lines, place, span, joined)
             while await self._hand_on(connection, cursor, place, emit):
                 pass
             cast("PagedConnection", connection.raw).paging = None
@@ -406,7 +442,13 @@ class SqliteReader:
         """How SQLite writes the rows, where that was asked for and is worth it."""
         if not self._targets:
             return None
-        lines = Lines(self._layout.columns, self._targets, is_strict=is_strict, exact=self._exact)
+        lines = Lines(
+            self._layout.columns,
+            self._targets,
+            is_strict=is_strict,
+            are_own=self._are_own,
+            exact=self._exact,
+        )
         return lines if lines.is_worth_it else None
 
     def _columns(self, lines: Lines | None) -> list[str]:
@@ -453,7 +495,51 @@ class SqliteReader:
             )
         return True
 
-    def _paging(self, course: _Course, place: _Place) -> Paging:
+    async def _joined(
+        self, connection: Connection, lines: Lines | None, place: _Place, span: _Span
+    ) -> Joined | None:
+        """Pages of lines, where each can be found by the key at the end of the last one."""
+        if lines is None or not lines.are_text or not self._order.columns:
+            return None
+        if self._keys_beside(lines):
+            return None
+        select = ", ".join(lines.select)
+
+        def statement(after: Fields | None, count: int) -> tuple[str, Sequence[Any]]:
+            # No name for the line: an ORDER BY could take it for one of the columns.
+            sql, parameters = self._statement([select], after=after, span=span)
+            page = f"WITH {_PAGE} (line) AS ({sql} LIMIT ?)"
+            page += f" SELECT count(*), count(line), group_concat(line, '') FROM {_PAGE}"  # noqa: S608
+            return page, [*parameters, count]
+
+        sql, parameters = statement((None,) * len(self._order.columns), 1)
+        steps = [row[-1] for row in await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+        if any("TEMP B-TREE" in step for step in steps) or any(
+            step.startswith("SCAN") and _PAGE not in step for step in steps
+        ):
+            return None  # each page would go through all rows
+        read = lines.reader_of(self._order.columns)
+        layout = self._text_layout()
+
+        def convert(text: bytes, count: int) -> Page:
+            data = lines.take(text, count)
+            end = str(data[data.rfind(b"\n", 0, -1) + 1 : -1], "utf-8")
+            return Page(TextRows(layout, TextLines(data, count)), read(end), len(data))
+
+        return Joined(
+            batch_rows=self._info.batch_rows,
+            batch_bytes=self._info.batch_bytes,
+            statement=statement,
+            convert=convert,
+            last=place.last,
+        )
+
+    def _text_layout(self) -> Layout:
+        """Of lines for the target's columns."""
+        decoders = [text_decoder(one.type, nullable=one.nullable) for one in self._targets]
+        return Layout(self._targets, decoders, is_text=True)
+
+    def _paging(self, course: _Course, place: _Place, joined: Joined | None) -> Paging:
         lines = course.lines
         if lines is None:
             names = self._names
@@ -475,6 +561,7 @@ class SqliteReader:
             most=course.most,
             is_exact=course.is_exact,
             are_lines=lines is not None,
+            joined=joined,
         )
 
     def _converter(
@@ -508,16 +595,16 @@ class SqliteReader:
     def _lines_converter(
         self, lines: Lines, last: Callable[[list[Fields]], Fields] | None
     ) -> Callable[[list[Fields], int], Page]:
-        decoders = [text_decoder(one.type, nullable=one.nullable) for one in self._targets]
-        layout = Layout(self._targets, decoders, is_text=True)
+        layout = self._text_layout()
         read = lines.reader_of(self._order.columns) if last is None else None
 
         def texts(rows: list[Fields], _: int) -> Page:
-            written, size = lines.write(rows)
-            found = TextRows(layout, written, size)
+            found = TextLines(lines.write(rows), len(rows))
             if last is not None:
-                return Page(found, last(rows), found.nbytes)
-            return Page(found, read(written[-1]) if read is not None else (), found.nbytes)
+                end = last(rows)
+            else:
+                end = read(found[-1]) if read is not None else ()
+            return Page(TextRows(layout, found), end, found.nbytes)
 
         return texts
 
@@ -533,12 +620,14 @@ class SqliteReader:
     async def _run(
         self,
         connection: Connection,
-        columns: Sequence[str],
+        lines: Lines | None,
         place: _Place,
-        until: Fields | None,
-        bound: Any,
+        span: _Span,
+        joined: Joined | None,
     ) -> aiosqlite.Cursor:
-        sql, parameters = self._statement(columns, after=place.last, until=until, bound=bound)
+        if joined is not None:  # which has statements of its own
+            return await connection.run(aiosqlite.Connection.cursor)
+        sql, parameters = self._statement(self._columns(lines), after=place.last, span=span)
         if not self._order.columns and place.given:
             sql += f" LIMIT -1 OFFSET {place.given}"
 
@@ -548,20 +637,20 @@ class SqliteReader:
         return await connection.run(execute)
 
     def _statement(
-        self, columns: Sequence[str], *, after: Fields | None, until: Fields | None, bound: Any
+        self, columns: Sequence[str], *, after: Fields | None, span: _Span
     ) -> tuple[str, list[Any]]:
         """The SELECT, and its parameters. Keyset: it starts after the last key."""
         terms = self._order.terms
         conditions: list[str] = []
         parameters: list[Any] = []
-        for operator, values in ((">", after), ("<=", until)):
+        for operator, values in ((">", after), ("<=", span.until)):
             if values is not None:
                 marks = ", ".join("?" * len(values))
                 conditions.append(f"({', '.join(terms)}) {operator} ({marks})")
                 parameters += values
-        if bound is not None:
+        if span.below is not None:
             conditions.append(f"{terms[0]} < ?")
-            parameters.append(bound)
+            parameters.append(span.below)
         sql = f"SELECT {', '.join(columns)} FROM {self._from}"  # noqa: S608  quoted names
         if conditions:
             sql += f" WHERE {' AND '.join(conditions)}"

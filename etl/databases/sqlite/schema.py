@@ -291,6 +291,19 @@ async def _unique_indexes(
     return indexes, key_has_index
 
 
+async def is_bytewise(connection: Connection, table: str) -> bool:
+    """Whether no column of a table has a collation of its own.
+
+    SQLite keeps away from an index where a comparison of several columns names a collation, be it
+    the columns' own. So it is not named then.
+    """
+    plain: int | None = await connection.value(
+        "SELECT sql NOT LIKE '%collate%' FROM sqlite_schema WHERE type = 'table' AND name = ?",
+        (table,),
+    )
+    return bool(plain)
+
+
 async def table_names(connection: Connection) -> list[str]:
     """The user's tables: without views, SQLite's own, those of etl, and shadow tables."""
     rows = await connection.fetch(
