@@ -8,6 +8,7 @@ no value is large, which SQLite itself watches over, a sample is measured.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,14 +267,27 @@ class PagedConnection(sqlite3.Connection):
     """A connection whose statements run on a :class:`PagedCursor`."""
 
     paging: Paging | None = None
+    _last: weakref.ref[PagedCursor] | None = None
 
     def execute(self, sql: str, parameters: Any = (), /) -> PagedCursor:
         """Run a statement on a new cursor."""
         paging = self.paging
         cursor = self.cursor(PagedCursor)
+        self._last = weakref.ref(cursor)
         if paging is None or paging.is_exact:
             return cursor.execute(sql, parameters)
         # The driver takes the first row here already.
         with paging.only_small(self):
             cursor.execute(sql, parameters)
         return cursor
+
+    def close(self) -> None:
+        """Close it, and the statement that was read last.
+
+        The traceback of an error in the middle of a read holds its cursor; the file would stay
+        locked for as long as anybody holds the error.
+        """
+        cursor = self._last() if self._last is not None else None
+        if cursor is not None:
+            cursor.close()
+        super().close()
