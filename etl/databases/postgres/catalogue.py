@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,6 +63,11 @@ class Index:
     ordered: bool
 
 
+_NAME_TYPE = re.compile(
+    r"reg(class|proc|procedure|oper|operator|type|config|dictionary|collation)\b"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
     """A table, view or the like.
@@ -108,6 +114,13 @@ class Relation:
             columns=tuple(attribute.column for attribute in self.attributes),
             # The rows of heirs are read with it, and its key does not cover them.
             key=() if self.heirs else self.primary_key,
+        )
+
+    @property
+    def quotes_names(self) -> bool:
+        """Whether it holds names of objects, whose text leaves a schema of the search_path out."""
+        return self.kind in {"r", "p", "m"} and any(
+            _NAME_TYPE.match(attribute.column.type.name) for attribute in self.attributes
         )
 
     def is_unique(self, columns: Iterable[str]) -> bool:

@@ -171,7 +171,8 @@ class PostgresTarget:
                 with translating("target", load.label, "the old table is in place"):
                     await load.build_indexes(connection)
                     if not await load.is_first(connection):
-                        await load.build_keys(connection, {})
+                        place = await load.place(connection)  # a key may refer to its own table
+                        await load.build_keys(connection, dict([place] if place else []))
 
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
