@@ -584,3 +584,18 @@ async def test_a_key_that_cannot_find_rows_is_refused(
         await copied(source, target, tables=("d",), mode="upsert")
     with pytest.raises(SchemaMismatchError, match='computes "k" of its key'):
         await copied(source, target, tables=("g",), mode="upsert")
+
+
+async def test_foreign_keys_of_sqlite_name_columns_in_any_case(
+    sqlite_url: str, postgres_url: str
+) -> None:
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as file:
+        file.executescript(
+            'CREATE TABLE "P" ("Id" INTEGER PRIMARY KEY, up INT REFERENCES p(ID));'
+            "CREATE TABLE c (p INT REFERENCES p(iD), q INT REFERENCES p(gone));"
+        )
+    report = await copied(sqlite_url, postgres_url)
+    keys = "SELECT conrelid::regclass, confrelid::regclass FROM pg_constraint WHERE contype = 'f'"
+    assert sorted(await texts(postgres_url, keys)) == ['("""P""","""P""")', '(c,"""P""")']
+    (note,) = [note for note in notes_of(report) if "not carried" in note]
+    assert note.startswith("c: not carried: the foreign key 'c_q_fkey' to 'P': column \"gone\"")

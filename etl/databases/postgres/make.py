@@ -565,6 +565,7 @@ async def make_foreign_key(
                 asyncpg.ForeignKeyViolationError,
                 asyncpg.DatatypeMismatchError,
                 asyncpg.InvalidForeignKeyError,
+                asyncpg.UndefinedColumnError,
             ) as error:
                 if is_exact and isinstance(error, asyncpg.ForeignKeyViolationError):
                     raise
