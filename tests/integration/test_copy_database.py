@@ -599,3 +599,24 @@ async def test_foreign_keys_of_sqlite_name_columns_in_any_case(
     assert sorted(await texts(postgres_url, keys)) == ['("""P""","""P""")', '(c,"""P""")']
     (note,) = [note for note in notes_of(report) if "not carried" in note]
     assert note.startswith("c: not carried: the foreign key 'c_q_fkey' to 'P': column \"gone\"")
+
+
+@pytest.mark.parametrize("swap", ["rename", "rewrite"])
+async def test_names_of_tables_that_are_replaced_with_it_are_those_of_the_new_ones(
+    swap: str, postgres_database: Callable[[], str]
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(
+        source,
+        "CREATE TABLE a (id serial PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, v regclass,"
+        " w regclass[], x regtype); INSERT INTO b VALUES (1, 'a', '{a_pkey,a_id_seq,pg_class}',"
+        " 'a'), (2, NULL, NULL, NULL), (3, 0, '{}', 'int')",
+    )
+    with pytest.raises(PipelineFailedError, match="copy this one after it"):
+        await copied(source, target)
+    await copied(source, target, tables=("a",))
+    await copied(source, target, tables=("b",))
+    for _ in range(2):
+        await copied(source, target, swap=swap)
+        rows = "SELECT * FROM b ORDER BY id"
+        assert await texts(target, rows) == await texts(source, rows)

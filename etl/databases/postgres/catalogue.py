@@ -117,11 +117,11 @@ class Relation:
         )
 
     @property
-    def quotes_names(self) -> bool:
-        """Whether it holds names of objects, whose text leaves a schema of the search_path out."""
-        return self.kind in {"r", "p", "m"} and any(
-            _NAME_TYPE.match(attribute.column.type.name) for attribute in self.attributes
-        )
+    def names_objects(self) -> Sequence[Attribute]:
+        """The columns that name objects: their text leaves a schema of the search_path out."""
+        if self.kind not in {"r", "p", "m"}:
+            return ()
+        return [one for one in self.attributes if _NAME_TYPE.match(one.column.type.name)]
 
     def is_unique(self, columns: Iterable[str]) -> bool:
         """Whether an index makes exactly these columns unique, for ``ON CONFLICT``."""

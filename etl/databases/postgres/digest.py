@@ -153,7 +153,7 @@ class PostgresDigests:
         self._has_nulls = any(attributes[place].column.nullable for place in agreement.key)
         self._from = relation.qualified
         # A condition of the user's may leave schemas out itself.
-        self._is_pinned = relation.quotes_names and not agreement.where
+        self._is_pinned = bool(relation.names_objects) and not agreement.where
         by_index = {
             index.columns[: len(agreement.key)] for index in relation.indexes if index.ordered
         }

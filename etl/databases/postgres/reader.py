@@ -311,7 +311,7 @@ class PostgresReader:
         relation = self._selection.relation
         # In the target a name without its schema may be that of another object. The user's own
         # SQL may leave schemas out itself.
-        if relation is not None and relation.quotes_names and not self._spec.steps:
+        if relation is not None and relation.names_objects and not self._spec.steps:
             await connection.execute("SET LOCAL search_path = ''")
 
     async def _begin_at_instant(self, connection: Connection) -> None:

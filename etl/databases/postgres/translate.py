@@ -143,7 +143,10 @@ def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> D
     named = f" (column {column!r})" if column else ""
     said = safe_message(error)
     if _is_of_a_value(error):
-        said = "a value is the name of something that does not exist there"
+        said = (
+            "a value is the name of something that does not exist there (a table of the same copy"
+            " does when it has ended: copy this one after it)"
+        )
     return _with_detail(
         error, DataError(f"{where}: {said}{named}{at}{tail}", column=column, row=row, reason=said)
     )
