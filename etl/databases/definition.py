@@ -21,8 +21,8 @@ class SequenceDefinition:
         options: As in CREATE SEQUENCE.
         last: The last number that was given; None where none was, or the user may not know.
         first: The number that it begins with, where none was given yet.
-        owner: The column of another one that it belongs to, as ``table.column``; of the same
-            table: ``column``.
+        owner: The other column that it belongs to: ``column`` of the same table, or
+            ``table.column``.
     """
 
     schema: str | None
