@@ -9,7 +9,7 @@ pipeline, so it does not cross a run that writes the same tables.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,7 +20,7 @@ from etl.databases.database import Database, driver_of
 from etl.databases.digest import Eraser, Key
 from etl.engine.holder import this_process
 from etl.engine.supervise import finish
-from etl.errors import ConfigError
+from etl.errors import AlreadyRunningError, ConfigError, EtlError, FencedError, TransientError
 from etl.verification import Comparison, Observe, Pair, Verdict
 
 MOST_ROWS = 100_000
@@ -32,11 +32,18 @@ _BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What was found in a pair of tables, and what was done about it."""
+    """What was found in a pair of tables, and what was done about it.
 
-    verdict: Verdict
+    Attributes:
+        verdict: None where they could not even be compared.
+        refused: Why nothing was done.
+    """
+
+    target: str
+    verdict: Verdict | None = None
     deleted: int = 0
     written: int = 0
+    refused: EtlError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,25 +69,43 @@ async def repair_all(
     pairs: Sequence[Pair],
     pipeline: str,
     observe: Observe | None = None,
+    tell: Callable[[Repaired], None] | None = None,
 ) -> list[Repaired]:
     """Compare some tables, and mend each that differs in a transaction of its own.
 
+    One that cannot be mended does not keep the others from it.
+
     Args:
         pipeline: Whose lock to hold.
+        tell: Gets each as soon as it is done with.
 
     Raises:
-        ConfigError: A difference that is not one of single rows. Tables before it are mended.
-        AlreadyRunningError: A run of the pipeline is active. Nothing was changed.
+        AlreadyRunningError: A run of the pipeline is active.
+        TransientError: A database cannot be reached.
     """
     done: list[Repaired] = []
     for pair in pairs:
+        one = await _repair(source, target, pair, pipeline, observe)
+        if tell is not None:
+            tell(one)
+        done.append(one)
+    return done
+
+
+async def _repair(
+    source: Database, target: Database, pair: Pair, pipeline: str, observe: Observe | None
+) -> Repaired:
+    verdict: Verdict | None = None
+    try:
         verdict, mending = await _compare(source, target, pair, observe)
         if mending is None:
-            done.append(Repaired(verdict=verdict))
-        else:
-            deleted, written = await _rewrite(source, target, pair, pipeline, mending)
-            done.append(Repaired(verdict=verdict, deleted=deleted, written=written))
-    return done
+            return Repaired(target=pair.target, verdict=verdict)
+        deleted, written = await _rewrite(source, target, pair, pipeline, mending)
+    except (TransientError, AlreadyRunningError, FencedError):
+        raise
+    except EtlError as error:
+        return Repaired(target=pair.target, verdict=verdict, refused=error)
+    return Repaired(target=pair.target, verdict=verdict, deleted=deleted, written=written)
 
 
 async def _compare(

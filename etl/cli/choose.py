@@ -14,6 +14,7 @@ from etl.observe.figures import plural
 
 _MOST_NAMES = 8
 _DEFAULT_SCHEMAS = frozenset({None, "public", "main"})
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _VIEWS = frozenset({"view", "materialized view"})
 
 
@@ -100,8 +101,9 @@ def _excluded(tables: Sequence[TableInfo], name: str, source: Database) -> list[
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name may stand for several tables."""
-    return "*" in name or "?" in name
+    """Whether a name may stand for several tables: with ``*`` or ``?`` outside of quotes."""
+    bare = _QUOTED.sub("", name)
+    return "*" in bare or "?" in bare
 
 
 def _matches(table: TableInfo, pattern: str) -> bool:

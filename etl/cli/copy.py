@@ -245,9 +245,12 @@ def _flow(
     _check_columns(table, options.cursor, "--cursor")
     key = options.key or table.shape.key
     if options.mode == "upsert" and not key:
+        what = f"table {_shown(table)} has no primary key"
+        if any(one.constraint == "primary" for one in definition.indexes):
+            # Rows that wait for the end of the transaction cannot be told from each other.
+            what = f"the primary key of table {_shown(table)} is DEFERRABLE"
         raise ConfigError(
-            f"table {_shown(table)} has no primary key, so --mode upsert needs --key with the"
-            " columns that identify a row"
+            f"{what}, so --mode upsert needs --key with the columns that identify a row"
         )
     # The table's own key orders the read, where it has one: it is unique and indexed.
     ordered_by = table.shape.key or options.key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -52,8 +52,12 @@ async def verify_pipeline(
         progress = _Shown(screen)
         try:
             if repair:
-                done = await repair_all(source, target, pairs, pipeline.name, progress)
-                _show_repairs(screen, done)
+
+                def tell(one: Repaired, progress: _Shown = progress) -> None:
+                    progress.close()
+                    _show_repair(screen, one)
+
+                await repair_all(source, target, pairs, pipeline.name, progress, tell)
             verdicts = await verify_all(source, target, pairs, progress)
         finally:
             progress.close()
@@ -150,13 +154,14 @@ class _Shown:
             self._screen.terminal.flush()
 
 
-def _show_repairs(screen: Screen, done: Sequence[Repaired]) -> None:
-    for one in done:
-        if not one.verdict.equal:
-            screen.say(
-                f"{one.verdict.target}: repaired; {_counts(one.verdict)} before;"
-                f" {plural(one.deleted, 'row')} deleted, {count(one.written)} written"
-            )
+def _show_repair(screen: Screen, one: Repaired) -> None:
+    if one.refused is not None:
+        screen.say(f"{one.target}: not repaired: {one.refused}")
+    elif one.verdict is not None and not one.verdict.equal:
+        screen.say(
+            f"{one.verdict.target}: repaired; {_counts(one.verdict)} before;"
+            f" {plural(one.deleted, 'row')} deleted, {count(one.written)} written"
+        )
 
 
 def show_verdict(screen: Screen, verdict: Verdict, *, most: int) -> None:

@@ -20,13 +20,17 @@ class SequenceDefinition:
         schema: None: beside the table.
         options: As in CREATE SEQUENCE.
         last: The last number that was given; None where none was, or the user may not know.
+        first: The number that it begins with, where none was given yet.
+        owner: The other column that it belongs to: ``column`` of the same table, or
+            ``table.column``.
     """
 
     schema: str | None
     name: str
     options: str
-    increment: int = 1
     last: int | None = None
+    first: int | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

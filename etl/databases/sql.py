@@ -14,6 +14,9 @@ from uuid import UUID
 from etl.errors import ConfigError
 from etl.secrets import without_passwords
 
+OWN_TABLES = frozenset({"etl_checkpoint", "etl_reject", "etl_table", "etl_version"})
+"""Those that etl keeps in a target; nobody's rows go into them."""
+
 
 def quote(name: str) -> str:
     """A name as a quoted identifier, in PostgreSQL and SQLite alike.

@@ -468,6 +468,15 @@ POSTGRES: tuple[Case, ...] = (
         "CREATE TABLE s_place (etl_place int PRIMARY KEY, etl_row int, place int); INSERT INTO s_place VALUES (1, 2, 3);",
     ),
     Case(
+        "etl_order",
+        "CREATE TABLE etl_order (etl_0 int PRIMARY KEY, etl_order text, etl_1 int, etl_row int); INSERT INTO etl_order VALUES (1, 'x', 2, 3), (2, 'y', 1, 4);",
+    ),
+    Case(
+        '"a*b?"',
+        'CREATE TABLE "a*b?" (id int PRIMARY KEY, "*" text); INSERT INTO "a*b?" VALUES (1, \'x\'); CREATE TABLE axbx (id int);',
+        name='"a*b?"',
+    ),
+    Case(
         "s_dropped",
         "CREATE TABLE s_dropped (a int, id int PRIMARY KEY, gone text, v text); INSERT INTO s_dropped VALUES (1, 2, 'g', 'v'); ALTER TABLE s_dropped DROP COLUMN gone; ALTER TABLE s_dropped DROP COLUMN a; ALTER TABLE s_dropped ADD COLUMN z int DEFAULT 7;",
     ),
@@ -717,6 +726,10 @@ SQLITE: tuple[Case, ...] = (
         '"b.dot"',
         'CREATE TABLE "b.dot" (id INTEGER PRIMARY KEY); INSERT INTO "b.dot" VALUES (1);',
         name='"b.dot"',
+    ),
+    Case(
+        "etl_b",
+        "CREATE TABLE etl_b (etl_0 INTEGER, etl_1 INTEGER PRIMARY KEY, etl_order TEXT); INSERT INTO etl_b VALUES (1, 3, 'x'), (2, 2, 'y');",
     ),
     Case(
         "b_empty_column",

@@ -19,7 +19,7 @@ import pytest
 from etl.cli.copy import CopyOptions, plan_copy
 from etl.connector import Mode
 from etl.databases.database import Database
-from etl.databases.sql import qualify, quote, quote_all, split_name
+from etl.databases.sql import OWN_TABLES, qualify, quote, quote_all, split_name
 from etl.errors import ConfigError, EtlError, PipelineFailedError, exit_code_of
 from etl.verification import Pair, verify_all
 from tests.integration.corpus import POSTGRES, POSTGRES_TYPES, SQLITE, Case, Route
@@ -280,18 +280,13 @@ async def tables(url: str) -> set[str]:
             found = await session.fetch(
                 "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
             )
-        return {row[0] for row in found} - {
-            "etl_checkpoint",
-            "etl_reject",
-            "etl_table",
-            "etl_version",
-        }
+        return {row[0] for row in found} - OWN_TABLES
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     try:
         found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     finally:
         connection.close()
-    return {name for (name,) in found if not name.startswith(("etl_", "sqlite_"))}
+    return {name for (name,) in found if not name.startswith("sqlite_")} - OWN_TABLES
 
 
 CURSORS: dict[str, tuple[str, ...]] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -343,6 +345,8 @@ async def test_a_text_that_is_not_utf8_is_named_by_column_and_key(sqlite_url: st
     script(sqlite_url, "UPDATE t SET v = CAST(x'73656372657441ff' AS TEXT) WHERE id = 222")
     with pytest.raises(DataError, match="column 'v' of the row with id=222") as refused:
         await read(sqlite_url, ReadSpec(table="t"))
+    with closing(sqlite3.connect(path_of(sqlite_url), timeout=0)) as writer:
+        writer.execute("CREATE TABLE more (a)")  # who holds the error locks nothing
     seen: BaseException | None = refused.value
     while seen is not None:  # nor does anything in the chain quote the value
         assert "secret" not in str(seen)

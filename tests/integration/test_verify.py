@@ -537,7 +537,7 @@ def test_a_repair_leaves_alone_what_refers_to_its_rows(
 
     asyncio.run(run(target, "INSERT INTO p VALUES (4, 'd', NULL)"))
     capsys.readouterr()
-    assert run_command(["verify", source, target, "--table", "p", "--repair"]) == 2
+    assert run_command(["verify", source, target, "--table", "p", "--repair"]) == 1
     message = capsys.readouterr().err
     assert "'emptied' (ON DELETE SET NULL), 'gone' (ON DELETE CASCADE), 'p'" in message
 
@@ -545,11 +545,22 @@ def test_a_repair_leaves_alone_what_refers_to_its_rows(
 def test_a_repair_of_rows_without_a_key_is_refused(
     postgres_url: str, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asyncio.run(run_sql(postgres_url, "CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)"))
-    asyncio.run(copy_t(postgres_url, sqlite_url))
-    lite(sqlite_url, "UPDATE t SET a = 3 WHERE a = 2")
-    assert run_command(["verify", postgres_url, sqlite_url, "--repair"]) == 2
-    assert "rows without a key differ" in capsys.readouterr().err
+    """The tables beside it are repaired, and each is told."""
+    tables = "CREATE TABLE t (a int); CREATE TABLE s (a int PRIMARY KEY, v text);"
+    rows = "INSERT INTO t VALUES (1), (2); INSERT INTO s VALUES (1, 'x');"
+    more = "CREATE TABLE u AS SELECT * FROM s; ALTER TABLE u ADD PRIMARY KEY (a)"
+    asyncio.run(run_sql(postgres_url, tables + rows + more))
+    assert run_command(["copy", postgres_url, sqlite_url]) == 0
+    lite(sqlite_url, "UPDATE t SET a = 3 WHERE a = 2", "UPDATE s SET v = 'y'", "DELETE FROM u")
+    capsys.readouterr()
+    assert run_command(["verify", postgres_url, sqlite_url, "--repair"]) == 1
+    out, err = capsys.readouterr()
+    assert "rows without a key differ" in err
+    assert "s: repaired; 1 changed" in err
+    assert "u: repaired; 1 missing" in err
+    assert "t: differs" in out
+    assert "s: equal" in out
+    assert "u: equal" in out
 
 
 async def test_a_repair_respects_the_lock_of_the_copy(postgres_url: str, sqlite_url: str) -> None:

@@ -30,7 +30,7 @@ from etl.databases.generic.encode import Encoder, accepts
 from etl.databases.generic.table import ROW, STAGING, Table, TableColumn
 from etl.databases.given import kind_of, layout_of, names_of
 from etl.databases.loading import BaseLoad
-from etl.databases.sql import split_name
+from etl.databases.sql import OWN_TABLES, split_name
 from etl.engine import failpoints
 from etl.errors import ConfigError, DataError, SchemaMismatchError
 from etl.rows import Shape, Type, shape_of
@@ -75,8 +75,8 @@ class Load(BaseLoad[TableColumn]):
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str, ddl: Ddl) -> None:
         self.schema, self.name = split_name(sink.table)
         super().__init__(sink, flow=flow, pipeline=pipeline, staging=staging_base(self.name))
-        if self.name.lower().startswith("etl_"):
-            raise ConfigError(f"{self.label}: names that begin with etl_ are not for your tables")
+        if self.name.lower() in OWN_TABLES:
+            raise ConfigError(f"{self.label}: a table of that name is etl's own; choose another")
         self.is_building = False
         self._ddl = ddl
         self._into: Table | None = None

@@ -16,10 +16,9 @@ from etl.databases.definition import (
 from etl.databases.digest import Snapshot
 from etl.databases.generic.connect import Connection, opened
 from etl.databases.generic.table import STAGING, Table, index_name
+from etl.databases.sql import OWN_TABLES
 from etl.databases.url import Url
 from etl.errors import ConfigError, EtlError, SchemaMismatchError
-
-_OWN = frozenset({"etl_checkpoint", "etl_reject", "etl_table", "etl_version"})
 
 
 async def list_tables(url: Url) -> Sequence[TableInfo]:
@@ -27,7 +26,7 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
     async with opened(url, "source") as connection:
         found: list[TableInfo] = []
         for name, kind in await connection.dialect.table_names(connection):
-            if name in _OWN or STAGING in name:
+            if name in OWN_TABLES or STAGING in name:
                 continue
             try:
                 table = await connection.dialect.find_table(connection, None, name)

@@ -18,6 +18,8 @@ from etl.rows import Kind, Shape
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _TEXT = re.compile(r"'(?:[^']|'')*'", re.DOTALL)
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_MOMENTS: frozenset[Kind] = frozenset({"date", "time", "timestamp", "timestamptz"})
 _NUMERIC: frozenset[Kind] = frozenset({"int16", "int32", "int64", "float32", "float64", "numeric"})
 
 
@@ -85,10 +87,14 @@ def _literal(default: str, kind: Kind) -> str | None:
     if _NUMBER.fullmatch(text):
         if kind == "bool":
             return {"0": "false", "1": "true"}.get(text)
-        return text if kind in _NUMERIC else f"'{text}'" if kind == "text" else None
+        if kind == "text":  # SQLite writes other numbers as a text in its own way
+            return f"'{text}'" if _INTEGER.fullmatch(text) else None
+        return text if kind in _NUMERIC else None
     if text.upper() in {"TRUE", "FALSE"}:
         number = "1" if text.upper() == "TRUE" else "0"
         return text.lower() if kind == "bool" else number if kind in _NUMERIC else None
+    if kind in _MOMENTS and not text[1:2].isdigit():
+        return None  # PostgreSQL's 'now' is no text
     if _TEXT.fullmatch(text) and kind not in {"bool", "bytes", *_NUMERIC}:
         # A literal with a backslash means the same: standard_conforming_strings is on.
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,6 +63,11 @@ class Index:
     ordered: bool
 
 
+_NAME_TYPE = re.compile(
+    r"reg(class|proc|procedure|oper|operator|type|config|dictionary|collation)\b"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
     """A table, view or the like.
@@ -109,6 +115,13 @@ class Relation:
             # The rows of heirs are read with it, and its key does not cover them.
             key=() if self.heirs else self.primary_key,
         )
+
+    @property
+    def names_objects(self) -> Sequence[Attribute]:
+        """The columns that name objects: their text leaves a schema of the search_path out."""
+        if self.kind not in {"r", "p", "m"}:
+            return ()
+        return [one for one in self.attributes if _NAME_TYPE.match(one.column.type.name)]
 
     def is_unique(self, columns: Iterable[str]) -> bool:
         """Whether an index makes exactly these columns unique, for ``ON CONFLICT``."""

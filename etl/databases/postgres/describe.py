@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
+
+import asyncpg
 
 from etl.databases.definition import (
     CheckDefinition,
@@ -22,6 +24,7 @@ from etl.databases.definition import (
 )
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.needs import read_needs
+from etl.databases.sql import qualify
 
 _TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
@@ -60,24 +63,24 @@ ORDER BY a.attrelid, a.attnum
 
 # An identity's own sequence, and the one that a default draws from: owned by the column or not.
 _SEQUENCES = """
-SELECT found.relation::bigint AS relation, found.number::int AS number, found.owned,
-    n.nspname::text AS schema, s.relname::text AS name, q.seqincrement AS increment,
+SELECT found.relation::bigint AS relation, found.number::int AS number,
+    found.relation = o.refobjid AS beside, found.number = o.refobjsubid AS owned,
+    oc.relname::text AS owner_table, oa.attname::text AS owner_column,
+    n.nspname::text AS schema, s.relname::text AS name,
     format('AS %s INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s %s',
         pg_catalog.format_type(q.seqtypid, NULL), q.seqincrement, q.seqmin, q.seqmax, q.seqstart,
         q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS options,
     CASE WHEN pg_catalog.has_sequence_privilege(s.oid, 'SELECT, USAGE')
-        THEN pg_catalog.pg_sequence_last_value(s.oid) END AS last
+        THEN pg_catalog.pg_sequence_last_value(s.oid) END AS last,
+    pg_catalog.has_sequence_privilege(s.oid, 'SELECT') AS readable
 FROM (
-    SELECT d.refobjid AS relation, d.refobjsubid AS number, d.objid AS sequence, true AS owned
+    SELECT d.refobjid AS relation, d.refobjsubid AS number, d.objid AS sequence
     FROM pg_catalog.pg_depend AS d
     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'i'
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
         AND d.refobjid = ANY($1::oid[])
     UNION ALL
-    SELECT f.adrelid, f.adnum, d.refobjid, EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS o
-        WHERE o.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND o.objid = d.refobjid
-            AND o.deptype = 'a' AND o.refobjid = f.adrelid AND o.refobjsubid = f.adnum)
+    SELECT f.adrelid, f.adnum, d.refobjid
     FROM pg_catalog.pg_attrdef AS f
     JOIN pg_catalog.pg_depend AS d
         ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = f.oid
@@ -87,7 +90,15 @@ FROM (
 JOIN pg_catalog.pg_class AS s ON s.oid = found.sequence AND s.relkind = 'S'
 JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
 JOIN pg_catalog.pg_sequence AS q ON q.seqrelid = s.oid
+LEFT JOIN pg_catalog.pg_depend AS o
+    ON o.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND o.objid = s.oid
+    AND o.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND o.deptype IN ('a', 'i')
+LEFT JOIN pg_catalog.pg_class AS oc ON oc.oid = o.refobjid
+LEFT JOIN pg_catalog.pg_attribute AS oa
+    ON oa.attrelid = o.refobjid AND oa.attnum = o.refobjsubid
 """
+
+_AT_ONCE = 50  # sequences that one statement looks into: each takes a lock
 
 _INDEXES = """
 SELECT i.indrelid::bigint AS relation, c.relname::text AS name, c.relkind::text AS kind,
@@ -197,9 +208,11 @@ async def spelled_out(connection: Connection) -> AsyncGenerator[None]:
         yield
     finally:
         if not connection.is_closed():
-            await connection.execute(
-                "SELECT pg_catalog.set_config('search_path', $1, false)", before
-            )
+            # The end of a transaction that failed sets it back, too.
+            with suppress(asyncpg.InFailedSQLTransactionError):
+                await connection.execute(
+                    "SELECT pg_catalog.set_config('search_path', $1, false)", before
+                )
 
 
 async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, TableDefinition]:
@@ -208,6 +221,7 @@ async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, Tab
         tables = await connection.fetch(_TABLES, oids)
         columns = await _grouped(connection, _COLUMNS, oids)
         sequences = await _grouped(connection, _SEQUENCES, oids)
+        firsts = await _first_numbers(connection, sequences)
         indexes = await _grouped(connection, _INDEXES, oids)
         constraints = await _grouped(connection, _CONSTRAINTS, oids)
         left_out = await _grouped(connection, _LEFT_OUT, oids)
@@ -221,7 +235,8 @@ async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, Tab
             schema=row["schema"],
             name=row["name"],
             columns=tuple(
-                _column(one, numbers.get(one["number"]), row["schema"]) for one in columns[oid]
+                _column(one, numbers.get(one["number"]), row["schema"], firsts)
+                for one in columns[oid]
             ),
             indexes=tuple(_index(one) for one in indexes[oid]),
             checks=tuple(
@@ -265,22 +280,45 @@ async def _grouped(
     return found
 
 
+async def _first_numbers(
+    connection: Connection, sequences: Mapping[int, Sequence[Mapping[str, Any]]]
+) -> dict[tuple[str, str], int]:
+    """What sequences begin with that gave no number yet; RESTART or setval may have moved it."""
+    names = list(
+        {
+            (one["schema"], one["name"]): None
+            for group in sequences.values()
+            for one in group
+            if one["readable"] and one["last"] is None
+        }
+    )
+    found: dict[tuple[str, str], int] = {}
+    for at in range(0, len(names), _AT_ONCE):
+        some = names[at : at + _AT_ONCE]
+        rows = await connection.fetch(
+            " UNION ALL ".join(
+                f"SELECT {place}, last_value, is_called FROM {qualify(*name)}"  # noqa: S608  quoted
+                for place, name in enumerate(some)
+            )
+        )
+        for place, number, is_called in rows:
+            if not is_called:
+                found[some[place]] = number
+    return found
+
+
 def _column(
-    row: Mapping[str, Any], sequence: Mapping[str, Any] | None, schema: str
+    row: Mapping[str, Any],
+    sequence: Mapping[str, Any] | None,
+    schema: str,
+    firsts: Mapping[tuple[str, str], int],
 ) -> ColumnDefinition:
     generated = row["generated"]
     identity = row["identity"]
     numbers = None
     default = None if generated else row["expression"]
     if sequence is not None and (identity or _draws(default, sequence)):
-        own = sequence["owned"] and sequence["schema"] == schema
-        numbers = SequenceDefinition(
-            schema=None if own else sequence["schema"],
-            name=sequence["name"],
-            options=sequence["options"],
-            increment=sequence["increment"],
-            last=sequence["last"],
-        )
+        numbers = _sequence(sequence, schema, firsts)
         default = None
     return ColumnDefinition(
         name=row["name"],
@@ -294,6 +332,24 @@ def _column(
         generated=row["expression"] if generated else None,
         stored=generated != "v",
         comment=row["comment"],
+    )
+
+
+def _sequence(
+    row: Mapping[str, Any], schema: str, firsts: Mapping[tuple[str, str], int]
+) -> SequenceDefinition:
+    owner = None
+    if row["owner_column"] is not None and not (row["beside"] and row["owned"]):
+        owner = row["owner_column"]
+        if not row["beside"]:
+            owner = f"{row['owner_table']}.{owner}"
+    return SequenceDefinition(
+        schema=None if row["beside"] and row["schema"] == schema else row["schema"],
+        name=row["name"],
+        options=row["options"],
+        last=row["last"],
+        first=firsts.get((row["schema"], row["name"])),
+        owner=owner,
     )
 
 

@@ -14,6 +14,7 @@ from etl.databases.canonical import ESCAPED, Described, Form
 from etl.databases.digest import Agreement, Digest, Key, Order, Range, Referrer, hull, place_in
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import LONG_S, READING, Connection, connected
+from etl.databases.postgres.describe import spelled_out
 from etl.databases.postgres.translate import Side, translating
 from etl.databases.sql import literal, quote
 from etl.databases.types import is_padded
@@ -151,6 +152,8 @@ class PostgresDigests:
         self._names = [quote(attributes[place].name) for place in agreement.key]
         self._has_nulls = any(attributes[place].column.nullable for place in agreement.key)
         self._from = relation.qualified
+        # A condition of the user's may leave schemas out itself.
+        self._is_pinned = bool(relation.names_objects) and not agreement.where
         by_index = {
             index.columns[: len(agreement.key)] for index in relation.indexes if index.ordered
         }
@@ -239,7 +242,10 @@ class PostgresDigests:
 
     async def _fetch(self, sql: str, arguments: _Arguments) -> Sequence[asyncpg.Record]:
         with translating(self._side, f"table {self._label!r}", "nothing was changed"):
-            return await self._connection.fetch(sql, *arguments, timeout=LONG_S)
+            if not self._is_pinned:
+                return await self._connection.fetch(sql, *arguments, timeout=LONG_S)
+            async with spelled_out(self._connection):
+                return await self._connection.fetch(sql, *arguments, timeout=LONG_S)
 
     def _key(self, row: asyncpg.Record) -> Key:
         return tuple(

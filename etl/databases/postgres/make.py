@@ -47,12 +47,17 @@ _LACKING = (
 
 
 @asynccontextmanager
-async def optional(connection: Connection, what: str, notes: list[str]) -> AsyncGenerator[None]:
+async def optional(
+    connection: Connection,
+    what: str,
+    notes: list[str],
+    lacking: tuple[type[asyncpg.PostgresError], ...] = _LACKING,
+) -> AsyncGenerator[None]:
     """Leave out, and tell, what the target lacks something for."""
     await connection.execute("SAVEPOINT etl_optional")
     try:
         yield
-    except _LACKING as error:
+    except lacking as error:
         await connection.execute("ROLLBACK TO SAVEPOINT etl_optional")
         notes.append(f"not carried: {what}: {first_line(error)}")
     await connection.execute("RELEASE SAVEPOINT etl_optional")
@@ -99,7 +104,14 @@ async def make_needs(
                 await connection.execute(need.sql or "")
         elif need.sql is not None and need.extension is None and not await _oid(connection, need):
             await make_schema(connection, need.schema, label)
-            await connection.execute(need.sql)
+            try:
+                await connection.execute(need.sql)
+            except _LACKING as error:
+                raise SchemaMismatchError(
+                    f"{label}: column {', '.join(map(repr, need.columns))} has the type"
+                    f" {need.name}, which cannot be made in the target: {first_line(error)}."
+                    " Nothing was written; make what it needs there, then run again"
+                ) from error
     return definition
 
 
@@ -215,7 +227,9 @@ async def make_table(
     table = qualify(schema, name)
     for column in definition.columns:
         if column.default is not None:
-            async with optional(connection, f"the default of {column.name!r}", notes):
+            what = f"the default of {column.name!r}"
+            # Of another database it may be no value of the type.
+            async with optional(connection, what, notes, (*_LACKING, asyncpg.DataError)):
                 await connection.execute(
                     f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)}"
                     f" SET DEFAULT {column.default}"
@@ -227,7 +241,7 @@ async def make_table(
             await connection.execute(
                 f"ALTER TABLE {table} ADD CONSTRAINT {quote(check.name)} {check.sql}"
             )
-    await make_numbers(connection, definition, schema, name, label)
+    notes += await make_numbers(connection, definition, schema, name, label)
     await make_rest(connection, definition, schema, name, notes)
     return notes
 
@@ -253,11 +267,18 @@ async def add_columns(
 
 async def make_numbers(
     connection: Connection, definition: TableDefinition, schema: str, name: str, label: str
-) -> None:
-    """Give the columns that number rows their sequences."""
-    for column in definition.columns:
+) -> list[str]:
+    """Give the columns that number rows their sequences.
+
+    Returns:
+        Which of them have another one than in the source.
+    """
+    notes: list[str] = []
+    # A column that draws from another one's numbers comes after it.
+    for column in sorted(definition.columns, key=lambda one: _is_borrowed(one.sequence)):
+        sequence = column.sequence
         if column.identity is not None:
-            options = column.sequence.options if column.sequence is not None else ""
+            options = sequence.options if sequence is not None else ""
             if options.startswith("AS "):  # an identity's numbers have the column's type
                 options = "INCREMENT" + options.partition("INCREMENT")[2]
             await connection.execute(
@@ -265,8 +286,19 @@ async def make_numbers(
                 f" GENERATED {column.identity.upper()} AS IDENTITY"
                 + (f" ({options})" if options else "")
             )
-        elif column.sequence is not None:
-            await _draw_from(connection, column.sequence, schema, name, column.name, label)
+        elif sequence is not None:
+            is_new = await _draw_from(connection, sequence, schema, name, column.name, label)
+            if is_new and sequence.owner is not None:
+                notes.append(
+                    f"not carried: that {column.name!r} takes the numbers of {sequence.owner!r}:"
+                    " it has a sequence of its own"
+                )
+    return notes
+
+
+def _is_borrowed(sequence: SequenceDefinition | None) -> bool:
+    """Whether a sequence belongs to another column of the same table."""
+    return sequence is not None and sequence.schema is None and sequence.owner is not None
 
 
 async def make_rest(
@@ -352,21 +384,39 @@ async def _draw_from(
     table: str,
     column: str,
     label: str,
-) -> None:
-    """Let a column's default be the next number of a sequence; make it where it is missing."""
-    if sequence.schema is None:
+) -> bool:
+    """Let a column's default be the next number of a sequence; whether that had to be made."""
+    place = qualify(schema, table)
+    is_borrowed = _is_borrowed(sequence)
+    if is_borrowed:
+        name = await _sequence_of(connection, place, sequence.owner or "")
+        if name is None:  # its owner is not a column that numbers rows here
+            name = qualify(schema, temporary_name(table, sequence.name))
+    elif sequence.schema is None:
         name = qualify(schema, temporary_name(table, sequence.name))
     else:
         await make_schema(connection, sequence.schema, label)
         name = qualify(sequence.schema, sequence.name)
+    is_new: bool = await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", name)
     await connection.execute(f"CREATE SEQUENCE IF NOT EXISTS {name} {sequence.options}")
     literal = await connection.fetchval("SELECT quote_literal($1::text)", name)
-    place = qualify(schema, table)
     await connection.execute(
         f"ALTER TABLE {place} ALTER COLUMN {quote(column)} SET DEFAULT nextval({literal}::regclass)"
     )
-    if sequence.schema is None:
+    if sequence.schema is None and (is_new or not is_borrowed):
         await connection.execute(f"ALTER SEQUENCE {name} OWNED BY {place}.{quote(column)}")
+    return is_new
+
+
+async def _sequence_of(connection: Connection, table: str, column: str) -> str | None:
+    """The sequence that belongs to a column; None also where the table has no such column."""
+    name: str | None = await connection.fetchval(
+        "SELECT pg_catalog.pg_get_serial_sequence($1, attname) FROM pg_catalog.pg_attribute"
+        " WHERE attrelid = $1::text::regclass AND attname = $2 AND NOT attisdropped",
+        table,
+        column,
+    )
+    return name
 
 
 def temporary_name(table: str, name: str) -> str:
@@ -438,7 +488,9 @@ async def name_indexes(
         *(
             ("SEQUENCE", column.sequence.name)
             for column in definition.columns
-            if column.sequence is not None and column.sequence.schema is None
+            if column.sequence is not None
+            and column.sequence.schema is None
+            and not _is_borrowed(column.sequence)
         ),
     ]:
         now = qualify(schema, temporary_name(built_as, name))
@@ -513,6 +565,7 @@ async def make_foreign_key(
                 asyncpg.ForeignKeyViolationError,
                 asyncpg.DatatypeMismatchError,
                 asyncpg.InvalidForeignKeyError,
+                asyncpg.UndefinedColumnError,
             ) as error:
                 if is_exact and isinstance(error, asyncpg.ForeignKeyViolationError):
                     raise
@@ -550,21 +603,52 @@ async def set_sequences(
         if sequence.schema is not None:
             name = qualify(sequence.schema, sequence.name)
         else:
-            name = await connection.fetchval(
-                "SELECT pg_catalog.pg_get_serial_sequence($1, $2)", place, column.name
+            owner = sequence.owner if _is_borrowed(sequence) else None
+            name = await _sequence_of(connection, place, owner or column.name)
+        if name is not None:
+            await _set_sequence(connection, sequence, name, place, column.name)
+
+
+async def _set_sequence(
+    connection: Connection, sequence: SequenceDefinition, name: str, table: str, column: str
+) -> None:
+    """See above. Rows count only where the sequence could have numbered them and can go on."""
+    bounds = await connection.fetchrow(_BOUNDS, name, table, column)
+    if bounds is None:
+        return  # the table was made by somebody else, without the column
+    up, low, high = bounds["increment"] > 0, bounds["low"], bounds["high"]
+    numbers = [
+        await connection.fetchval(f"SELECT CASE WHEN is_called THEN last_value END FROM {name}")  # noqa: S608
+    ]
+    if sequence.last is not None and low <= sequence.last <= high:
+        if bounds["cycles"]:  # its rows do not tell where it is
+            numbers.clear()
+        numbers.append(sequence.last)
+    if bounds["is_number"] and not bounds["cycles"]:
+        # Not one that ends the sequence: it would give no number any more.
+        within = f"> {low} AND {{0}} <= {high}" if not up else f">= {low} AND {{0}} < {high}"
+        given = quote(column)
+        numbers.append(
+            await connection.fetchval(
+                f"SELECT {'max' if up else 'min'}({given})::bigint FROM {table}"  # noqa: S608
+                f" WHERE {given} {within.format(given)}",
+                timeout=LONG_S,
             )
-        if name is None:
-            continue
-        best = "max" if sequence.increment > 0 else "min"
-        await connection.fetchval(
-            f"""
-            SELECT setval($1::text::regclass, v.last) FROM (
-                SELECT {best}(n) AS last FROM (VALUES ($2::bigint),
-                    ((SELECT {best}({quote(column.name)}) FROM {place})::bigint),
-                    ((SELECT CASE WHEN is_called THEN last_value END FROM {name}))) AS w(n)
-            ) AS v WHERE v.last IS NOT NULL
-            """,  # noqa: S608
-            name,
-            sequence.last,
-            timeout=LONG_S,
         )
+    best = max if up else min
+    last = best((number for number in numbers if number is not None), default=None)
+    first = sequence.first
+    if first is not None and low <= first <= high and (last is None or best(first, last) != last):
+        await connection.execute("SELECT setval($1::text::regclass, $2, false)", name, first)
+    elif last is not None:
+        await connection.execute("SELECT setval($1::text::regclass, $2)", name, last)
+
+
+_BOUNDS = """
+SELECT q.seqincrement AS increment, q.seqmin AS low, q.seqmax AS high, q.seqcycle AS cycles,
+    coalesce(nullif(t.typbasetype, 0), t.oid) = ANY (
+        '{int2,int4,int8,numeric,float4,float8}'::regtype[]::oid[]) AS is_number
+FROM pg_catalog.pg_sequence AS q, pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+WHERE q.seqrelid = $1::text::regclass AND a.attrelid = $2::text::regclass AND a.attname = $3
+"""

@@ -51,6 +51,13 @@ class Merger:
                     f"{self._label}: the table {final.label!r} has no column {name!r}, which"
                     f" upsert(key=, add=) names; it has {', '.join(have)}. Nothing was written"
                 )
+        computed = [name for name in self._key if have[name].generated]
+        if computed:
+            raise SchemaMismatchError(
+                f"{self._label}: the table {final.label!r} computes {quote_all(computed)} of its"
+                " key itself, so no row has a value to be found by. Nothing was written; name"
+                " another key, or replace the table"
+            )
         if names is not None:
             self.check_names(names, "Nothing was written")
         if not final.is_unique(self._key):

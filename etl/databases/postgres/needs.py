@@ -32,7 +32,8 @@ SELECT t.oid::bigint AS oid, n.nspname::text AS schema, t.typname::text AS name,
         CASE WHEN t.typnotnull THEN 'NOT NULL' END,
         (SELECT string_agg(format('CONSTRAINT %I %s', k.conname,
                 pg_catalog.pg_get_constraintdef(k.oid)), ' ' ORDER BY k.conname)
-            FROM pg_catalog.pg_constraint AS k WHERE k.contypid = t.oid AND k.contype = 'c')
+            FROM pg_catalog.pg_constraint AS k
+            WHERE k.contypid = t.oid AND k.contype = 'c' AND k.convalidated)
     ) END AS domain,
     CASE WHEN t.typtype = 'c' THEN r.relkind::text END AS row_of,
     CASE WHEN r.relkind = 'c' THEN (
@@ -58,7 +59,9 @@ SELECT t.oid::bigint AS oid, n.nspname::text AS schema, t.typname::text AS name,
             || g.rngsubdiff::pg_catalog.regproc::text END
     ) END AS range_sql,
     (to_jsonb(g) ->> 'rngmultitypid')::bigint AS multirange,
-    t.typcollation::bigint AS collation
+    ARRAY(SELECT a.attcollation FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = r.oid AND r.relkind = 'c' AND a.attnum > 0 AND NOT a.attisdropped
+        UNION SELECT t.typcollation UNION SELECT g.rngcollation)::bigint[] AS collations
 FROM pg_catalog.pg_type AS t
 JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_type AS b ON b.oid = t.typbasetype
@@ -95,14 +98,17 @@ async def read_needs(
     every = [row for rows in columns.values() for row in rows]
     types = await read_types(connection, {row["type"] for row in every})
     collations = await _read_collations(
-        connection, {row["collation_oid"] for row in every if row["collation_oid"]}
+        connection,
+        {row["collation_oid"] for row in every if row["collation_oid"]} | types.collations,
     )
     found: defaultdict[int, list[Needed]] = defaultdict(list)
     for table, rows in columns.items():
         users: dict[str, list[str]] = defaultdict(list)
         needed: dict[str, Needed] = {}
         for row in rows:
-            for one in [*collations.get(row["collation_oid"], ()), *types.needed(row["type"])]:
+            needs = types.needed(row["type"])
+            ordered_by = [row["collation_oid"], *types.collations_of(row["type"])]
+            for one in [*(c for oid in ordered_by for c in collations.get(oid, ())), *needs]:
                 needed.setdefault(one.kind + one.name, one)
                 users[one.kind + one.name].append(row["name"])
         found[table] = [
@@ -145,6 +151,22 @@ class Types:
         found: dict[int, Needed] = {}
         self._collect(oid, found)
         return list(found.values())
+
+    @property
+    def collations(self) -> set[int]:
+        """The collations of all the types, by oid."""
+        return {oid for row in self._rows.values() for oid in row["collations"] if oid}
+
+    def collations_of(self, oid: int) -> list[int]:
+        """The collations that a type is made with, or what it is made of."""
+        seen: dict[int, Mapping[str, Any]] = {}
+        wanted = [oid]
+        while wanted:
+            one = wanted.pop()
+            if one not in seen and one in self._rows:
+                seen[one] = self._rows[one]
+                wanted += parts_of(self._rows[one])
+        return [oid for row in seen.values() for oid in row["collations"] if oid]
 
     def _collect(self, oid: int, found: dict[int, Needed]) -> None:
         row = self._rows.get(oid)

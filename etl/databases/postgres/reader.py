@@ -306,6 +306,15 @@ class PostgresReader:
         await connection.execute("COMMIT")
 
     async def _begin(self, connection: Connection) -> None:
+        """Begin the transaction of a read."""
+        await self._begin_at_instant(connection)
+        relation = self._selection.relation
+        # In the target a name without its schema may be that of another object. The user's own
+        # SQL may leave schemas out itself.
+        if relation is not None and relation.names_objects and not self._spec.steps:
+            await connection.execute("SET LOCAL search_path = ''")
+
+    async def _begin_at_instant(self, connection: Connection) -> None:
         """Begin a transaction: at the run's instant where it has one, else at one of its own."""
         if not self.at_one_instant:
             # All ranges of frames at one instant, which begins after the lock.

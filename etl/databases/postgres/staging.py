@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etl.databases.definition import TableDefinition
-from etl.databases.postgres.catalogue import NAME_BYTES, Relation, find_relation
+from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation, find_relation
 from etl.databases.postgres.connect import LONG_S, Connection
-from etl.databases.postgres.describe import describe
+from etl.databases.postgres.describe import describe, spelled_out
 from etl.databases.postgres.make import (
     free_name,
     make_numbers,
@@ -261,10 +261,15 @@ class Swap:
     source: TableDefinition | None
 
 
-async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
+async def put_in_place(
+    connection: Connection, swaps: Sequence[Swap], others: Sequence[Relation] = ()
+) -> None:
     """Rename staging tables to the names of the old ones, which are dropped together.
 
     Indexes and sequences get the names that the definition has for them.
+
+    Args:
+        others: Staging tables that are not renamed, but may name what is.
     """
     olds: dict[str, Relation] = {}
     for swap in sorted(swaps, key=lambda one: one.staging.qualified):
@@ -285,9 +290,14 @@ async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
                 connection, described[old.oid], old.schema, swap.staging.name
             ):
                 raise _changed(old)
+    naming = {swap.staging.qualified: qualify(swap.staging.schema, swap.name) for swap in swaps}
+    every = [*(swap.staging for swap in swaps), *others]
+    named = [one for one in every if olds and _names_in(one)]
     if olds:
-        every = ", ".join(old.qualified for old in olds.values())
-        await connection.execute(f"DROP TABLE {every}")
+        for number, one in enumerate(named):
+            await _keep_names(connection, one, f"etl_names_{number}")
+        dropped = ", ".join(old.qualified for old in olds.values())
+        await connection.execute(f"DROP TABLE {dropped}")
     for swap in swaps:
         staging = swap.staging
         await connection.execute(f"ALTER TABLE {staging.qualified} RENAME TO {quote(swap.name)}")
@@ -296,6 +306,46 @@ async def put_in_place(connection: Connection, swaps: Sequence[Swap]) -> None:
             await set_sequences(connection, known, staging.schema, swap.name)
     for swap in swaps:
         await _name_identities(connection, swap)
+    for number, one in enumerate(named):
+        place = naming.get(one.qualified, one.qualified)
+        await _give_names(connection, one, place, f"etl_names_{number}")
+
+
+async def _keep_names(connection: Connection, table: Relation, kept: str) -> None:
+    """Note what the ``regclass`` values and the like of a staging table are called: they hold
+    numbers, and some may be of tables that are dropped now."""
+    columns = ", ".join(
+        f"{quote(one.name)}::text AS c{n}" for n, one in enumerate(_names_in(table))
+    )
+    async with spelled_out(connection):
+        await connection.execute(
+            f"CREATE TEMP TABLE {kept} ON COMMIT DROP AS"  # noqa: S608  quoted names
+            f" SELECT ctid AS place, {columns} FROM {table.qualified}",
+            timeout=LONG_S,
+        )
+
+
+async def _give_names(connection: Connection, table: Relation, name: str, kept: str) -> None:
+    """Let values that named a table which was dropped name the one in its place."""
+    news = [
+        (quote(one.name), f"t.{quote(one.name)}::text IS DISTINCT FROM k.c{n}", n, one.cast)
+        for n, one in enumerate(_names_in(table))
+    ]
+    columns = ", ".join(
+        f"{column} = CASE WHEN {differs} THEN k.c{n}::{cast} ELSE t.{column} END"
+        for column, differs, n, cast in news
+    )
+    changed = " OR ".join(differs for _, differs, _, _ in news)
+    async with spelled_out(connection):
+        await connection.execute(
+            f"UPDATE {name} AS t SET {columns} FROM pg_temp.{kept} AS k"  # noqa: S608
+            f" WHERE t.ctid = k.place AND ({changed})",
+            timeout=LONG_S,
+        )
+
+
+def _names_in(table: Relation) -> list[Attribute]:
+    return [one for one in table.names_objects if not one.generated]
 
 
 async def _name_identities(connection: Connection, swap: Swap) -> None:

@@ -10,7 +10,7 @@ from etl.connector import Advance, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
 from etl.databases.checkpoints import fenced, is_done, parts
 from etl.databases.postgres import lock
-from etl.databases.postgres.catalogue import find_oids
+from etl.databases.postgres.catalogue import find_oids, find_relation
 from etl.databases.postgres.checkpoints import Checkpoints
 from etl.databases.postgres.connect import (
     Connection,
@@ -171,7 +171,8 @@ class PostgresTarget:
                 with translating("target", load.label, "the old table is in place"):
                     await load.build_indexes(connection)
                     if not await load.is_first(connection):
-                        await load.build_keys(connection, {})
+                        place = await load.place(connection)  # a key may refer to its own table
+                        await load.build_keys(connection, dict([place] if place else []))
 
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
@@ -203,7 +204,12 @@ class PostgresTarget:
             await self._describe(connection, loads)
             swaps = [await load.swap(connection) for load in loads]
             poured = [load for load, swap in zip(loads, swaps, strict=True) if swap is None]
-            await put_in_place(connection, [swap for swap in swaps if swap is not None])
+            staged = [await find_relation(connection, load.staging_table) for load in poured]
+            await put_in_place(
+                connection,
+                [swap for swap in swaps if swap is not None],
+                [one for one in staged if one is not None],
+            )
             ordered = await self._parents_first(connection, poured)
         await connection.execute("SET CONSTRAINTS ALL DEFERRED")
         for load in reversed(ordered):

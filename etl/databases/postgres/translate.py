@@ -91,7 +91,7 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
         return _UNAVAILABLE[side](f"{where}: {why}{text}{tail}; run again")
     if kind == "resources":
         return ResourceError(f"{where}: the {side}'s server is out of a resource: {text}{tail}")
-    if kind == "data":
+    if kind == "data" or _is_of_a_value(server):
         return _data_error(server, where, tail)
     if kind == "rights":
         hint = (
@@ -126,6 +126,13 @@ def _is_lost(error: BaseException) -> bool:
 _COPY_LINE = re.compile(r"COPY .*?, line (\d+)(?:, column ([^:\n]+))?")
 
 
+def _is_of_a_value(error: asyncpg.PostgresError | None) -> bool:
+    """Whether a name is missing that stands in a value: of a ``regclass`` and the like."""
+    line = _COPY_LINE.search(str(getattr(error, "context", None) or ""))
+    code = getattr(error, "sqlstate", None) or ""
+    return line is not None and line[2] is not None and code.startswith(("42", "3F"))
+
+
 def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> DataError:
     context = str(getattr(error, "context", None) or "")
     column = getattr(error, "column_name", None)
@@ -135,6 +142,11 @@ def _data_error(error: asyncpg.PostgresError | None, where: str, tail: str) -> D
     at = f", at row {row + 1} of the group that was being written" if row is not None else ""
     named = f" (column {column!r})" if column else ""
     said = safe_message(error)
+    if _is_of_a_value(error):
+        said = (
+            "a value is the name of something that does not exist there (a table of the same copy"
+            " does when it has ended: copy this one after it)"
+        )
     return _with_detail(
         error, DataError(f"{where}: {said}{named}{at}{tail}", column=column, row=row, reason=said)
     )

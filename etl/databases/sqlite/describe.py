@@ -132,13 +132,19 @@ async def _foreign_keys(connection: Connection, table: Table) -> tuple[ForeignKe
     for parts in by_id.values():
         _, _, other, _, _, on_update, on_delete = parts[0]
         actions = [("ON UPDATE", on_update), ("ON DELETE", on_delete)]
+        # The key spells them in any case.
+        parent = await find_table(connection, other, nameless=True)
+        columns = [parent and parent.column(part[4]) for part in parts if part[4] is not None]
         found.append(
             ForeignKey(
                 name="",
                 columns=tuple(part[3] for part in parts),
                 schema=None,
-                table=other,
-                references=() if parts[0][4] is None else tuple(part[4] for part in parts),
+                table=parent.name if parent is not None else other,
+                references=tuple(
+                    part[4] if column is None else column.name
+                    for part, column in zip(parts, columns, strict=False)
+                ),
                 rest=" ".join(f"{on} {what}" for on, what in actions if what != "NO ACTION"),
             )
         )

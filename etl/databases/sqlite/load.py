@@ -10,7 +10,7 @@ from etl.batch import Batch
 from etl.connector import Sink
 from etl.databases.given import kind_of, layout_of, names_of
 from etl.databases.loading import BaseLoad
-from etl.databases.sql import quote, quote_all
+from etl.databases.sql import OWN_TABLES, fold, quote, quote_all
 from etl.databases.sqlite import made
 from etl.databases.sqlite.adapt import create_index, indexes_of, lines_of
 from etl.databases.sqlite.bind import SLICE, Binder, bare_values
@@ -59,9 +59,11 @@ class Load(BaseLoad[TableColumn]):
     def __init__(self, sink: Sink[Any], *, pipeline: str, flow: str) -> None:
         super().__init__(sink, flow=flow, pipeline=pipeline, staging=staging_base(sink.table))
         self._name = table_name(sink.table)
-        if self._name.lower().startswith(("sqlite_", "etl_")):
+        if fold(self._name) in OWN_TABLES:
+            raise ConfigError(f"{self.label}: a table of that name is etl's own; choose another")
+        if fold(self._name).startswith("sqlite_"):
             raise ConfigError(
-                f"{self.label}: names that begin with sqlite_ or etl_ are not for your tables"
+                f"{self.label}: names that begin with sqlite_ are SQLite's own; choose another"
             )
         self.is_new = False
         self._indexes: list[str] | None = None

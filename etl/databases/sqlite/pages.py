@@ -9,6 +9,7 @@ are measured as they are, and it watches over the size of the page.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -353,10 +354,12 @@ class PagedConnection(sqlite3.Connection):
     """A connection whose statements run on a :class:`PagedCursor`."""
 
     paging: Paging | None = None
+    _last: weakref.ref[PagedCursor] | None = None
 
     def cursor(self, factory: Any = PagedCursor) -> Any:
         """A cursor for pages."""
-        return super().cursor(factory)
+        self._last = weakref.ref(made := super().cursor(factory))
+        return made
 
     def execute(self, sql: str, parameters: Any = (), /) -> PagedCursor:
         """Run a statement on a new cursor."""
@@ -368,3 +371,14 @@ class PagedConnection(sqlite3.Connection):
         with paging.only_small(self):
             cursor.execute(sql, parameters)
         return cursor
+
+    def close(self) -> None:
+        """Close it, and the statement that was read last.
+
+        The traceback of an error in the middle of a read holds its cursor; the file would stay
+        locked for as long as anybody holds the error.
+        """
+        cursor = self._last() if self._last is not None else None
+        if cursor is not None:
+            cursor.close()
+        super().close()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from etl.databases.sql import fold, split_name
+from etl.databases.sql import OWN_TABLES, fold, split_name
 from etl.databases.sqlite.connection import Connection
 from etl.errors import ConfigError, SchemaMismatchError
 from etl.rows import Column, Kind, Shape, Type
@@ -309,7 +309,7 @@ async def table_names(connection: Connection) -> list[str]:
     rows = await connection.fetch(
         "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual')"
         " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        " AND name NOT IN ('etl_checkpoint', 'etl_reject', 'etl_table', 'etl_version')"
         " ORDER BY name"
     )
-    return [row[0] for row in rows if _IS_STAGING.fullmatch(row[0]) is None]
+    names = [str(row[0]) for row in rows]
+    return [n for n in names if n not in OWN_TABLES and _IS_STAGING.fullmatch(n) is None]
