@@ -213,7 +213,12 @@ async def wait_for_root(root: asyncio.Task[T]) -> T:
     return root.result()
 
 
-async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | None = None) -> T:
+async def finish(
+    awaitable: Awaitable[T],
+    *,
+    on_cancel: Callable[[], None] | None = None,
+    grace_s: float | None = None,
+) -> T:
     """Await what must not be cut (COMMIT, ROLLBACK, closing), through any number of cancels.
 
     The awaitable needs a timeout of its own. An error of it wins over the cancellation, which is
@@ -222,20 +227,31 @@ async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | Non
     Args:
         on_cancel: Called at the first cancellation, to make the awaitable end sooner. The error
             with which it then ends is a consequence: the cancellation wins.
+        grace_s: Seconds that it may go on after the first cancellation; then it is cancelled
+            itself. None: as long as it takes.
     """
     inner = asyncio.ensure_future(awaitable)
     received: asyncio.CancelledError | None = None
+    late: asyncio.TimerHandle | None = None
     while not inner.done():
         try:
             await asyncio.shield(inner)
         except asyncio.CancelledError as error:
             if inner.cancelled():
-                raise
+                if received is None:
+                    raise
+                break
             if received is None and on_cancel is not None:
                 on_cancel()
+            if received is None and grace_s is not None:
+                late = asyncio.get_running_loop().call_later(grace_s, inner.cancel)
             received = received or error
         except BaseException:
             break
+    if late is not None:
+        late.cancel()
+    if received is not None and inner.cancelled():
+        raise received
     if received is not None and on_cancel is not None:
         raise received from inner.exception()
     result = inner.result()

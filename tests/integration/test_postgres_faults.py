@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -93,6 +94,26 @@ async def test_a_backend_killed_in_copy_out_is_a_lost_source(postgres_url: str) 
         after, got = got[-1].position, []
         await reader.pump(after, None, emit)
         assert [row["id"] for one in got for row in one.rows] == list(range(seen + 1, 50001))
+
+
+async def test_a_connection_that_is_cancelled_as_it_opens_leaves_nothing_behind(
+    postgres_url: str,
+) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    for turns in range(40):
+        opening = asyncio.ensure_future(
+            connect.connect(parse_url(postgres_url), "target", f"cut/{turns}")
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled():
+            await connect.close(opening.result())
+    gc.collect()
+    await asyncio.sleep(0.01)
+    assert not told
 
 
 async def test_a_cancelled_read_ends_at_once_and_closes_its_connection(postgres_url: str) -> None:
