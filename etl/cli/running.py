@@ -205,7 +205,7 @@ def _show_end(
         )
         return stop.exit_code
     if error is not None:
-        return show_failure(screen, error)
+        return show_failure(screen, error, files_only=_writes_files_only(pipeline))
     if report is not None and report.status == "drained" and _writes_files_only(pipeline):
         screen.say(
             "stopped: files are put in place as a whole, so old ones are as they were; run the same"

@@ -549,12 +549,12 @@ class Lane:
         # A read of everything may end where the last one ended: then the position says nothing.
         return step.old != step.new or now.rows == self.checkpoints[step.key].rows + step.rows
 
-    async def _pause(self, what: str, attempts: Attempts, error: BaseException) -> None:
+    async def _pause(self, what: str, attempts: Attempts, error: TransientError) -> None:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # It came while something that is not cut went on, which then failed: it stands.
             raise asyncio.CancelledError from error
-        wait_s = attempts.next_wait_s()
+        wait_s = None if error.is_final else attempts.next_wait_s()
         if wait_s is None:
             raise error
         self._on_retry(self._flow, what, attempts.failed, wait_s, error)

@@ -96,7 +96,7 @@ class Publisher:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise asyncio.CancelledError from error  # held up while it went on
-                wait_s = attempts.next_wait_s()
+                wait_s = None if error.is_final else attempts.next_wait_s()
                 if wait_s is None:
                     raise
                 self._tell(
