@@ -16,7 +16,7 @@ from etl.batch import Batch
 from etl.connector import RunInfo
 from etl.databases import postgres
 from etl.databases.database import Database, ReadSpec
-from etl.databases.postgres import connect, session
+from etl.databases.postgres import connect, copying, session
 from etl.databases.url import parse_url
 from etl.errors import (
     CommitInDoubtError,
@@ -141,6 +141,41 @@ async def _none_left(url: str) -> bool:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name LIKE 'etl/p/run%'",
     )
+
+
+async def test_a_cancelled_copy_is_cut_in_a_turn_in_which_no_data_come() -> None:
+    done: list[str] = []
+    begun = asyncio.Event()
+
+    class Reading:
+        def pause_reading(self) -> None:
+            done.append("pause")
+            asyncio.get_running_loop().call_soon(done.append, "a turn")
+
+        def resume_reading(self) -> None:
+            done.append("resume")
+
+    class Copying:
+        _transport = Reading()
+
+        async def copy_from_query(self, *_: Any, **__: Any) -> str:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                done.append("cut")
+            return ""
+
+    async def output(_: bytearray) -> None:
+        raise AssertionError
+
+    connection: Any = Copying()
+    task = asyncio.ensure_future(copying.copy_out(connection, "SELECT 1", output))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["pause", "a turn", "cut", "resume"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), TimeoutError("slow"), OSError("disk")])

@@ -168,9 +168,14 @@ def _let_it_end() -> None:
     """The cancellation wins, whatever becomes of the connection."""
 
 
+def transport_of(connection: Connection) -> asyncio.Transport | None:
+    """What a connection reads from; None where the driver does not show it."""
+    return getattr(connection, "_transport", None)
+
+
 def _keep_alive(connection: Connection) -> None:
     """Find a dead peer in about a minute, also while nothing is sent."""
-    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
+    transport = transport_of(connection)
     sock = transport.get_extra_info("socket") if transport is not None else None
     if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return
