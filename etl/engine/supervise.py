@@ -44,24 +44,16 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         StageCancelledError: The work raised ``CancelledError`` by itself.
-        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt`` or ``GeneratorExit``;
-            or an error that is not of this package, so that it gets a name.
+        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit`` or the
+            like; or an error that is not of this package, so that it gets a name.
     """
     try:
         return await work
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling() == 0:
-            raise StageCancelledError(
-                f"{name} raised CancelledError although nobody cancelled it; a task or timeout"
-                " inside it leaked its own cancellation. Its batch was not written"
-            ) from error
+            raise _stray(name) from error
         raise
-    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-        raise StageError(
-            f"{name} raised {type(error).__name__}; a stage must not end the program."
-            " Its batch was not written"
-        ) from error
     except EtlError:
         raise
     except MemoryError as error:
@@ -72,6 +64,18 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
             " move"
         )
         raise because_of(error, ours) from error
+    except BaseException as error:
+        raise StageError(
+            f"{name} raised {type(error).__name__}; a stage must not end the program."
+            " Its batch was not written"
+        ) from error
+
+
+def _stray(name: str) -> StageCancelledError:
+    return StageCancelledError(
+        f"{name} raised CancelledError although nobody cancelled it; a task or timeout"
+        " inside it leaked its own cancellation. Its batch was not written"
+    )
 
 
 async def supervise(
@@ -120,6 +124,8 @@ async def supervise(
         asyncio.create_task(noted(name, work), name=f"etl:{name}", context=context_of(marks[name]))
         for name, work in units.items()
     ]
+    own_task = asyncio.current_task()
+    cancels = own_task.cancelling() if own_task is not None else 0
     together = asyncio.gather(*tasks)
     # What it ends with after this was cancelled; else the loop would report that nobody asked.
     together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -128,6 +134,12 @@ async def supervise(
         await asyncio.shield(together)
     except BaseException as first:
         cancel = first if isinstance(first, asyncio.CancelledError) else None
+        if cancel is not None and own_task is not None and own_task.cancelling() == cancels:
+            # A function has cancelled the task that it runs in.
+            names = [name for task, name in zip(tasks, units, strict=True) if task.cancelled()]
+            if names:
+                cancel = None
+                order.append(_stray(names[0]))
         for channel in channels():
             channel.fail(first)
         pending = {task for task in tasks if not task.done()}
