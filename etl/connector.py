@@ -540,7 +540,10 @@ class Session(Protocol):
         ...
 
     async def commit(self) -> None:
-        """Commit. The lane never cancels it; it has a timeout of its own.
+        """Commit, within a timeout of its own.
+
+        The lane cancels it only at the end of an abort's grace; the session then trusts the
+        connection no more.
 
         Raises:
             CommitInDoubtError: The connection was lost after COMMIT was sent.

@@ -44,9 +44,14 @@ class SchemaMismatchError(ConfigError):
 
 
 class TransientError(EtlError):
-    """A passing condition: a lost connection, a lock, a server that restarts. Run again."""
+    """A passing condition: a lost connection, a lock, a server that restarts. Run again.
+
+    Attributes:
+        is_final: Only another run helps, since what this one was writing is not whole any more.
+    """
 
     exit_code = EXIT_TEMPORARY
+    is_final: bool = False
 
 
 class SourceUnavailableError(TransientError):

@@ -64,7 +64,8 @@ class Limits:
             where not, and why. With a ``memory``, each counts as 40 MiB of it.
         drain_s: Seconds that a drain may take before it becomes an abort.
         abort_grace_s: Seconds that a stage or source may go on after it was cancelled; then it is
-            left behind and the run ends with an error that names it.
+            left behind and the run ends with an error that names it. As long is the answer to a
+            COMMIT waited for; then the run ends and says that the outcome is not known.
         stall_after_s: Seconds without any movement after which a note says who holds the run up.
     """
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from etl.engine import homes
 from etl.errors import ConfigError, EtlError
 from etl.flow import Flow
 from etl.pipeline import Pipeline
@@ -85,6 +87,7 @@ def load(path: Path) -> ModuleType:
         raise ConfigError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
+    began_in = _working_directory()
     try:
         spec.loader.exec_module(module)
     except SystemExit as error:
@@ -95,13 +98,22 @@ def load(path: Path) -> ModuleType:
     except EtlError as error:
         # A set-up error of etl, raised by a line of this file: keep its class and exit code.
         raise _at(error, f"{_place(path, error)}: {error}") from error
-    except Exception as error:
+    except (Exception, GeneratorExit) as error:
         what = error.msg if isinstance(error, SyntaxError) else str(error)
         kind = type(error).__name__
         raise ConfigError(
             f"{_place(path, error)}: {kind}: {what}" if what else f"{_place(path, error)}: {kind}"
         ) from error
+    if began_in is not None and _working_directory() != began_in:
+        homes.folders[name] = began_in  # its relative paths are meant from there at each import
     return module
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 def module_name(path: Path) -> str:

@@ -25,13 +25,17 @@ _CAUSED = "The above exception was the direct cause of the following exception:"
 _WHILE = "During handling of the above exception, another exception occurred:"
 
 
-def show_failure(screen: Screen, error: BaseException) -> int:
-    """Say what failed on stderr; return the exit code."""
+def show_failure(screen: Screen, error: BaseException, *, files_only: bool = False) -> int:
+    """Say what failed on stderr; return the exit code.
+
+    Args:
+        files_only: Every target of the run is a file, of which no run keeps a part.
+    """
     errors = error.errors if isinstance(error, PipelineFailedError) else ()
     if isinstance(error, PipelineFailedError) and errors:
         screen.error(f"{_pipeline(error)}{line_of(errors[0])}")
         _show_consequences(screen, errors)
-        _show_state(screen, error)
+        _show_state(screen, error, files_only=files_only)
     else:
         screen.error(line_of(error))
     hints: list[str] = []
@@ -123,12 +127,16 @@ def _show_consequences(screen: Screen, errors: tuple[BaseException, ...]) -> Non
         screen.say(f"also: {plural(len(rest) - _MOST_CONSEQUENCES, 'more failure')}")
 
 
-def _show_state(screen: Screen, error: PipelineFailedError) -> None:
+def _show_state(screen: Screen, error: PipelineFailedError, *, files_only: bool) -> None:
     """What stands and what to do; the causes tell of their own batch only."""
     report = error.report
     written = report.rows_written if isinstance(report, Report) else 0
     first = error.errors[0]
-    if written:
+    goes_on = "; it goes on from there" if written else ""
+    if files_only:
+        stands = "what was not written to its end is not in place, and an old file is as it was"
+        goes_on = "; it begins anew"
+    elif written:
         stands = f"{plural(written, 'row')} of this run are committed, with their positions"
         if written == 1:
             stands = "1 row of this run is committed, with its position"
@@ -140,7 +148,6 @@ def _show_state(screen: Screen, error: PipelineFailedError) -> None:
         then = "correct the set-up, then run the same command again"
     else:
         then = "when the cause is mended, run the same command again"
-    goes_on = "; it goes on from there" if written else ""
     screen.say(f"state: {stands}; {then}{goes_on}")
 
 

@@ -16,6 +16,7 @@ from etl.engine.process import own_this_process
 from etl.engine.run import Run
 from etl.errors import (
     EXIT_DONE,
+    EXIT_FAILED,
     EXIT_REJECTS,
     PipelineFailedError,
     RunAbortedError,
@@ -88,6 +89,13 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions, screen: Screen) -> int
     try:
         with asyncio.Runner() as runner:
             return runner.run(_run(pipeline, options, limits, screen, view, shown))
+    except asyncio.CancelledError:
+        screen.error(
+            f"pipeline {pipeline.name!r}: a function of it cancelled every task of the program, so"
+            " the run was aborted. What was not committed is rolled back; let it cancel only what"
+            " it has made itself, and run again"
+        )
+        return EXIT_FAILED
     finally:
         view.close()
 
@@ -205,7 +213,7 @@ def _show_end(
         )
         return stop.exit_code
     if error is not None:
-        return show_failure(screen, error)
+        return show_failure(screen, error, files_only=_writes_files_only(pipeline))
     if report is not None and report.status == "drained" and _writes_files_only(pipeline):
         screen.say(
             "stopped: files are put in place as a whole, so old ones are as they were; run the same"

@@ -33,6 +33,7 @@ HEAD = REVISIONS[-1]
 LOCK_TIMEOUT_S = 10
 """How long to wait for another process that migrates the same database."""
 _TOTAL_TIMEOUT_S = 60
+_GRACE_S = 3.0  # for a server that does not answer, after a cancellation
 
 # Any fixed number; etl's migrations alone use it. Advisory locks are per database.
 ADVISORY_LOCK = 7_305_716_002_300_001
@@ -74,7 +75,7 @@ async def upgrade(url: Url, schema: str | None = None) -> None:
 
     All of it happens in one transaction under a lock, so it is there completely or not at all,
     and any number of processes may do it at once. Does nothing where nothing is to be done. A
-    cancellation takes effect when the transaction has ended.
+    cancellation takes effect when the transaction has ended, or after some seconds.
 
     Args:
         schema: PostgreSQL's schema for the tables; None: the connection's ``current_schema()``.
@@ -96,7 +97,7 @@ async def upgrade(url: Url, schema: str | None = None) -> None:
         except Exception as error:
             raise _translated(error, url) from error
 
-    await finish(migrate())
+    await finish(migrate(), grace_s=_GRACE_S)
 
 
 def script(dialect: str) -> str:

@@ -27,6 +27,7 @@ from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.forms import agree_on_lines, keep_columns, offer_frames, reaching_shape
 from etl.engine.homes import mark_of, seen_by
+from etl.engine.lane import doubt_note
 from etl.engine.lookups import load_lookups
 from etl.engine.plan import Inline, Plan
 from etl.engine.publish import Publisher
@@ -49,6 +50,9 @@ class Assembly:
 
     A flow that is checked, or has ended, gives up its connections: however many flows there are,
     only those whose turn it is have some.
+
+    Attributes:
+        in_doubt: Flows of which an abort left unknown whether their last transaction is in.
     """
 
     def __init__(
@@ -77,9 +81,21 @@ class Assembly:
         self._tell = tell
         self._home = home
         self._turns = Turns({one.name: one.flow.after for one in plan.flows}, plan.limits.flows)
-        self.publisher = Publisher(self.targets, retry=retry, tell=tell)
+        self.in_doubt: list[str] = []
+        self.publisher = Publisher(
+            self.targets,
+            retry=retry,
+            tell=tell,
+            grace_s=plan.limits.abort_grace_s,
+            in_doubt=self._told_doubt,
+        )
         self._builder = Builder(
-            plan, self._turns, retry=retry, tell=tell, writer_ended=self._writer_ended
+            plan,
+            self._turns,
+            retry=retry,
+            tell=tell,
+            writer_ended=self._writer_ended,
+            in_doubt=self._told_doubt,
         )
 
     @property
@@ -146,6 +162,11 @@ class Assembly:
         # Worker processes serve one flow after the other: there are never more than was asked for.
         self._turns.one_by_one([flow.plan.name for flow in self.flows if flow.workers])
         self._turns.begin()
+
+    def _told_doubt(self, flow: str) -> None:
+        self.in_doubt.append(flow)
+        running = next(one for one in self.flows if one.plan.name == flow)
+        self._note(running, [doubt_note(self._plan.limits)])
 
     async def reads_ended(self) -> None:
         """Release what the readers had in common, before tables are built and published."""
@@ -226,7 +247,7 @@ class Assembly:
             return
         if start.is_cut_anew:
             for claim in start.claims:
-                await _forget_rejects(claim)
+                await _forget_rejects(claim, self._plan.limits.abort_grace_s)
         work = deque(route for route in start.routes if route.segments)
         take, lanes = taking(work), max(1, min(plan.jobs, len(work)))
         ranges = f"read in {len(start.routes)} key ranges; {len(work)} are left"
@@ -357,7 +378,7 @@ class Assembly:
         return cast("list[RowStep | Stage[Any, Any]]", loaded)
 
 
-async def _forget_rejects(claim: Claim) -> None:
+async def _forget_rejects(claim: Claim, grace_s: float) -> None:
     """Everything is read from the beginning, in key ranges: before the first lane begins.
 
     Not by a lane with its first group, which would drop what another one has just kept.
@@ -372,7 +393,7 @@ async def _forget_rejects(claim: Claim) -> None:
     try:
         await session.begin()
         await session.rejects.forget(wholes)
-        await finish(session.commit())
+        await finish(session.commit(), grace_s=grace_s)
     except BaseException:
         await finish(session.rollback())
         raise

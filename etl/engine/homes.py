@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -25,6 +26,9 @@ from etl.stages import codes_of
 
 _BY_FILE = "_etl_pipeline_"
 """How the names of modules begin that are loaded from a file and stand in no package."""
+
+folders: dict[str, str] = {}
+"""The working directory in which a module was imported that has left it since, by its name."""
 
 _is_loading = False  # this is a worker process that imports the pipeline's module
 
@@ -46,7 +50,8 @@ def home_of(pipeline: object, name: str) -> dict[str, str]:
             break
         if is_file or module.__name__.startswith(_BY_FILE):
             own = _BY_FILE + "main" if is_file else module.__name__
-            return {"module": own, "file": str(file), "variable": variable}
+            home = {"module": own, "file": str(file), "variable": variable}
+            return home | ({"folder": folders[own]} if own in folders else {})
         # Of ``python -m package.module`` only the specification knows the name.
         own = spec.name if spec is not None else module.__name__
         return {"module": own, "variable": variable}
@@ -68,6 +73,8 @@ def load(home: Mapping[str, str]) -> Any:
     where = home.get("file", home["module"])
     _is_loading = True
     try:
+        if folder := home.get("folder"):
+            os.chdir(folder)
         module = _module(home)
         return getattr(module, home["variable"])
     except EtlError:

@@ -114,6 +114,7 @@ class _Attempt:
         given: Steps that stand instead of those of the group.
         refused: What the table of each sink refused.
         at_commit: Everything was written; what fails then is the commit.
+        is_in: It is committed, for certain.
     """
 
     group: Group
@@ -127,6 +128,7 @@ class _Attempt:
     steps: list[Advance] = field(default_factory=list[Advance])
     new_rejects: list[NewReject] = field(default_factory=list[NewReject])
     at_commit: bool = False
+    is_in: bool = False
 
     def refused_of(self, sink: int) -> dict[int, list[Refused]]:
         """What a table refused, by the batch (its identity)."""
@@ -182,6 +184,7 @@ class Lane:
         on_refused: Callable[[str, Sequence[NewReject]], None],
         on_commit: Callable[[str, int, int, float], None],
         on_retry: Callable[[str, str, int, float, BaseException], None],
+        on_doubt: Callable[[str], None],
     ) -> None:
         """Make a lane.
 
@@ -193,6 +196,7 @@ class Lane:
             completes: At a clean end: the keys to mark complete.
             forgets: Keys that are read from the beginning: their old rejects are read again.
             row_keys: Columns that may identify a row, the best ones first.
+            on_doubt: Told where an abort ends before it is known whether a group is in.
         """
         self.rows_written = 0
         self.transactions = 0
@@ -218,6 +222,7 @@ class Lane:
         self._on_refused = on_refused
         self._on_commit = on_commit
         self._on_retry = on_retry
+        self._on_doubt = on_doubt
 
     async def run(self) -> None:
         """Write until the channel has ended.
@@ -347,6 +352,7 @@ class Lane:
 
     def _note(self, attempt: _Attempt) -> None:
         """A transaction is in."""
+        attempt.is_in = True
         for step in attempt.steps:
             if step.removes:
                 del self.checkpoints[step.key]
@@ -390,8 +396,14 @@ class Lane:
                 # In the same piece: a cancelled run must still report what is in.
                 self._note(attempt)
 
-            # A cancelled COMMIT says nothing about the data, so it is never cut.
-            await finish(commit())
+            # A cancelled COMMIT says nothing about the data, so it is cut only where no answer
+            # came within the grace of an abort.
+            try:
+                await finish(commit(), grace_s=self._limits.abort_grace_s)
+            except asyncio.CancelledError:
+                if not attempt.is_in:
+                    self._on_doubt(self._flow)
+                raise
             failpoints.hit("lane.after_commit")
         except CommitInDoubtError:
             raise
@@ -492,13 +504,19 @@ class Lane:
         Raises:
             FencedError: The checkpoint is neither at the old nor at the new position.
         """
-        await self._pause("asking for the outcome of a commit", attempts, doubt)
-        while True:
-            try:
-                found = await finish(self.session.settle([step.key for step in steps]))
-                break
-            except TransientError as error:
-                await self._pause("asking for the outcome of a commit", attempts, error)
+        grace_s = self._limits.abort_grace_s
+        try:
+            await self._pause("asking for the outcome of a commit", attempts, doubt)
+            while True:
+                try:
+                    asking = self.session.settle([step.key for step in steps])
+                    found = await finish(asking, grace_s=grace_s)
+                    break
+                except TransientError as error:
+                    await self._pause("asking for the outcome of a commit", attempts, error)
+        except asyncio.CancelledError:
+            self._on_doubt(self._flow)
+            raise
         at_new = at_old = 0
         for step in steps:
             now = found.get(step.key)
@@ -518,7 +536,9 @@ class Lane:
     async def _is_overtaken(self) -> bool:
         """Whether a newer run has a checkpoint of the lane's, as far as can be found out."""
         try:
-            found = await finish(self.session.load(list(self.checkpoints)))
+            found = await finish(
+                self.session.load(list(self.checkpoints)), grace_s=self._limits.abort_grace_s
+            )
         except EtlError:
             return False
         return any(one.epoch != self.checkpoints[key].epoch for key, one in found.items())
@@ -529,12 +549,12 @@ class Lane:
         # A read of everything may end where the last one ended: then the position says nothing.
         return step.old != step.new or now.rows == self.checkpoints[step.key].rows + step.rows
 
-    async def _pause(self, what: str, attempts: Attempts, error: BaseException) -> None:
+    async def _pause(self, what: str, attempts: Attempts, error: TransientError) -> None:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # It came while something that is not cut went on, which then failed: it stands.
             raise asyncio.CancelledError from error
-        wait_s = attempts.next_wait_s()
+        wait_s = None if error.is_final else attempts.next_wait_s()
         if wait_s is None:
             raise error
         self._on_retry(self._flow, what, attempts.failed, wait_s, error)
@@ -545,6 +565,15 @@ class Lane:
             f"flow {self._flow!r}: another run of this pipeline has taken over; this one stops and"
             " wrote nothing since"
         )
+
+
+def doubt_note(limits: Limits) -> str:
+    """What a person is told of a flow whose last transaction an abort did not see the end of."""
+    return (
+        f"the target did not end the last transaction within {limits.abort_grace_s:g} s of the"
+        " abort (Limits(abort_grace_s=...)), so it is not known whether it is in, as a whole, or"
+        " not at all. The checkpoint tells: the next run looks there, and goes on exactly"
+    )
 
 
 def key_of(row: Any, choices: Sequence[Sequence[str]]) -> Mapping[str, Any] | None:

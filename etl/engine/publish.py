@@ -26,10 +26,14 @@ class Publisher:
         *,
         retry: Retry,
         tell: Callable[[Event], None],
+        grace_s: float,
+        in_doubt: Callable[[str], None],
     ) -> None:
         self._targets = targets
         self._retry = retry
         self._tell = tell
+        self._grace_s = grace_s
+        self._in_doubt = in_doubt
 
     async def publish_all(self, flows: Sequence[RunningFlow]) -> None:
         """Finish the tables of each target and put in place what is not there yet."""
@@ -65,7 +69,20 @@ class Publisher:
         failpoints.hit("run.before_publish")
 
         async def publish() -> None:
-            await finish(opened.publish(steps))
+            published = False
+
+            async def to_end() -> None:
+                nonlocal published
+                await opened.publish(steps)
+                published = True
+
+            try:
+                await finish(to_end(), grace_s=self._grace_s)
+            except asyncio.CancelledError:
+                if not published:
+                    for name in dict.fromkeys(step.key.flow for step in steps):
+                        self._in_doubt(name)
+                raise
 
         await self._try(target.name, "publishing", publish)
         failpoints.hit("run.after_publish")
@@ -79,7 +96,7 @@ class Publisher:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise asyncio.CancelledError from error  # held up while it went on
-                wait_s = attempts.next_wait_s()
+                wait_s = None if error.is_final else attempts.next_wait_s()
                 if wait_s is None:
                     raise
                 self._tell(

@@ -248,9 +248,16 @@ class Run:
         self._tell(Note(flow=flow.plan.name, message=message))
 
     def _aborted(self, reason: str) -> RunAbortedError:
+        doubt = ""
+        if flows := ", ".join(map(repr, dict.fromkeys(self._assembly.in_doubt))):
+            doubt = (
+                f", but for one of flow {flows}, which the target did not end in time: it is in or"
+                " not, and the next run sees which"
+            )
         return RunAbortedError(
             f"run of pipeline {self._plan.pipeline!r} was aborted ({reason}). Open transactions"
-            " were rolled back; what was committed stays, and the next run goes on from there",
+            f" were rolled back{doubt}; what was committed stays, and the next run goes on from"
+            " there",
             self._report,
         )
 

@@ -44,24 +44,16 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         StageCancelledError: The work raised ``CancelledError`` by itself.
-        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt`` or ``GeneratorExit``;
-            or an error that is not of this package, so that it gets a name.
+        StageError: The work raised ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit`` or the
+            like; or an error that is not of this package, so that it gets a name.
     """
     try:
         return await work
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling() == 0:
-            raise StageCancelledError(
-                f"{name} raised CancelledError although nobody cancelled it; a task or timeout"
-                " inside it leaked its own cancellation. Its batch was not written"
-            ) from error
+            raise _stray(name) from error
         raise
-    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-        raise StageError(
-            f"{name} raised {type(error).__name__}; a stage must not end the program."
-            " Its batch was not written"
-        ) from error
     except EtlError:
         raise
     except MemoryError as error:
@@ -72,6 +64,18 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
             " move"
         )
         raise because_of(error, ours) from error
+    except BaseException as error:
+        raise StageError(
+            f"{name} raised {type(error).__name__}; a stage must not end the program."
+            " Its batch was not written"
+        ) from error
+
+
+def _stray(name: str) -> StageCancelledError:
+    return StageCancelledError(
+        f"{name} raised CancelledError although nobody cancelled it; a task or timeout"
+        " inside it leaked its own cancellation. Its batch was not written"
+    )
 
 
 async def supervise(
@@ -120,6 +124,8 @@ async def supervise(
         asyncio.create_task(noted(name, work), name=f"etl:{name}", context=context_of(marks[name]))
         for name, work in units.items()
     ]
+    own_task = asyncio.current_task()
+    cancels = own_task.cancelling() if own_task is not None else 0
     together = asyncio.gather(*tasks)
     # What it ends with after this was cancelled; else the loop would report that nobody asked.
     together.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -128,6 +134,12 @@ async def supervise(
         await asyncio.shield(together)
     except BaseException as first:
         cancel = first if isinstance(first, asyncio.CancelledError) else None
+        if cancel is not None and own_task is not None and own_task.cancelling() == cancels:
+            # A function has cancelled the task that it runs in.
+            names = [name for task, name in zip(tasks, units, strict=True) if task.cancelled()]
+            if names:
+                cancel = None
+                order.append(_stray(names[0]))
         for channel in channels():
             channel.fail(first)
         pending = {task for task in tasks if not task.done()}
@@ -213,7 +225,12 @@ async def wait_for_root(root: asyncio.Task[T]) -> T:
     return root.result()
 
 
-async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | None = None) -> T:
+async def finish(
+    awaitable: Awaitable[T],
+    *,
+    on_cancel: Callable[[], None] | None = None,
+    grace_s: float | None = None,
+) -> T:
     """Await what must not be cut (COMMIT, ROLLBACK, closing), through any number of cancels.
 
     The awaitable needs a timeout of its own. An error of it wins over the cancellation, which is
@@ -222,20 +239,31 @@ async def finish(awaitable: Awaitable[T], *, on_cancel: Callable[[], None] | Non
     Args:
         on_cancel: Called at the first cancellation, to make the awaitable end sooner. The error
             with which it then ends is a consequence: the cancellation wins.
+        grace_s: Seconds that it may go on after the first cancellation; then it is cancelled
+            itself. None: as long as it takes.
     """
     inner = asyncio.ensure_future(awaitable)
     received: asyncio.CancelledError | None = None
+    late: asyncio.TimerHandle | None = None
     while not inner.done():
         try:
             await asyncio.shield(inner)
         except asyncio.CancelledError as error:
             if inner.cancelled():
-                raise
+                if received is None:
+                    raise
+                break
             if received is None and on_cancel is not None:
                 on_cancel()
+            if received is None and grace_s is not None:
+                late = asyncio.get_running_loop().call_later(grace_s, inner.cancel)
             received = received or error
         except BaseException:
             break
+    if late is not None:
+        late.cancel()
+    if received is not None and inner.cancelled():
+        raise received
     if received is not None and on_cancel is not None:
         raise received from inner.exception()
     result = inner.result()

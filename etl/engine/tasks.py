@@ -45,6 +45,7 @@ class Builder:
 
     Args:
         writer_ended: Told by each lane, or worker process, of a flow when it has ended.
+        in_doubt: Told of a flow with a group of which an abort left unknown whether it is in.
 
     Attributes:
         units: The tasks' work, by name.
@@ -59,6 +60,7 @@ class Builder:
         retry: Retry,
         tell: Tell,
         writer_ended: Callable[[RunningFlow], Awaitable[None]],
+        in_doubt: Callable[[str], None],
     ) -> None:
         self.units: dict[str, Coroutine[Any, Any, None]] = {}
         self.patient: set[str] = set()
@@ -67,6 +69,7 @@ class Builder:
         self._retry = retry
         self._tell = tell
         self._writer_ended = writer_ended
+        self._in_doubt = in_doubt
         self._heavy = HeavyRows(plan.limits)
 
     def build(
@@ -230,6 +233,7 @@ class Builder:
             on_refused=partial(self._told_refused, flow),
             on_commit=committed,
             on_retry=self._told_retry,
+            on_doubt=self._in_doubt,
         )
 
     def _add(

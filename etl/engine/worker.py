@@ -35,6 +35,7 @@ from etl.engine import failpoints, homes, wire
 from etl.engine.bad_rows import BadRows
 from etl.engine.claims import Claim, Start
 from etl.engine.forms import agree_on_lines, keep_columns, offer_frames, reaching_shape
+from etl.engine.lane import doubt_note
 from etl.engine.plan import Plan
 from etl.engine.process import own_this_process
 from etl.engine.running import RunningFlow
@@ -181,7 +182,12 @@ class Work:
         turns = Turns({flow.name: ()}, 1)
         turns.begin()
         self._builder = Builder(
-            plan, turns, retry=retry, tell=self._tell, writer_ended=self._writer_ended
+            plan,
+            turns,
+            retry=retry,
+            tell=self._tell,
+            writer_ended=self._writer_ended,
+            in_doubt=lambda name: self._tell(Note(flow=name, message=doubt_note(plan.limits))),
         )
         self._draining = False
         self._told: dict[str, Any] = {}

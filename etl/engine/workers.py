@@ -228,8 +228,9 @@ class Worker:
             process.kill()
             raise StageStuckError(
                 f"{self.name} did not stop within {limit_s:g} s after it was told to, and was"
-                " killed: a function blocks its event loop, or does not end. What was open is"
-                " rolled back. Raise Limits(abort_grace_s=...) where it needs longer"
+                " killed: a function blocks its event loop or does not end, or a database does not"
+                " answer. What was open is rolled back. Raise Limits(abort_grace_s=...) where it"
+                " needs longer"
             ) from None
 
     async def _close(self, process: subprocess.Popen[bytes], *, at_once: bool = False) -> int:

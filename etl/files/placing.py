@@ -18,7 +18,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
-from etl.errors import AlreadyRunningError, ConfigError, EtlError, FencedError
+from etl.errors import (
+    AlreadyRunningError,
+    ConfigError,
+    EtlError,
+    FencedError,
+    ResourceError,
+)
 
 if sys.platform != "win32":
     import fcntl
@@ -29,16 +35,30 @@ _POLL_S = 0.05
 _BUFFER = 1 << 18
 
 
+_RESOURCES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+
+
 @contextmanager
 def writing(where: str) -> Generator[None]:
-    """Turn what the system says of a file that is written into this package's errors."""
+    """Turn what the system says of a file that is written into this package's errors.
+
+    Raises:
+        ResourceError: The disk is full, say. A part may be in the file, so nothing is tried again.
+        EtlError: Whatever else it is.
+    """
     try:
         yield
     except OSError as error:
-        raise EtlError(
+        is_passing = error.errno in _RESOURCES
+        found = (ResourceError if is_passing else EtlError)(
             f"{where} cannot be written: {error.strerror or error}. Nothing was put in its place:"
             " an older file is as it was. Make room, or mend the folder, and run again"
-        ) from error
+        )
+        if isinstance(found, ResourceError):
+            found.is_final = True
+        raise found from error
 
 
 class PartFile:
@@ -58,6 +78,7 @@ class PartFile:
         Raises:
             AlreadyRunningError: Another run writes the same file.
             ConfigError: It cannot be made, or what is there is no file to be replaced.
+            ResourceError: It cannot be made now: the disk is full, say.
         """
         try:
             self._path = self._path.resolve()  # a link stays, and what it names is replaced
@@ -65,7 +86,8 @@ class PartFile:
             self._look_at_old()
             self._file = os.fdopen(self._claimed(), "wb", _BUFFER)
         except OSError as error:
-            raise ConfigError(
+            is_passing = error.errno in _RESOURCES
+            raise (ResourceError if is_passing else ConfigError)(
                 f"{self._where} cannot be written: {error.strerror}. Nothing was moved"
             ) from error
 

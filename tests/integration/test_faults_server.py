@@ -11,19 +11,22 @@ import contextlib
 import random
 import secrets
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
-from etl import Limits, Report
-from etl.databases.postgres.session import COMMIT_S
+from etl import Database, Limits, Pipeline, Report, RunAbortedError
+from etl.databases.migrate import ADVISORY_LOCK
 from etl.databases.postgres.translate import translating
 from etl.errors import PipelineFailedError, TargetUnavailableError, TransientError
 from etl.events import Event, Retrying
 from etl.testing.chaos import ChaosProxy
 from tests.integration.fault_kit import (
+    NAME,
+    SMALL,
     assert_exact,
     assert_prefix,
     bounded,
@@ -241,10 +244,70 @@ async def test_an_abort_does_not_wait_for_a_frozen_backend(
     run = await copy(source, target).start()
     pid = await bounded(session_of(server, target))
     with server.frozen(pid):
-        # Frozen in the middle of a COMMIT, which is never cut, that one's own limit comes first.
-        await bounded(run.abort(), COMMIT_S + 25)
+        await bounded(run.abort(), 20)
     await assert_prefix(target)
     await finish_and_compare(source, target)
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+async def test_an_abort_waits_its_grace_for_a_frozen_commit_and_says_that_it_is_in_doubt(
+    server: OwnServer, databases: tuple[str, str], mode: str
+) -> None:
+    source, target = databases
+    async with sql(target) as connection:  # a check that is left to COMMIT, and takes its time
+        await connection.execute(
+            "DROP TRIGGER slow ON copies;"
+            "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN IF new.id = 300 THEN PERFORM pg_sleep(2); END IF; RETURN NULL; END';"
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON copies DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    limits = replace(SMALL, abort_grace_s=0.5)
+    pipeline = copy(source, target, limits=limits)
+    if mode == "replace":
+        sink = Database(target).replace("copies", swap="rewrite")
+        pipeline = Pipeline(NAME, Database(source).table("items").into(sink), limits=limits)
+    run = await pipeline.start()
+    with server.frozen(await bounded(committing_session(server, target))):
+        began = monotonic()
+        run.request_abort()
+        with pytest.raises(RunAbortedError, match="which the target did not end in time") as ended:
+            await bounded(run.wait(), 20)
+        assert monotonic() - began < 10
+    (flow,) = ended.value.report.flows
+    assert any("not known whether it is in" in note for note in flow.notes)
+    await bounded(until_unlocked(target))
+    await bounded(pipeline.run())
+    await assert_exact(target)
+
+
+async def committing_session(server: OwnServer, target: str) -> int:
+    async with sql(server.url) as connection:
+        while True:
+            pid: int | None = await connection.fetchval(
+                "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query = 'COMMIT'"
+                " AND wait_event = 'PgSleep'",
+                urlsplit(target).path[1:],
+            )
+            if pid is not None:
+                return pid
+            await asyncio.sleep(0.01)
+
+
+async def test_an_abort_does_not_wait_long_for_tables_that_a_frozen_server_is_to_make(
+    databases: tuple[str, str],
+) -> None:
+    source, target = databases
+    async with sql(target) as holder, holder.transaction(), ChaosProxy(target) as proxy:
+        await holder.execute(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
+        starting = asyncio.ensure_future(copy(source, proxy.url).start())
+        while proxy.accepted < 2:  # the lock of the run, and the migration
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        proxy.black_hole()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bounded(starting, 20)
 
 
 # --- restarts ---

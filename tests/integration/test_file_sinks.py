@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -37,7 +38,14 @@ from etl import (
 )
 from etl.cli.copy import CopyOptions
 from etl.cli.copyfile import FileOptions, plan_copy_to_files, plan_file_to_file
-from etl.errors import AlreadyRunningError, SchemaMismatchError
+from etl.errors import (
+    EXIT_TEMPORARY,
+    AlreadyRunningError,
+    SchemaMismatchError,
+    exit_code_of,
+)
+from etl.files.parquet import ParquetWriter
+from etl.files.texts import TextWriter
 from tests.integration import sqlite_kit
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +227,34 @@ async def test_a_failed_and_a_drained_run_leave_the_old_file(numbers: str, tmp_p
     gate.set()
     assert (await run.wait()).status == "drained"
     assert (path.read_text(), left_over(tmp_path)) == ("old", [])
+
+
+@pytest.mark.parametrize("step", ["put", "finish"])
+@pytest.mark.parametrize("name", ["o.csv", "o.jsonl.gz", "o.parquet"])
+async def test_a_full_disk_is_a_passing_failure_that_is_not_tried_again(
+    numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: str
+) -> None:
+    writer = ParquetWriter if name.endswith("parquet") else TextWriter
+    calls = 0
+
+    def full(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / name
+    path.write_text("old")
+    pipeline = Pipeline("p", Database(numbers).table("t").into(File(path).replace()))
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, step, full)
+        with pytest.raises(PipelineFailedError) as failed:
+            await pipeline.run()
+    assert calls == 1  # a part of the group may be in the file
+    assert failed.value.retryable
+    assert exit_code_of(failed.value) == EXIT_TEMPORARY
+    assert path.read_text() == "old"
+    assert not left_over(tmp_path)
+    assert (await pipeline.run()).rows_written == 500
 
 
 async def test_two_runs_do_not_write_one_file(numbers: str, tmp_path: Path) -> None:

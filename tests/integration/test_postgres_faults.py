@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from etl.batch import Batch
 from etl.connector import RunInfo
 from etl.databases import postgres
 from etl.databases.database import Database, ReadSpec
-from etl.databases.postgres import connect, session
+from etl.databases.postgres import connect, copying, session
 from etl.databases.url import parse_url
 from etl.errors import (
     CommitInDoubtError,
@@ -95,6 +96,26 @@ async def test_a_backend_killed_in_copy_out_is_a_lost_source(postgres_url: str) 
         assert [row["id"] for one in got for row in one.rows] == list(range(seen + 1, 50001))
 
 
+async def test_a_connection_that_is_cancelled_as_it_opens_leaves_nothing_behind(
+    postgres_url: str,
+) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    for turns in range(40):
+        opening = asyncio.ensure_future(
+            connect.connect(parse_url(postgres_url), "target", f"cut/{turns}")
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled():
+            await connect.close(opening.result())
+    gc.collect()
+    await asyncio.sleep(0.01)
+    assert not told
+
+
 async def test_a_cancelled_read_ends_at_once_and_closes_its_connection(postgres_url: str) -> None:
     await run_sql(postgres_url, BIG_TABLE)
     reached = asyncio.Event()
@@ -120,6 +141,41 @@ async def _none_left(url: str) -> bool:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name LIKE 'etl/p/run%'",
     )
+
+
+async def test_a_cancelled_copy_is_cut_in_a_turn_in_which_no_data_come() -> None:
+    done: list[str] = []
+    begun = asyncio.Event()
+
+    class Reading:
+        def pause_reading(self) -> None:
+            done.append("pause")
+            asyncio.get_running_loop().call_soon(done.append, "a turn")
+
+        def resume_reading(self) -> None:
+            done.append("resume")
+
+    class Copying:
+        _transport = Reading()
+
+        async def copy_from_query(self, *_: Any, **__: Any) -> str:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                done.append("cut")
+            return ""
+
+    async def output(_: bytearray) -> None:
+        raise AssertionError
+
+    connection: Any = Copying()
+    task = asyncio.ensure_future(copying.copy_out(connection, "SELECT 1", output))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["pause", "a turn", "cut", "resume"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), TimeoutError("slow"), OSError("disk")])

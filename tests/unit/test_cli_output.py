@@ -217,6 +217,15 @@ def test_many_consequences_are_counted() -> None:
     assert lines[5].startswith("state: this run committed nothing")
 
 
+def test_a_failure_says_that_of_files_nothing_is_kept() -> None:
+    both = Both()
+    error = PipelineFailedError("failed", (ValueError("x"),), report())
+    show_failure(both.screen, error, files_only=True)
+    state = next(line for line in both.err.splitlines() if line.startswith("state: "))
+    assert "committed" not in state
+    assert state.endswith("; it begins anew")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -58,6 +58,7 @@ class Harness:
         self.channel: Channel[Batch[Any]] = Channel("lane", max_items=1000, max_bytes=10**9)
         self.commits: list[int] = []
         self.retries: list[str] = []
+        self.doubts: list[str] = []
         self.keys = {
             name: CheckpointKey(pipeline="t", flow="f", sink="rows", partition=name)
             for name in partitions
@@ -82,6 +83,7 @@ class Harness:
             on_refused=lambda flow, rejects: None,
             on_commit=lambda flow, rows, total, seconds: self.commits.append(rows),
             on_retry=lambda flow, what, attempt, wait_s, error: self.retries.append(what),
+            on_doubt=self.doubts.append,
         )
 
     async def give(self, *batches: Batch[Any]) -> None:

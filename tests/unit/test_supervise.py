@@ -415,6 +415,25 @@ async def test_finish_calls_on_cancel_once_and_then_the_cancellation_wins() -> N
     assert isinstance(cancelled.value.__cause__, Boom)
 
 
+async def test_finish_cuts_what_goes_on_after_the_grace_of_a_cancellation() -> None:
+    commit = Commit()
+    task = asyncio.create_task(finish(commit.run(), grace_s=0.01))
+    await commit.started.wait()
+    task.cancel("the first")
+    await asyncio.sleep(0)
+    task.cancel("the second")
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await task
+    assert cancelled.value.args == ("the first",)
+    assert not commit.done
+
+
+async def test_finish_without_a_cancellation_takes_longer_than_the_grace() -> None:
+    commit = Commit()
+    asyncio.get_running_loop().call_later(0.02, commit.go.set)
+    assert await finish(commit.run(), grace_s=0.0) == "in"
+
+
 async def test_finish_under_a_timeout_completes_and_then_times_out() -> None:
     commit = Commit()
     asyncio.get_running_loop().call_later(0.01, commit.go.set)

@@ -189,3 +189,32 @@ async def test_a_stage_that_fails_once_fails_its_run_and_the_rerun_is_exact() ->
     assert sink.rows == ROWS[: len(sink.rows)]
     await pipeline.run()
     assert sink.rows == ROWS
+
+
+async def test_a_function_that_cancels_its_own_task_is_named() -> None:
+    async def cuts_itself(numbers: Sequence[int]) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+        return list(numbers)
+
+    sink = MemorySink[int]()
+    pipeline = Pipeline("t", MemorySource(ROWS).map_batches(cuts_itself).into(sink))
+    with pytest.raises(PipelineFailedError, match="cuts_itself.* although nobody cancelled it"):
+        await pipeline.run()
+    assert not sink.rows
+
+
+async def test_an_error_that_is_no_exception_is_named() -> None:
+    class Odd(BaseException):
+        pass
+
+    def raises(number: int) -> int:
+        raise Odd
+
+    sink = MemorySink[int]()
+    pipeline = Pipeline("t", MemorySource(ROWS).map(raises).into(sink))
+    with pytest.raises(PipelineFailedError, match="raised Odd; a stage must not end the program"):
+        await pipeline.run()
+    assert not sink.rows

@@ -6,11 +6,13 @@ import re
 import types
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etl import ConfigError, Database, DeadLetter, Limits, Pipeline, Row, stage
+from etl.cli.discover import find_pipeline
 from etl.engine import homes, wire
 from etl.engine.bad_rows import BadRows
 from etl.engine.plan import FlowPlan, Plan
@@ -186,6 +188,22 @@ def test_a_pipeline_is_found_as_a_variable_of_its_module() -> None:
     home = homes.home_of(found_here, "here")
     assert home == {"module": __name__, "variable": "found_here"}
     assert homes.load(home) is found_here
+
+
+def test_a_file_that_leaves_its_working_directory_is_imported_from_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "moves.py").write_text(
+        "import os\nfrom etl import Database, Pipeline\nos.chdir('below')\n"
+        "at = Database('sqlite:///a.db')\n"
+        "moves = Pipeline('moves', at.table('t').into(at.append('u')))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    home = homes.home_of(find_pipeline("moves.py"), "moves")
+    assert Path.cwd() == tmp_path / "below"
+    assert homes.load(home).name == "moves"
+    assert Path.cwd() == tmp_path / "below"
 
 
 def test_a_pipeline_that_no_module_has_is_not_found() -> None:

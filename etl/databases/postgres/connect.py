@@ -47,6 +47,8 @@ COMMAND_S = 60.0
 LONG_S = 7 * 24 * 3600.0
 """For statements that may take as long as the data is large; dead peers are found by TCP."""
 CLOSE_S = 3.0
+_CANCEL_S = 0.5
+"""How long a connection may still come up after a cancellation."""
 _TOO_MANY = "53300"  # also the limit of a role or a database
 _PATIENCE_S = 5.0
 """How long a server that takes no connections is tried at the start: it may be restarting."""
@@ -134,27 +136,46 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
 async def _open(
     url: Url, options: Options, trust: ssl.SSLContext | None, application: str
 ) -> Connection:
-    connection: Connection = await asyncpg.connect(
-        f"postgresql://?{urlencode(options)}" if options else None,
-        host=url.host,
-        port=url.port,
-        user=url.user,
-        password=url.password,
-        database=url.path,
-        ssl=trust,
-        timeout=CONNECT_S,
-        command_timeout=COMMAND_S,
-        # With a cache, types of a table that was changed meanwhile would be taken from it.
-        statement_cache_size=0,
-        server_settings={"application_name": application},
+    opening: asyncio.Task[Connection] = asyncio.ensure_future(
+        asyncpg.connect(
+            f"postgresql://?{urlencode(options)}" if options else None,
+            host=url.host,
+            port=url.port,
+            user=url.user,
+            password=url.password,
+            database=url.path,
+            ssl=trust,
+            timeout=CONNECT_S,
+            command_timeout=COMMAND_S,
+            # With a cache, types of a table that was changed meanwhile would be taken from it.
+            statement_cache_size=0,
+            server_settings={"application_name": application},
+        )
     )
+    try:
+        # Cancelled as its socket comes up, asyncpg leaves an error behind that nobody retrieves,
+        # and the event loop reports it. So it gets the moment that this takes.
+        connection = await finish(opening, on_cancel=_let_it_end, grace_s=_CANCEL_S)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().terminate()
+        raise
     _keep_alive(connection)
     return connection
 
 
+def _let_it_end() -> None:
+    """The cancellation wins, whatever becomes of the connection."""
+
+
+def transport_of(connection: Connection) -> asyncio.Transport | None:
+    """What a connection reads from; None where the driver does not show it."""
+    return getattr(connection, "_transport", None)
+
+
 def _keep_alive(connection: Connection) -> None:
     """Find a dead peer in about a minute, also while nothing is sent."""
-    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
+    transport = transport_of(connection)
     sock = transport.get_extra_info("socket") if transport is not None else None
     if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return

@@ -1,17 +1,19 @@
-"""COPY IN: rows that are complete in memory go to one table."""
+"""COPY IN, of rows that are complete in memory to one table, and COPY OUT, of a query's rows."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Literal, TypeAlias
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Literal, TypeAlias
 
 from asyncpg.protocol import NO_TIMEOUT
 
-from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.connect import Connection, transport_of
 from etl.databases.postgres.frames import pieces_of
 from etl.databases.postgres.guard import GROUP_S, STALL_S, Watch, guarded
 from etl.databases.postgres.lines import WideText
 from etl.engine import failpoints
+from etl.engine.supervise import finish
 from etl.errors import DataError
 from etl.rows import Frames
 
@@ -46,6 +48,46 @@ async def copy_in(
             timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
         )
     return int(status.rpartition(" ")[2])
+
+
+async def copy_out(
+    connection: Connection,
+    query: str,
+    output: Callable[[Any], Coroutine[Any, Any, None]],
+    form: Literal["text", "binary"] = "text",
+) -> str:
+    """Copy the rows of a query to a function; return the server's status.
+
+    In a task of its own: asyncpg loses a cancellation that comes in the same turn of the event loop
+    as data. It then does not cancel the command in the server, and the next data find nobody who
+    waits for them, which breaks the connection with an error that the loop reports. So a
+    cancellation is passed on in a turn in which no data come.
+    """
+    copying: asyncio.Task[str] = asyncio.ensure_future(
+        connection.copy_from_query(
+            query,
+            output=output,
+            format=form,
+            timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
+        )
+    )
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError as cancel:
+        await finish(_cut(connection, copying))
+        # What it ended with may tell why: the loss of the connection is a cancellation here.
+        raise cancel from None if copying.cancelled() else copying.exception()
+
+
+async def _cut(connection: Connection, copying: asyncio.Task[str]) -> None:
+    transport = transport_of(connection)
+    if transport is not None:
+        transport.pause_reading()
+    await asyncio.sleep(0)  # what was read in this turn is dealt with
+    copying.cancel()
+    await asyncio.wait([copying])
+    if transport is not None:
+        transport.resume_reading()
 
 
 def check_kept(kept: int, count: int, label: str) -> None:

@@ -10,7 +10,6 @@ from operator import itemgetter
 from typing import Any
 
 import asyncpg
-from asyncpg.protocol import NO_TIMEOUT
 
 from etl.batch import Batch, Position, Reject
 from etl.connector import Commons, Emit, RunInfo
@@ -19,6 +18,7 @@ from etl.databases.database import ReadSpec
 from etl.databases.postgres.catalogue import fingerprint
 from etl.databases.postgres.chunks import find_chunks
 from etl.databases.postgres.connect import Connection, close
+from etl.databases.postgres.copying import copy_out
 from etl.databases.postgres.frames import FORM, UNFIT, fitted, rows_of
 from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
@@ -296,12 +296,7 @@ class PostgresReader:
                 selection, self._layout, self._build, self._info, watch, emit,
                 keeps_lines=self._keeps_columns,
             )  # fmt: skip
-            await connection.copy_from_query(
-                selection.sql(after, until, below),
-                output=cutter.feed,
-                format="text",
-                timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
-            )
+            await copy_out(connection, selection.sql(after, until, below), cutter.feed)
             await cutter.end()
         await connection.execute("COMMIT")
 
@@ -390,12 +385,8 @@ class PostgresReader:
                 watch.expect(STALL_S)
 
             try:
-                status = await connection.copy_from_query(
-                    self._selection.rows_sql(self._frames_of, part),
-                    output=take,  # type: ignore[arg-type]  # the stubs do not know that it is a bytearray
-                    format="binary",
-                    timeout=NO_TIMEOUT,  # type: ignore[arg-type]  # the stubs do not know it
-                )
+                sql = self._selection.rows_sql(self._frames_of, part)
+                status = await copy_out(connection, sql, take, "binary")
             except asyncpg.InvalidTextRepresentationError as error:
                 if UNFIT in str(error):
                     raise UnfitError(part.after) from None  # its message has the value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -349,6 +350,10 @@ async def commit(connection: Connection, url: Url) -> None:
     """
     try:
         status = await connection.execute("COMMIT", timeout=COMMIT_S)
+    except asyncio.CancelledError:
+        # Cut at the end of an abort: whether it is in is not known, and nothing is asked here.
+        connection.terminate()
+        raise
     except DRIVER_ERRORS as error:
         # Only an answer of the server itself, on a connection that lives, is certain.
         refused = isinstance(error, asyncpg.PostgresError) and classify(error) not in {
