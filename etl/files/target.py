@@ -224,8 +224,10 @@ class FileSession:
         target = self._target
         columns = target.fixed
         if columns is None:
-            names = target.names = target.names or names_of(rows, self._label)
-            columns = columns_of_rows(rows, names, columns_of(rows), self._label)
+            known = columns_of(rows)  # in the order of the source
+            found = tuple(one.name for one in known) if known else names_of(rows, self._label)
+            names = target.names = target.names or found
+            columns = columns_of_rows(rows, names, known, self._label)
             if isinstance(rows, ArrowRows):  # their columns have types before a value is seen
                 target.writer.declare(columns)
                 target.fixed = columns

@@ -47,6 +47,7 @@ from etl.errors import (
 from etl.files.parquet import ParquetWriter
 from etl.files.texts import TextWriter
 from tests.integration import sqlite_kit
+from tests.integration.postgres_kit import run_sql
 
 ROOT = Path(__file__).parents[2]
 SMALL = Limits(batch_rows=10, group_rows=20, channel_batches=2)
@@ -116,6 +117,22 @@ async def test_the_lines_of_rows_that_a_function_made(numbers: str, tmp_path: Pa
         '{"a":3,"b":null,"c":0,"d":"2024-01-01 00:00:00+00:00","e":false,"f":"\\\\x","g":{},'
         '"h":-0.0}\n'
     )
+
+
+async def test_columns_are_in_the_order_of_the_source_whichever_a_function_looks_at(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text); INSERT INTO t VALUES (1, 'x', 'y')",
+    )
+    rows = Database(postgres_url).table("t").map(lambda row: row.replace(b=row["b"].upper()))
+
+    for name in ("t.csv", "t.jsonl"):
+        await Pipeline(f"to {name}", rows.into(File(tmp_path / name).replace())).run()
+
+    assert (tmp_path / "t.csv").read_text() == "id,a,b\n1,x,Y\n"
+    assert (tmp_path / "t.jsonl").read_text() == '{"id":1,"a":"x","b":"Y"}\n'
 
 
 async def test_dicts_need_no_types_but_in_parquet(numbers: str, tmp_path: Path) -> None:
