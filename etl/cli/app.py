@@ -120,7 +120,7 @@ def _usage(error: typer.TyperException) -> int:
             screen.say(line)
         return EXIT_USAGE
     path = context.command_path if context is not None else "etl"
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(" Value error,", "")
     screen.error(f"{message}; see {path} --help")
     return EXIT_USAGE
 
@@ -377,6 +377,7 @@ def copy(
     from etl.cli.copy import CopyOptions, plan_copy
     from etl.cli.copyfile import (
         FileOptions,
+        database_of,
         is_folder,
         plan_copy_to_files,
         plan_file_copy,
@@ -384,7 +385,6 @@ def copy(
     )
     from etl.cli.foretell import foretell
     from etl.cli.running import RunOptions, run_pipeline
-    from etl.databases.database import Database
     from etl.files.file import is_file
 
     if verify_after and (where is not None or limit is not None):
@@ -428,19 +428,19 @@ def copy(
         if to_files:
             pipeline = plan_file_to_file(source_url, target_url, what, form)
         else:
-            pipeline = plan_file_copy(source_url, Database(target_url), what, form)
+            pipeline = plan_file_copy(source_url, database_of(target_url), what, form)
         if dry_run:
             return foretell(screen, pipeline, options)
         return run_pipeline(pipeline, options, screen)
     if verify_after:
         from etl.cli.verify import refuse_unhashed
 
-        refuse_unhashed(Database(source_url), Database(target_url))
+        refuse_unhashed(database_of(source_url), database_of(target_url))
     if to_files:
-        copy = asyncio.run(plan_copy_to_files(Database(source_url), target_url, what, form))
+        copy = asyncio.run(plan_copy_to_files(database_of(source_url), target_url, what, form))
     else:
         form.refuse()
-        copy = asyncio.run(plan_copy(Database(source_url), Database(target_url), what))
+        copy = asyncio.run(plan_copy(database_of(source_url), database_of(target_url), what))
     for line in copy.said:
         screen.say(line)
     if dry_run:

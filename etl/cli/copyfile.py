@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,23 @@ class FileOptions:
             encoding=self.encoding or "utf-8",
             null=self.null or "",
         )
+
+
+def database_of(text: str) -> Database:
+    """The database of a URL; what is none may have been meant as a file.
+
+    Raises:
+        ConfigError: Not a URL of a known database.
+    """
+    try:
+        return Database(text)
+    except ConfigError as error:
+        if "://" in text or text.startswith("env:") or os.path.isfile(text):
+            raise
+        raise ConfigError(
+            f"{error}. A file is known by the end of its name: .csv, .tsv, .jsonl, .ndjson (each"
+            " may have .gz, .bz2 or .xz behind it) or .parquet"
+        ) from None
 
 
 def is_folder(target: str) -> bool:

@@ -28,6 +28,8 @@ def find_pipeline(target: str) -> Pipeline:
     Raises:
         ConfigError: No such file, an error in it, or not exactly one pipeline to choose.
     """
+    if "://" in target or target.startswith("env:"):
+        raise ConfigError("a URL names a database; here the file of a pipeline is needed")
     path, name = split_target(target)
     module = load(path)
     found = pipelines_in(module)

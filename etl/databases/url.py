@@ -63,11 +63,13 @@ def parse_url(text: str) -> Url:
 
     Raises:
         ConfigError: Not a URL of a known database. The message never quotes the text, which
-            may hold a password.
+            may hold a password, unless a file is called so.
     """
     where = "this URL"
     if text.startswith("env:"):
         variable = text[4:]
+        if not variable:
+            raise ConfigError("env: needs the name of an environment variable, as in env:SHOP_URL")
         where = f"the URL in ${variable}"
         found = os.environ.get(variable)
         if not found:
@@ -80,6 +82,13 @@ def parse_url(text: str) -> Url:
     if dialect is None and colon and _WITH_DRIVER.fullmatch(scheme.lower()):
         dialect = scheme.lower()
     if dialect is None:
+        if not colon and os.path.isdir(text):
+            raise ConfigError(f"{text} is a folder, not a database; write {_FORMS}")
+        if not colon and os.path.isfile(text):
+            raise ConfigError(
+                f"{text} is a file, not a URL; where it is a SQLite database, write"
+                f" sqlite:///{text}"
+            )
         shown = f" ({scheme.lower()}:)" if colon and scheme.isascii() and len(scheme) < 24 else ""
         raise ConfigError(f"{where}{shown} does not name a known database; write {_FORMS}")
     if dialect == "sqlite":

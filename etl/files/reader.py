@@ -276,10 +276,11 @@ class CsvReader(TextReader[Fields]):
         width = len(self.names)
         for fields, line in zip(records.fields, records.lines, strict=True):
             if len(fields) != width:
+                has = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
                 raise DataError(
-                    f"{self.where}, line {line}: {len(fields)} fields, but there are {width}"
+                    f"{self.where}, line {line}: {has}, but there are {width}"
                     " columns. Mend the line; a delimiter within a field needs quotes around it",
-                    reason=f"it has {len(fields)} fields, but there are {width} columns",
+                    reason=f"it has {has}, but there are {width} columns",
                 )
         return records.fields
 

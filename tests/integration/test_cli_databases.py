@@ -248,6 +248,14 @@ def test_check_looks_at_every_database(shop: str) -> None:
     assert {record["database"] for record in records} == {_shown(shop)}
 
 
+def test_check_of_a_user_without_rights_on_etls_tables_tells_of_all_rights(house: str) -> None:
+    etl("migrate", house)
+    separator = "&" if "?" in house else "?"
+    out, _ = etl("check", f"{house}{separator}options=-c%20role%3Dpg_monitor")
+    assert "ok       version: PostgreSQL" in out
+    assert "warning  etl's tables: this user may not read them" in out
+
+
 _COMMANDS = (
     ("copy", "URL", "GOOD"),
     ("copy", "GOOD", "URL"),

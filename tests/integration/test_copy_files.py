@@ -146,8 +146,8 @@ async def test_a_value_that_does_not_fit_is_named_by_line_and_column(
         ("", "t.csv is empty"),
         ("a,a\n", "line 1: two columns are called 'a'"),
         ("a,,b\n", "line 1: column 2 has no name"),
-        ("a,b\n1,2\n1\n", "line 3: 1 fields, but there are 2"),
-        ("a,b\n1,2\n\n", "line 3: 1 fields, but there are 2"),
+        ("a,b\n1,2\n1\n", "line 3: 1 field, but there are 2"),
+        ("a,b\n1,2\n\n", "line 3: 1 field, but there are 2"),
         ("a,b\n1,2,3\n", "line 2: 3 fields, but there are 2"),
     ],
 )

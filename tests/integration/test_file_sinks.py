@@ -370,6 +370,9 @@ def test_the_command_copies_tables_into_a_folder_and_a_file_into_another(
     refused = etl(numbers, tmp_path / "all.csv")
     assert refused.returncode == 2
     assert "2 tables do not go into one file" in refused.stderr
+    refused = etl(numbers, tmp_path / "all.xls")
+    assert refused.returncode == 2
+    assert "A file is known by the end of its name: .csv, .tsv" in refused.stderr
 
 
 async def test_options_of_a_database_are_refused(numbers: str, tmp_path: Path) -> None:

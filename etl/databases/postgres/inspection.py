@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from asyncpg import InsufficientPrivilegeError
+
 from etl.databases import migrate
 from etl.databases.database import Finding, RelationKind, TableInfo
 from etl.databases.definition import TableDefinition
@@ -176,6 +178,10 @@ async def _as_target(connection: Connection) -> list[Finding]:
         message = "made at the first run" if found is None else f"version {found[0]}"
         message += ", to be upgraded" if old and found is not None else ""
         findings.append(Finding(subject="etl's tables", state="ok", message=message))
+    except InsufficientPrivilegeError:
+        message = "this user may not read them, which a run into this database needs; GRANT SELECT,"
+        message += f" INSERT, UPDATE, DELETE on the tables etl_* of schema {schema!r}"
+        findings.append(Finding(subject="etl's tables", state="warning", message=message))
     except ConfigError as error:
         findings.append(Finding(subject="etl's tables", state="error", message=str(error)))
     return findings

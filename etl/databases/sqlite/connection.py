@@ -255,7 +255,7 @@ async def open_source(url_path: str, where: str, factory: type[sqlite3.Connectio
     """
     path = path_of(url_path, where)
     if not path.exists():
-        raise ConfigError(f"{where}: there is no such file; a source must exist")
+        raise ConfigError(f"{where}: there is no such file, and what is read must exist")
     connection = Connection(path, access="ro", side="source", where=where)
     try:
         await connection.open(factory)
