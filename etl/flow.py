@@ -93,6 +93,17 @@ class Stage(Generic[T_contra, U_co]):
     def name(self) -> str:
         return getattr(self.function, "__name__", "stage")
 
+    @property
+    def missing(self) -> list[str]:
+        """The options without a default that are not set."""
+        return [
+            one.name
+            for one in inspect.signature(self.function).parameters.values()
+            if one.kind is one.KEYWORD_ONLY
+            and one.default is one.empty
+            and one.name not in self.options
+        ]
+
     def apply(
         self: Stage[T, U], batches: AsyncIterator[Batch[T]]
     ) -> AsyncGenerator[Batch[U], None]:
@@ -249,9 +260,20 @@ class Stream(Generic[T_co]):
         return self._then(Lookup(side, side_key, _plain(key, "lookup"), _plain(combine, "lookup")))
 
     def through(self, stage: Stage[T_co, U]) -> Stream[U]:
-        """Send the batches through a stage."""
+        """Send the batches through a stage.
+
+        Raises:
+            ConfigError: It is none, or lacks an option that has no default.
+        """
         if not isinstance(stage, Stage):
             raise ConfigError(f"through({name_of(stage)}): decorate the function with @etl.stage")
+        missing = stage.missing
+        if missing:
+            given = ", ".join(f"{name}=..." for name in missing)
+            raise ConfigError(
+                f"through({stage.name}): the stage needs options; set them with"
+                f" {stage.name}.configured({given})"
+            )
         return self._then(stage)
 
     def into(self, *sinks: Sink[T_co], on_error: OnError | None = None) -> Flow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -231,6 +231,19 @@ def test_a_stage_has_only_the_options_of_its_function() -> None:
     assert as_it_is.configured(option=3).options == {"option": 3}
     with pytest.raises(ConfigError, match="no option 'other'"):
         as_it_is.configured(other=1)
+
+
+def test_a_stage_that_lacks_an_option_is_refused_where_it_is_put_in() -> None:
+    @stage
+    async def every(
+        batches: AsyncIterator[Batch[int]], *, nth: int, first: int = 0
+    ) -> AsyncGenerator[Batch[int], None]:
+        async for batch in batches:
+            yield batch.derive(batch.rows[first::nth])
+
+    with pytest.raises(ConfigError, match=r"every\.configured\(nth=\.\.\.\)"):
+        source().through(every)
+    assert source().through(every.configured(nth=2)).steps
 
 
 def test_a_stream_is_immutable_and_may_be_shared() -> None:
