@@ -514,7 +514,10 @@ class Flow:
             raise ConfigError(f"flow {self.name!r}: into() needs at least one sink")
         for sink in self.sinks:
             if not isinstance(sink, Sink):
-                raise ConfigError(f"flow {self.name!r}: {sink!r} is not a sink")
+                raise ConfigError(
+                    f"flow {self.name!r}: {sink!r} is not a sink; a database's are"
+                    ' .append("table"), .upsert("table", key=[...]) and .replace("table")'
+                )
 
     @property
     def branches(self) -> Mapping[str, Stream[Any]]:

@@ -178,7 +178,7 @@ def test_a_pipeline_needs_a_name_and_flows() -> None:
 def test_a_flow_needs_sinks() -> None:
     with pytest.raises(ConfigError, match="at least one sink"):
         source().into()
-    with pytest.raises(ConfigError, match="is not a sink"):
+    with pytest.raises(ConfigError, match=r"is not a sink; a database's are \.append"):
         source().into("table")  # type: ignore[arg-type]
 
 

@@ -97,7 +97,8 @@ async def check(url: Url) -> Sequence[Finding]:
         return [*findings, Finding(subject="file", state="error", message=str(error))]
     try:
         names = await table_names(source.connection)
-        add("read", " ".join(source.notes) or None, f"{len(names)} table{'' if len(names) == 1 else 's'}")
+        tables = f"{len(names)} table{'' if len(names) == 1 else 's'}"
+        add("read", " ".join(source.notes) or None, tables)
         mode = source.journal
         add(
             "journal mode",
