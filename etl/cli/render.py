@@ -147,7 +147,7 @@ def show_pipelines(screen: Screen, found: Sequence[tuple[str, Pipeline]]) -> Non
         return
     rows = [(target, p.name, ", ".join(flow.name for flow in p.flows)) for target, p in found]
     if rows:
-        screen.table(("target", "pipeline", "flows"), rows)
+        screen.table(("FILE:NAME", "pipeline", "flows"), rows)
 
 
 def show_plan(screen: Screen, pipeline: str, lines: Sequence[str]) -> None:

@@ -180,7 +180,7 @@ async def _as_target(connection: Connection) -> list[Finding]:
         findings.append(Finding(subject="etl's tables", state="ok", message=message))
     except InsufficientPrivilegeError:
         message = "this user may not read them, which a run into this database needs; GRANT SELECT,"
-        message += f" INSERT, UPDATE, DELETE on the tables etl_* of schema {schema!r}"
+        message += f" INSERT, UPDATE, DELETE on the tables etl_* in schema {schema!r}"
         findings.append(Finding(subject="etl's tables", state="warning", message=message))
     except ConfigError as error:
         findings.append(Finding(subject="etl's tables", state="error", message=str(error)))
