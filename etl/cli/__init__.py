@@ -11,14 +11,14 @@ import sys
 from typing import NoReturn
 
 from etl.cli.secrets import Redactor, hide_arguments
-from etl.cli.sigterm import came, end_at_once, handle_sigterm
+from etl.cli.sigterm import came, end_at_once, handle_signals
 from etl.cli.streams import StandardStreams
 from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 
 
 def main() -> NoReturn:
     """Run the command with ``sys.argv`` and end the process with its exit code."""
-    handle_sigterm()
+    handle_signals()
     hide_arguments()
     streams = StandardStreams(Redactor(sys.argv, os.environ))
     try:

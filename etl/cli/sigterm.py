@@ -1,4 +1,4 @@
-"""SIGTERM where no run handles it: it ends the command as Ctrl-C does."""
+"""Signals where no run handles them: SIGTERM ends the command as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came. Like Ctrl-C, it passes through ``except Exception`` and cleans up."""
 
 
-def handle_sigterm() -> None:
-    """Raise :class:`Terminated` at SIGTERM, in the main thread.
+def handle_signals() -> None:
+    """Raise :class:`Terminated` at SIGTERM and KeyboardInterrupt at SIGINT, in the main thread.
 
-    Process 1 of a container has no default action for it, and would go on.
+    Process 1 of a container has no default action for them, and would go on; and a background job
+    of a script begins with SIGINT ignored.
     """
     signal.signal(signal.SIGTERM, _raise)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_at_once() -> None:

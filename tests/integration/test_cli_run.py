@@ -524,12 +524,19 @@ pipeline = Pipeline("job", S([1]).into(into("t")))
     assert err.splitlines()[-1] == "stopped: nothing was read, nothing was written"
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_file_is_loaded(
-    write: Write, start: Start, number: signal.Signals, code: int
+    write: Write, start: Start, number: signal.Signals, code: int, is_ignored: bool
 ) -> None:
     path = write("seen.touch(); time.sleep(60)\n")
-    process = start("run", path)
+    before = signal.getsignal(number)
+    if is_ignored:  # as in a background job of a script
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        process = start("run", path)
+    finally:
+        signal.signal(number, before)
     await_file(path.with_name("seen"), process)
     process.send_signal(number)
     returned, _, err = done(process)

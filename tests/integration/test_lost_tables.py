@@ -1,12 +1,15 @@
-"""A target table that was dropped between two runs is not made anew with half of its rows."""
+"""Tables that are dropped between two runs, by somebody else or by ``etl state reset``."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from etl import Database, Pipeline
+from etl import Database, Limits, Pipeline
+from etl.databases import postgres, sqlite
+from etl.databases.url import parse_url
 from etl.errors import ConfigError
 from tests.integration.postgres_kit import run_sql
 from tests.integration.sqlite_kit import insert, script
@@ -38,6 +41,11 @@ def pipeline(source: str, target: str, mode: str) -> Pipeline:
     return Pipeline("p", rows.into(sink))
 
 
+async def slowly(rows: Any) -> Any:
+    await asyncio.sleep(0.02)
+    return rows
+
+
 @pytest.mark.parametrize("mode", ["append", "upsert"])
 async def test_a_dropped_table_is_refused_and_not_made_with_the_new_rows_only(
     sqlite_url: str, target_url: str, mode: str
@@ -56,3 +64,26 @@ async def test_a_dropped_table_is_refused_and_not_made_with_the_new_rows_only(
 
     report = await pipeline(sqlite_url, target_url, mode).run(full=True)
     assert report.rows_written == 6
+
+
+async def test_a_reset_leaves_what_another_pipeline_has_loaded(
+    sqlite_url: str, target_url: str
+) -> None:
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)")
+    insert(sqlite_url, "t", [(i, "x") for i in range(100)])
+    await pipeline(sqlite_url, target_url, "append").run()
+    rows = Database(sqlite_url).table("t").map_batches(slowly)
+    whole = Pipeline("whole", rows.into(Database(target_url).replace("u")))
+    run = await whole.start(limits=Limits(batch_rows=1, group_rows=1))
+    while not run.stats()["flows"][0]["rows_written"]:
+        await asyncio.sleep(0.01)
+    await run.drain()
+
+    is_sqlite = target_url.startswith("sqlite")
+    url = parse_url(target_url)
+    async with sqlite.open_state(url) if is_sqlite else postgres.open_state(url) as state:
+        await state.reset([one.key for one in await state.states("p")])
+        assert {one.key.pipeline for one in await state.states()} == {"whole"}
+
+    report = await whole.run()
+    assert 0 < report.rows_written < 100

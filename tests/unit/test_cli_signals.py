@@ -116,7 +116,7 @@ def test_a_sigterm_that_python_dropped_ends_the_command_before_it_runs(
 
     monkeypatch.setattr(sigterm, "_came", False)
     monkeypatch.setattr("sys.unraisablehook", lambda _: None)
-    sigterm.handle_sigterm()
+    sigterm.handle_signals()
     Collected()  # what is raised in there goes nowhere
     sink = MemorySink[int]()
     pipeline = Pipeline("p", MemorySource([1]).into(sink))

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
-from etl.databases.checkpoints import checkpoint_of, now
+from etl.databases.checkpoints import checkpoint_of, now, replaces
 from etl.databases.database import State, StateStore
 from etl.databases.generic import rejects
 from etl.databases.generic.checkpoints import TABLE, is_key
@@ -88,18 +88,21 @@ class GenericState:
         connection = self._connection
         if not await self._has("etl_checkpoint"):
             return
+        stagings: list[str] = []
         for key in keys:
+            fingerprint = await connection.value(sa.select(TABLE.c.fingerprint).where(is_key(key)))
             await connection.execute(sa.delete(TABLE).where(is_key(key)))
+            schema, name = split_name(key.sink)
+            names = staging_names(staging_base(name), key.pipeline, key.flow)
+            staging = names[0 if replaces(fingerprint) else 1]
+            stagings.append(connection.dialect.qualify(schema, staging))
         if await self._has("etl_reject"):
             await rejects.forget(connection, keys)
         await finish(connection.commit())
         # After it: making and dropping tables ends a transaction in some dialects.
-        for key in keys:
-            schema, name = split_name(key.sink)
-            for staging in staging_names(staging_base(name), key.pipeline, key.flow):
-                where = connection.dialect.qualify(schema, staging)
-                await connection.execute(f"DROP TABLE IF EXISTS {where}")
-                await finish(connection.commit())
+        for where in stagings:
+            await connection.execute(f"DROP TABLE IF EXISTS {where}")
+            await finish(connection.commit())
 
     async def rejects(self, pipeline: str | None = None) -> Sequence[StoredReject]:
         """See the protocol."""

@@ -354,7 +354,7 @@ class PagedConnection(sqlite3.Connection):
     """A connection whose statements run on a :class:`PagedCursor`."""
 
     paging: Paging | None = None
-    _last: weakref.ref[PagedCursor] | None = None
+    _last: weakref.ref[sqlite3.Cursor] | None = None
 
     def cursor(self, factory: Any = PagedCursor) -> Any:
         """A cursor for pages."""

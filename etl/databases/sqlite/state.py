@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
-from etl.databases.checkpoints import checkpoint_of, now, parts
+from etl.databases.checkpoints import checkpoint_of, now, parts, replaces
 from etl.databases.database import State, StateStore
 from etl.databases.loading import staging_names
 from etl.databases.rejects import TABLE as REJECTS
@@ -88,13 +88,15 @@ class SqliteState:
             if await find_table(connection, "etl_checkpoint") is None:
                 return
             for key in keys:
-                await connection.execute(
+                fingerprint = await connection.value(
                     "DELETE FROM etl_checkpoint"
-                    " WHERE pipeline = ? AND flow = ? AND sink = ? AND partition = ?",
+                    " WHERE pipeline = ? AND flow = ? AND sink = ? AND partition = ?"
+                    " RETURNING fingerprint",
                     parts(key),
                 )
-                for staging in staging_names(staging_base(key.sink), key.pipeline, key.flow):
-                    await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
+                names = staging_names(staging_base(key.sink), key.pipeline, key.flow)
+                staging = names[0 if replaces(fingerprint) else 1]
+                await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
             if await find_table(connection, REJECTS) is not None:
                 await rejects.forget(connection, keys)
 
