@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from etl.connector import Sink
+from etl.connector import CheckpointKey, Sink
+from etl.databases.checkpoints import replaces
 from etl.databases.definition import TableDefinition
 from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
 from etl.databases.sql import listed
@@ -55,6 +56,12 @@ def staging_names(table: str, pipeline: str, flow: str) -> tuple[str, str]:
     """
     own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
     return table, f"{table}_{own[:8]}"
+
+
+def staging_of(table: str, key: CheckpointKey, fingerprint: str | None) -> str:
+    """The staging table of the load that has a checkpoint; ``table`` as for ``staging_names``."""
+    replaced, appended = staging_names(table, key.pipeline, key.flow)
+    return replaced if replaces(fingerprint) else appended
 
 
 class BaseLoad(Generic[C]):

@@ -9,13 +9,13 @@ import sqlalchemy as sa
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
-from etl.databases.checkpoints import checkpoint_of, now, replaces
+from etl.databases.checkpoints import checkpoint_of, now
 from etl.databases.database import State, StateStore
 from etl.databases.generic import rejects
 from etl.databases.generic.checkpoints import TABLE, is_key
 from etl.databases.generic.connect import Connection, opened
 from etl.databases.generic.load import staging_base
-from etl.databases.loading import staging_names
+from etl.databases.loading import staging_of
 from etl.databases.sql import split_name
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -93,8 +93,7 @@ class GenericState:
             fingerprint = await connection.value(sa.select(TABLE.c.fingerprint).where(is_key(key)))
             await connection.execute(sa.delete(TABLE).where(is_key(key)))
             schema, name = split_name(key.sink)
-            names = staging_names(staging_base(name), key.pipeline, key.flow)
-            staging = names[0 if replaces(fingerprint) else 1]
+            staging = staging_of(staging_base(name), key, fingerprint)
             stagings.append(connection.dialect.qualify(schema, staging))
         if await self._has("etl_reject"):
             await rejects.forget(connection, keys)

@@ -82,17 +82,14 @@ def _text(proof: str, name: str) -> Field:
     return Field(proof=proof, sql=name, form="%s", as_text=name, holds=str)
 
 
-def _is_text(name: str, *, is_number: bool = True) -> str:
+def _is_text(name: str, *, may_be_number: bool = True) -> str:
     """Whether a value is a text, said cheaper than by ``typeof``.
 
     Texts are above numbers and below bytes: see "Comparison Expressions" in
     https://sqlite.org/datatype3.html.
-
-    Args:
-        is_number: It may be one.
     """
     # With a plus, no number is made a text to be compared, as a view's columns of TEXT have it.
-    above = f"+{name}>='' COLLATE BINARY AND " if is_number else ""
+    above = f"+{name}>='' COLLATE BINARY AND " if may_be_number else ""
     return f"{above}{name}<x'' COLLATE BINARY"
 
 
@@ -110,7 +107,7 @@ def field(
     name = quote(source.name)
     affinity = affinity_of(source.type.name)
     kind = target.type.kind
-    is_text = _is_text(name, is_number=not is_own or affinity != "text")
+    is_text = _is_text(name, may_be_number=not is_own or affinity != "text")
     # printf would end it at a NUL.
     is_free_text = f"{is_text} AND NOT instr({name},char(0))"
     is_whole = "1" if is_exact and affinity == "integer" else f"typeof({name})='integer'"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
-from etl.databases.checkpoints import checkpoint_of, now, parts, replaces
+from etl.databases.checkpoints import checkpoint_of, now, parts
 from etl.databases.database import State, StateStore
-from etl.databases.loading import staging_names
+from etl.databases.loading import staging_of
 from etl.databases.rejects import TABLE as REJECTS
 from etl.databases.sql import quote
 from etl.databases.sqlite import rejects
@@ -94,8 +94,7 @@ class SqliteState:
                     " RETURNING fingerprint",
                     parts(key),
                 )
-                names = staging_names(staging_base(key.sink), key.pipeline, key.flow)
-                staging = names[0 if replaces(fingerprint) else 1]
+                staging = staging_of(staging_base(key.sink), key, fingerprint)
                 await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
             if await find_table(connection, REJECTS) is not None:
                 await rejects.forget(connection, keys)
