@@ -88,6 +88,18 @@ class Channel(Generic[T]):
             return not self._is_heavy_out
         return len(self._items) < self.max_items and self.nbytes + weight <= self.max_bytes
 
+    def put_nowait(self, item: T, weight: int) -> bool:
+        """Add an item that need not wait, now or behind it; False: it is for ``put``."""
+        if (
+            self._putters
+            or weight > self.heavy_bytes
+            or self._error is not None
+            or not self._fits(weight)
+        ):
+            return False
+        self._append(item, weight)
+        return True
+
     async def put(self, item: T, weight: int, accepted: Callable[[], None] | None = None) -> None:
         """Add an item of ``weight`` bytes; wait while the channel is full.
 
@@ -187,7 +199,8 @@ class Channel(Generic[T]):
 
     def get_nowait(self) -> T | None:
         """The next item if there is one now, else None."""
-        self._come_back()
+        if self._is_heavy_out:
+            self._come_back()
         return self._pop() if self._items else None
 
     def close(self) -> None:

@@ -281,7 +281,10 @@ class Pump:
         self._given = batch
         nbytes = max(batch.nbytes, out.nbytes)
         if not self._out.is_heavy(nbytes):
-            await self._out.put(out, out.nbytes, self._accept)
+            if self._out.put_nowait(out, out.nbytes):
+                self._accepted()
+            else:
+                await self._out.put(out, out.nbytes, self._accept)
             return
         self._heavy.check(f"source of flow {self._flow!r}", batch)
         async with self._heavy.turn:
@@ -476,12 +479,13 @@ async def run_parallel(
         if not batch.rows:
             return batch
         try:
-            return batch.derive(await _call(step, batch.rows, on_retry))
+            rows = await _call(step, batch.rows, on_retry)
         except StageError as error:
             cause = error.__cause__
             if not sets_aside or cause is None or not is_about_a_row(cause):
                 raise
             return await _call_apart(step, batch, on_retry, steps_left)
+        return batch if rows is batch.rows else batch.derive(rows)
 
     async def guarded(batch: Batch[Any]) -> Batch[Any]:
         # In a task of its own, SystemExit would tear down the loop.
@@ -491,11 +495,12 @@ async def run_parallel(
         # Not through ``drain_items``: with small batches a generator between would be felt.
         while True:
             try:
-                batch = await source.get()
+                batch = source.get_nowait() or await source.get()
             except EndOfChannelError:
                 break
             done = await call(batch)
-            await out.put(done, done.nbytes)
+            if not out.put_nowait(done, done.nbytes):
+                await out.put(done, done.nbytes)
             del batch, done
             if breather.is_due:
                 await breather.breathe()

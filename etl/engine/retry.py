@@ -23,7 +23,6 @@ class Attempts:
     def succeeded(self) -> None:
         """There was progress: the count and the clock start again."""
         self.failed = 0
-        self._since = monotonic()
 
     def next_wait_s(self) -> float | None:
         """Note a failure; seconds to wait before the next try, or None: give up."""

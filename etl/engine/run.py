@@ -8,6 +8,7 @@ handlers; the command does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -217,6 +218,9 @@ class Run:
             self._tell(RunStarted(pipeline=self._plan.pipeline, run_id=self.run_id, flows=names))
             self._is_open = True
             self._started.set()
+            # What was just built lives as long as the run. Uncollected, it would soon make the
+            # collector look at everything young, the first rows with it.
+            gc.collect(0)
             async with watched(
                 stall_after_s=self._plan.limits.stall_after_s,
                 progress=lambda: assembly.progress,

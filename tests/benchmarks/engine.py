@@ -25,9 +25,8 @@ class Integers(Source[int]):
     async def read(
         self, after: Position | None, until: Position | None
     ) -> AsyncGenerator[Batch[int], None]:
-        rows = list(range(INTEGERS))
         for start in range(int(after[0]) if after else 0, INTEGERS, BATCH):
-            yield Batch(rows[start : start + BATCH], position=(start + BATCH,))
+            yield Batch(list(range(start, start + BATCH)), position=(start + BATCH,))
 
 
 def with_etl(place: Place) -> Sequence[int]:
@@ -48,9 +47,8 @@ async def _queues() -> Sequence[int]:
     found: list[int] = []
 
     async def read() -> None:
-        rows = list(range(INTEGERS))
         for start in range(0, INTEGERS, BATCH):
-            await queues[0].put(rows[start : start + BATCH])
+            await queues[0].put(list(range(start, start + BATCH)))
         await queues[0].put(None)
 
     async def through(number: int) -> None:

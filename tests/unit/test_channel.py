@@ -304,11 +304,30 @@ async def test_time_waited_never_runs_backwards() -> None:
     assert channel.stats()["get_wait_s"] >= before > 0
 
 
+async def test_put_nowait_takes_what_need_not_wait_and_nothing_else() -> None:
+    channel = channel_of(items=2, nbytes=10)
+    assert not channel.put_nowait("heavy", 11)  # its put waits for its consumer
+    assert channel.put_nowait("a", 1)
+    assert channel.put_nowait("b", 1)
+    assert not channel.put_nowait("c", 1)
+    waiting = task_of(channel.put("c", 1))
+    await turns(1)
+    assert await channel.get() == "a"
+    assert not channel.put_nowait("d", 1)  # "c" was let in
+    await waiting
+    assert [await channel.get(), await channel.get()] == ["b", "c"]
+    channel.fail(RuntimeError("the consumer failed"))
+    assert not channel.put_nowait("e", 1)
+    with pytest.raises(ChannelBrokenError):
+        await channel.put("e", 1)
+
+
 # -- Against a model ----------------------------------------------------------------------------
 
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.integers(0, 2), st.integers(0, 14)),
+        st.tuples(st.just("put now"), st.just(0), st.integers(0, 14)),
         st.tuples(st.just("get"), st.integers(0, 2), st.just(0)),
         st.tuples(st.just("nowait"), st.just(0), st.just(0)),
         st.tuples(st.just("ready"), st.just(0), st.just(0)),
@@ -353,6 +372,12 @@ class Model:
             if what == "put":
                 number += 1
                 self.tasks.append(task_of(self.put(number, weight)))
+            elif what == "put now":
+                number += 1
+                if self.channel.put_nowait(number, weight):
+                    self.asked.append(number)
+                    self.certain.add(number)
+                    self.weights[number] = weight
             elif what == "get":
                 self.tasks.append(task_of(self.get()))
             elif what == "nowait":
