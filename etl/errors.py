@@ -129,6 +129,13 @@ class AlreadyRunningError(EtlError):
 
     exit_code = EXIT_ACTIVE
 
+    @classmethod
+    def told(cls, what: str) -> AlreadyRunningError:
+        """The error with what can be done, for the command and for programs."""
+        return cls(
+            f"{what}. Nothing was moved; wait for it, or fence it off (--take-over, take_over=True)"
+        )
+
 
 class StageError(EtlError):
     """A function or stage of the pipeline failed, or broke a rule of the engine."""

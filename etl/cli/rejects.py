@@ -66,7 +66,7 @@ def show_rejects(
                 one.step,
                 one.column or "-",
                 one.row_key or "-",
-                one.reason + (f" (tried {one.tries} more)" if one.tries else ""),
+                one.reason + (f" (sent again {plural(one.tries, 'time')})" if one.tries else ""),
                 *([one.detail or "-", readable_row(one.row)] if values else []),
             )
         )

@@ -205,8 +205,9 @@ class Plan:
         together = " together" if number <= most else f", {most} at once in this order"
         lines = [
             (
-                f"pipeline {self.pipeline}: {number} flow(s){together}, {readers}"
-                f" connection(s) for reading, {sum(self.targets.values())} for writing"
+                f"pipeline {self.pipeline}: {_count(number, 'flow')}{together},"
+                f" {_count(readers, 'connection')} for reading,"
+                f" {sum(self.targets.values())} for writing"
             ),
             (
                 f"memory {_size(self.limits.memory_bytes)}: {_size(self.share)} a channel, batches"
@@ -593,6 +594,10 @@ def _bad_rows_line(policy: OnError) -> str:
         f"{how}, up to {bounds.max_rows}, or {bounds.max_share:.3g} of the last"
         f" {bounds.window_rows} rows"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _size(nbytes: int) -> str:

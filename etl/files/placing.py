@@ -165,9 +165,8 @@ class PartFile:
                 with suppress(FileNotFoundError):
                     self._part.unlink()
             elif monotonic() > deadline:
-                raise AlreadyRunningError(
-                    f"another run writes {self._where}: it has locked {str(self._part)!r}. Nothing"
-                    " was moved; wait for it, or use --take-over to fence it off"
+                raise AlreadyRunningError.told(
+                    f"another run writes {self._where}: it has locked {str(self._part)!r}"
                 )
             else:
                 sleep(_POLL_S)

@@ -12,7 +12,6 @@ import random
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
-from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -165,9 +164,7 @@ async def test_a_terminated_writer_is_replaced_at_once(
     pid = await bounded(session_of(server, target))
     async with sql(server.url) as connection:
         assert await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
-    began = monotonic()
-    assert isinstance(await run, Report)
-    assert monotonic() - began < 10
+    assert isinstance(await bounded(run), Report)
     await assert_exact(target)
 
 

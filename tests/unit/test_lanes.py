@@ -317,7 +317,7 @@ def test_the_plan_says_why_a_flow_has_one_lane(
 def test_the_plan_counts_the_connections_of_all_lanes_and_divides_the_memory() -> None:
     flow = Table().map(plus_one).into(MemorySink[int](), MemorySink[int]())
     one, four = pipeline(flow, 1).plan(), pipeline(flow, 4).plan()
-    assert four.explain()[0].endswith("4 connection(s) for reading, 8 for writing")
+    assert four.explain()[0].endswith("4 connections for reading, 8 for writing")
     assert four.flows[0].parts == 4 * one.flows[0].parts
     assert any("share its one processor core" in line for line in four.explain())
 

@@ -154,7 +154,7 @@ def test_the_plan_explains_itself() -> None:
     sinks = MemorySink[int](mode="upsert", key=("id",))
     lines = plan_of(stream.into(sinks), memory="16MiB").explain()
     text = "\n".join(lines)
-    assert "pipeline t: 1 flow(s) together, 1 connection(s) for reading, 1 for writing" in text
+    assert "pipeline t: 1 flow together, 1 connection for reading, 1 for writing" in text
     assert "memory 16 MiB" in text
     assert "map plus_one (in the reading task)" in text
     assert "map_batches same x4 (own task)" in text

@@ -72,8 +72,8 @@ def test_the_memory_is_divided_over_the_flows_that_run_at_once() -> None:
     few, many = Pipeline("t", *flows[:6]).plan(), Pipeline("t", *flows).plan()
     assert few.share == many.share
     assert list(many.targets.values())[0] == 1  # each has a database of its own here
-    assert ": 300 flow(s), 6 at once in this order, 6 connection(s)" in many.explain()[0]
-    assert ": 6 flow(s) together, 6 connection(s)" in few.explain()[0]
+    assert ": 300 flows, 6 at once in this order, 6 connections for" in many.explain()[0]
+    assert ": 6 flows together, 6 connections for" in few.explain()[0]
 
 
 async def test_a_drain_ends_flows_that_wait_without_reading() -> None:

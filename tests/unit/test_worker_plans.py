@@ -58,7 +58,7 @@ def test_functions_between_postgresql_databases_go_into_processes() -> None:
     assert "2, each in a process" in lanes_lines(plan)
     assert "processor core" not in lanes_lines(plan)
     # The run has a connection of its own to each, with which it begins and ends the flow.
-    assert plan.explain()[0].endswith("3 connection(s) for reading, 3 for writing")
+    assert plan.explain()[0].endswith("3 connections for reading, 3 for writing")
 
 
 @pytest.mark.parametrize(

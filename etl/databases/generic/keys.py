@@ -63,8 +63,8 @@ def from_position(
     except (ValueError, TypeError, KeyError, ArithmeticError):
         pass
     raise ConfigError(
-        f"{where}: the saved position does not belong to this read, whose key has"
-        f" {len(columns)} columns. Nothing was moved; reset the state to read from the beginning"
+        f"{where}: the saved position does not belong to this read, which has another key."
+        " Nothing was moved; reset the state to read from the beginning"
     )
 
 

@@ -270,8 +270,8 @@ class GenericReader:
     async def _take_notes(self, connection: Connection) -> None:
         if not self._order.columns:
             self.notes.append(
-                f"{self._where} has no primary key and no key= is given: an unfinished read starts"
-                " again from the beginning"
+                f"{self._where} has no primary key: an unfinished read starts again from the"
+                " beginning; name unique columns (--key, key=) to make it resumable"
             )
         if self._spec.cursor:
             lead = self._order.columns[0]
@@ -604,7 +604,7 @@ def _order_of(table: Table, spec: ReadSpec, where: str, dialect: Dialect) -> Ord
         if index is None:
             raise SchemaMismatchError(
                 f"{where} has no primary key, so rows with equal cursors could be missed; name"
-                " unique columns after the cursor, or with key="
+                " unique columns after the cursor, or as the key (--key, key=)"
             )
         key = index.columns
     elif key and not table.is_unique(key):

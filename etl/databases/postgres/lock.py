@@ -96,9 +96,8 @@ async def acquire(connection: Connection, schema: str, info: RunInfo) -> bool:
                 )
                 return False
             if is_alive_here(owner.holder) or monotonic() > deadline:
-                raise AlreadyRunningError(
-                    f"pipeline {info.pipeline!r} is already running: {owner.text}. Nothing was"
-                    " moved; wait for it, or use --take-over to fence it off"
+                raise AlreadyRunningError.told(
+                    f"pipeline {info.pipeline!r} is already running: {owner.text}"
                 )
         await asyncio.sleep(_POLL_S)
 

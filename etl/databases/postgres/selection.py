@@ -377,7 +377,7 @@ def _order(
             if not key:
                 raise SchemaMismatchError(
                     f"{label} has no primary key, so rows with the same {spec.cursor[0]!r} cannot"
-                    " be told apart. Nothing was moved; name unique columns as key=(...)"
+                    " be told apart. Nothing was moved; name unique columns (--key, key=)"
                 )
             order = (*order, *(name for name in key if name not in order))
     else:
@@ -420,7 +420,7 @@ def _notes(
     if not order:
         notes.append(
             f"{label} has no primary key: it is read in one piece, and a read that is cut short"
-            " starts again; name unique columns as key=(...) to make it resumable"
+            " starts again; name unique columns (--key, key=) to make it resumable"
         )
     elif relation is not None and relation.is_table:
         served = any(

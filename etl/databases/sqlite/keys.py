@@ -45,7 +45,7 @@ def from_position(position: Position, count: int, *, where: str) -> tuple[Any, .
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ConfigError(
-        f"{where}: the saved position does not belong to this read, whose key has {count} columns."
+        f"{where}: the saved position does not belong to this read, which has another key."
         " Nothing was moved; reset the state to read from the beginning"
     )
 

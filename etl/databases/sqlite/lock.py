@@ -112,10 +112,9 @@ async def _acquire(path: Path, info: RunInfo) -> int | None:
                 )
                 return None
             if is_alive_here(holder) or monotonic() > deadline:
-                raise AlreadyRunningError(
+                raise AlreadyRunningError.told(
                     f"pipeline {info.pipeline!r} is already running: {describe(holder)} holds"
-                    f" {str(path)!r}. Nothing was moved; wait for it, or use --take-over to fence"
-                    " it off"
+                    f" {str(path)!r}"
                 ) from None
         except OSError as error:
             _warn(path, error)

@@ -339,8 +339,8 @@ class SqliteReader:
         cursor = self._spec.cursor
         if not self._order.columns:
             self.notes.append(
-                f"{self._where} has no primary key and no key= is given: an unfinished read starts"
-                " again from the beginning"
+                f"{self._where} has no primary key: an unfinished read starts again from the"
+                " beginning; name unique columns (--key, key=) to make it resumable"
             )
         if not cursor:
             return
@@ -757,7 +757,7 @@ def _order_of(table: Table, spec: ReadSpec, where: str) -> Order:
         if index is None:
             raise SchemaMismatchError(
                 f"{where} has no primary key, so rows with equal cursors could be missed; name"
-                " unique columns after the cursor, or with key="
+                " unique columns after the cursor, or as the key (--key, key=)"
             )
         key = index.columns
     if not key:

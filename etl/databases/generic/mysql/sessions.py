@@ -117,9 +117,8 @@ class Sessions(Base):
                 return "it was taken over"
             is_held = session is not None and is_alive_here(holder)
             if is_held or monotonic() > deadline:
-                raise AlreadyRunningError(
-                    f"pipeline {info.pipeline!r} is already running: {who}. Nothing was moved;"
-                    " wait for it, or use --take-over to fence it off"
+                raise AlreadyRunningError.told(
+                    f"pipeline {info.pipeline!r} is already running: {who}"
                 )
             await asyncio.sleep(_POLL_S)
 
