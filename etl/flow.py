@@ -19,7 +19,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
@@ -326,6 +326,9 @@ class Stream(Generic[T_co]):
         return Derived(self.origin, (*self.steps, step), self.flow_name)
 
 
+_DECLARED = frozenset({"where", "select", "rename", "cast"})
+
+
 class Derived(Stream[T_co]):
     """An origin with steps."""
 
@@ -347,6 +350,17 @@ class Derived(Stream[T_co]):
     @property
     def flow_name(self) -> str:
         return self._name
+
+    if not TYPE_CHECKING:  # to a type checker the names would then exist
+
+        def __getattr__(self, name: str) -> Any:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _DECLARED:
+                text = (
+                    f"{name}() is a step of the source database: put it right after the source,"
+                    " before named(), functions and stages"
+                )
+            raise AttributeError(text, name=name, obj=self)
 
 
 class Source(Stream[T_co]):

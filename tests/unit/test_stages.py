@@ -24,7 +24,7 @@ from etl.errors import ConservationError
 from etl.flow import Filter, FlatMap, Map, MapBatches
 from etl.rows import Column, Layout, Type
 from etl.stages import RowStep, fuse, texts_in, through_stage
-from etl.testing import run_stage
+from etl.testing import MemorySource, run_stage
 
 Batches = AsyncIterator[Batch[int]]
 Out = AsyncGenerator[Batch[int], None]
@@ -816,3 +816,11 @@ async def test_a_broken_input_is_not_the_end_of_it() -> None:
     await turns(40)
     assert isinstance(task.exception(), Exception)
     assert not isinstance(task.exception(), EndOfChannelError)
+
+
+def test_a_step_of_the_database_after_a_function_is_told_its_place() -> None:
+    stream = MemorySource([1]).map(str)
+    for name in ("where", "select", "rename", "cast"):
+        with pytest.raises(AttributeError, match=rf"{name}\(\) is a step of the source database"):
+            getattr(stream, name)
+    assert not hasattr(stream, "wheer")
