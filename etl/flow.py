@@ -326,9 +326,6 @@ class Stream(Generic[T_co]):
         return Derived(self.origin, (*self.steps, step), self.flow_name)
 
 
-_DECLARED = frozenset({"where", "select", "rename", "cast"})
-
-
 class Derived(Stream[T_co]):
     """An origin with steps."""
 
@@ -354,11 +351,12 @@ class Derived(Stream[T_co]):
     if not TYPE_CHECKING:  # to a type checker the names would then exist
 
         def __getattr__(self, name: str) -> Any:
+            origin = type(vars(self).get("_origin"))  # not there yet where one is unpickled
             text = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if name in _DECLARED:
+            if hasattr(origin, name):
                 text = (
-                    f"{name}() is a step of the source database: put it right after the source,"
-                    " before named(), functions and stages"
+                    f"{name!r} is a step of its {origin.__name__}: put it right after that, before"
+                    " named(), functions and stages"
                 )
             raise AttributeError(text, name=name, obj=self)
 

@@ -219,8 +219,10 @@ class Run:
             self._is_open = True
             self._started.set()
             # What was just built lives as long as the run. Uncollected, it would soon make the
-            # collector look at everything young, the first rows with it.
-            gc.collect(0)
+            # collector look at everything young, the first rows with it. Where a program has put
+            # the collector off, all of its objects are young.
+            if gc.isenabled():
+                gc.collect(0)
             async with watched(
                 stall_after_s=self._plan.limits.stall_after_s,
                 progress=lambda: assembly.progress,

@@ -160,11 +160,18 @@ async def test_a_terminated_writer_is_replaced_at_once(
     server: OwnServer, databases: tuple[str, str]
 ) -> None:
     source, target = databases
-    run = asyncio.create_task(end_of(copy(source, target)))
+    attempts: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Retrying):
+            attempts.append(event.attempt)
+
+    run = asyncio.create_task(end_of(copy(source, target), observers=(note,)))
     pid = await bounded(session_of(server, target))
     async with sql(server.url) as connection:
         assert await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
-    assert isinstance(await bounded(run), Report)
+    assert isinstance(await run, Report)
+    assert set(attempts) <= {1}  # the first new session served
     await assert_exact(target)
 
 

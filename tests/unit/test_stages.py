@@ -17,7 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl import Batch, ConfigError, DataError, Retry, StageError, Token, TransientError, stage
+from etl import (
+    Batch,
+    ConfigError,
+    Database,
+    DataError,
+    Retry,
+    StageError,
+    Token,
+    TransientError,
+    stage,
+)
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.nodes import inline_chain, run_parallel
 from etl.errors import ConservationError
@@ -819,8 +829,11 @@ async def test_a_broken_input_is_not_the_end_of_it() -> None:
 
 
 def test_a_step_of_the_database_after_a_function_is_told_its_place() -> None:
-    stream = MemorySource([1]).map(str)
+    stream = Database("sqlite:///s.db").table("t").map(dict)
     for name in ("where", "select", "rename", "cast"):
-        with pytest.raises(AttributeError, match=rf"{name}\(\) is a step of the source database"):
+        with pytest.raises(AttributeError, match=f"'{name}' is a step of its DatabaseSource: put"):
             getattr(stream, name)
-    assert not hasattr(stream, "wheer")
+    own = MemorySource([1]).map(str)  # its source has no such step either
+    for other, name in ((stream, "wheer"), (own, "where")):
+        with pytest.raises(AttributeError, match=f"'Derived' object has no attribute '{name}'"):
+            getattr(other, name)
