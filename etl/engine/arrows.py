@@ -15,8 +15,9 @@ from etl.arrow.rows import ArrowRows, table_of
 from etl.arrow.types import load
 from etl.batch import Batch, Reject
 from etl.engine import failpoints
+from etl.engine.calls import MOST_FAILURES
 from etl.engine.channel import Channel, EndOfChannelError
-from etl.engine.nodes import MOST_FAILURES, Breather
+from etl.engine.nodes import Breather
 from etl.engine.plan import step_label
 from etl.engine.threads import in_thread
 from etl.errors import DataError, EtlError, StageError, is_about_a_row

@@ -25,7 +25,7 @@ class EndOfChannelError(Exception):
     """Every producer has closed and the channel is empty: a clean end, not a failure."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which would take thrice as long to make
 class _Putter(Generic[T]):
     turn: asyncio.Future[None]
     item: T
@@ -90,14 +90,22 @@ class Channel(Generic[T]):
 
     def put_nowait(self, item: T, weight: int) -> bool:
         """Add an item that need not wait, now or behind it; False: it is for ``put``."""
+        nbytes = self.nbytes + weight
+        # What _fits and _append do, written out: this is most of a hand-over of small batches.
         if (
-            self._putters
-            or weight > self.heavy_bytes
+            weight > self.heavy_bytes
+            or nbytes > self.max_bytes
+            or len(self._items) >= self.max_items
+            or self._putters
+            or self._is_heavy_out
             or self._error is not None
-            or not self._fits(weight)
         ):
             return False
-        self._append(item, weight)
+        self._items.append(item)
+        self._weights.append(weight)
+        self.nbytes = nbytes
+        if self._getters:
+            self._wake_getter()
         return True
 
     async def put(self, item: T, weight: int, accepted: Callable[[], None] | None = None) -> None:
@@ -299,17 +307,23 @@ class Channel(Generic[T]):
             self._wake_getter()
 
     def _pop(self) -> T:
-        item, weight = self._items.popleft(), self._weights.popleft()
+        weight = self._weights.popleft()
         self.nbytes -= weight
         self.moved += 1
-        self._is_heavy_out = weight > self.heavy_bytes
+        if weight > self.heavy_bytes:
+            self._is_heavy_out = True
+        item = self._items.popleft()
+        if self._putters or self._getters:
+            self._let_others_on()
+        return item
+
+    def _let_others_on(self) -> None:
+        """An item was taken, and somebody waits: for its place, or for an item."""
         if self._getters:
             self._come_back()  # another consumer is there for the next one
-        if self._putters:
-            self._admit()
-        if self._items and self._getters:
+        self._admit()
+        if self._items:
             self._wake_getter()
-        return item
 
     def _admit(self) -> None:
         while self._putters and self._fits(self._putters[0].weight):

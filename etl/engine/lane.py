@@ -82,7 +82,8 @@ class Group:
         """Take one more batch, for some of the lane's sinks."""
         self.batches.append((batch, sinks))
         self.rows += len(batch.rows)
-        self.rejects += len(batch.rejects)
+        if batch.rejects:
+            self.rejects += len(batch.rejects)
         self.nbytes += batch.nbytes
         for token in batch.tokens:
             if token.new is not None:
@@ -93,7 +94,8 @@ class Group:
             for sink in sinks:
                 have = self.rows_of.get((sink, partition), 0)
                 self.rows_of[sink, partition] = have + len(batch.rows)
-        self._open_pieces.add(batch)
+        if batch.pieces_of or not self.is_whole:
+            self._open_pieces.add(batch)
 
     def batches_of(self, sink: int) -> list[Batch[Any]]:
         """Those with rows for one sink."""
@@ -270,7 +272,7 @@ class Lane:
             self._take(group, batch)
 
     def _take(self, group: Group, batch: Batch[Any]) -> None:
-        if not batch.partial and not batch.tokens and batch.rows:
+        if not batch.tokens and not batch.partial and batch.rows:
             raise ConservationError(
                 f"flow {self._flow!r}: {len(batch.rows)} rows came without a token; a stage made a"
                 " batch of its own. Use derive, merge or split. Nothing of it was written"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from math import ceil
 from time import monotonic
 from typing import Any
 
-from etl.batch import Batch, Position, Reject, Token, encode_position
+from etl.batch import Batch, Position, Token, encode_position
 from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.segments import Follower, Route, Sinks, Take
-from etl.engine.supervise import guard
 from etl.errors import (
     ConservationError,
     DataError,
@@ -24,22 +23,17 @@ from etl.errors import (
     RowTooLargeError,
     StageError,
     TransientError,
-    is_about_a_row,
 )
-from etl.flow import Filter, FlatMap, Map, MapBatches, Stage, name_of
-from etl.foreign import because_of, named
+from etl.flow import Filter, FlatMap, Map, Stage
 from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
 from etl.rows import joined
-from etl.stages import RowStep, fuse, fuse_batches, reject_of, through_stage
+from etl.stages import RowStep, fuse, fuse_batches, through_stage
 
 _FAIR_S = 0.005
 _PIECE_ROWS = 160
 """So many rows, their changes and what they are made of are fewer objects than the 700 at which
 the garbage collector begins to look at them."""
 _SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON form
-
-
-_NOTHING: Batch[Any] = Batch([])
 
 
 class Breather:
@@ -147,8 +141,6 @@ class Pump:
         self._retry = retry
         self._on_retry = on_retry
         self._seq = 0
-        self._given = _NOTHING  # what waits to be let into the channel
-        self._accept = self._accepted  # bound once, not for each batch
         self._unsettled = False
         self._draining = False
         self._reading = False
@@ -273,30 +265,29 @@ class Pump:
                 nbytes=batch.nbytes,
             )
         failpoints.hit("source.after_read")
+        out = batch
+        nbytes = weight = batch.nbytes
         if self._changes_rows:
-            out: Batch[Any] = self._worked(batch)
-        else:
-            out = batch
+            out = self._worked(batch)
+            weight = out.nbytes
+            nbytes = max(nbytes, weight)
 
-        self._given = batch
-        nbytes = max(batch.nbytes, out.nbytes)
         if not self._out.is_heavy(nbytes):
-            if self._out.put_nowait(out, out.nbytes):
-                self._accepted()
+            if self._out.put_nowait(out, weight):
+                self._accepted(batch)
             else:
-                await self._out.put(out, out.nbytes, self._accept)
+                await self._out.put(out, weight, partial(self._accepted, batch))
             return
         self._heavy.check(f"source of flow {self._flow!r}", batch)
         async with self._heavy.turn:
-            await self._out.put(out, nbytes, self._accept)
+            await self._out.put(out, nbytes, partial(self._accepted, batch))
 
-    def _accepted(self) -> None:
-        """The batch is in the channel.
+    def _accepted(self, batch: Batch[Any]) -> None:
+        """A batch is in the channel.
 
         Called at this very moment: a driver may end a read that waits here because its connection
         was lost, and the next try must go on after what is in the channel.
         """
-        batch, self._given = self._given, _NOTHING
         self.rows += len(batch.rows) + len(batch.rejects)
         self.nbytes += batch.nbytes
         if batch.position is not None:
@@ -461,200 +452,3 @@ async def run_fan_out(source: Channel[Batch[Any]], outs: Sequence[Channel[Batch[
                 await breather.breathe()
     for out in outs:
         out.close()
-
-
-async def run_parallel(
-    step: MapBatches,
-    source: Channel[Batch[Any]],
-    out: Channel[Batch[Any]],
-    on_retry: Callable[[str, int, float, BaseException], None],
-    *,
-    sets_aside: bool = False,
-    steps_left: int = 0,
-) -> None:
-    """The task of a ``map_batches``: at most ``concurrency`` calls at once, order kept."""
-    breather = Breather()
-
-    async def call(batch: Batch[Any]) -> Batch[Any]:
-        if not batch.rows:
-            return batch
-        try:
-            rows = await _call(step, batch.rows, on_retry)
-        except StageError as error:
-            cause = error.__cause__
-            if not sets_aside or cause is None or not is_about_a_row(cause):
-                raise
-            return await _call_apart(step, batch, on_retry, steps_left)
-        return batch if rows is batch.rows else batch.derive(rows)
-
-    async def guarded(batch: Batch[Any]) -> Batch[Any]:
-        # In a task of its own, SystemExit would tear down the loop.
-        return await guard(f"map_batches {name_of(step.function)}", call(batch))
-
-    if step.concurrency == 1:
-        # Not through ``drain_items``: with small batches a generator between would be felt.
-        while True:
-            try:
-                batch = source.get_nowait() or await source.get()
-            except EndOfChannelError:
-                break
-            done = await call(batch)
-            if not out.put_nowait(done, done.nbytes):
-                await out.put(done, done.nbytes)
-            del batch, done
-            if breather.is_due:
-                await breather.breathe()
-        out.close()
-        return
-
-    name = f"etl:map_batches {name_of(step.function)}"
-    running: deque[asyncio.Task[Batch[Any]]] = deque()
-    try:
-        ended = False
-        while running or not ended:
-            while not ended and len(running) < step.concurrency:
-                if running and not source.is_ready:
-                    break
-                try:
-                    batch = await source.get()
-                except EndOfChannelError:
-                    ended = True
-                    break
-                running.append(asyncio.create_task(guarded(batch), name=name))
-            if not running:
-                break
-            if not ended and not running[0].done() and len(running) < step.concurrency:
-                await _first_done_or_input(running[0], source)
-                continue
-            if not running[0].done():
-                # Not awaited itself: each cancellation of this task would go on to that call.
-                await asyncio.wait({running[0]})
-            done = running.popleft().result()
-            await out.put(done, done.nbytes)
-            del done
-    finally:
-        await _cancel_all(running)
-    out.close()
-
-
-async def _first_done_or_input(task: asyncio.Task[Any], source: Channel[Any]) -> None:
-    """Wait until the oldest call is done or another batch can be started."""
-    arrived = asyncio.create_task(source.wait_ready())
-    try:
-        await asyncio.wait({task, arrived}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await _cancel_all([arrived])
-
-
-async def _cancel_all(tasks: Sequence[asyncio.Task[Any]] | deque[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait for their end, through further cancellations."""
-    pending = {task for task in tasks if not task.done()}
-    for task in pending:
-        task.cancel()
-    received: asyncio.CancelledError | None = None
-    while pending:
-        try:
-            _, pending = await asyncio.wait(pending)
-        except asyncio.CancelledError as error:
-            if received is not None:  # asked again, because it takes long
-                for task in pending:
-                    task.cancel()
-            received = error
-    for task in tasks:
-        if task.done() and not task.cancelled():
-            task.exception()  # retrieved: the first error is already on its way
-    if received is not None:
-        raise received
-
-
-async def _call(
-    step: MapBatches,
-    rows: Sequence[Any],
-    on_retry: Callable[[str, int, float, BaseException], None],
-) -> Sequence[Any]:
-    function: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]] = step.function
-    attempts: Attempts | None = None
-    while True:
-        try:
-            result = await function(rows)
-        except (TransientError, OSError, TimeoutError) as error:
-            if step.retry is None:
-                raise _failed(function, error) from error
-            attempts = attempts or Attempts(step.retry)
-            wait_s = attempts.next_wait_s()
-            if wait_s is None:
-                raise _failed(function, error) from error
-            on_retry(name_of(function), attempts.failed, wait_s, error)
-            await asyncio.sleep(wait_s)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise _failed(function, error) from error
-        else:
-            if result.__class__ is not list and not isinstance(result, Sequence):
-                raise StageError(
-                    f"map_batches {name_of(function)} returned {type(result).__name__}; it must"
-                    " return a list of rows"
-                )
-            return result
-
-
-async def over_calls(
-    step: MapBatches, batches: AsyncGenerator[Batch[Any], None]
-) -> AsyncGenerator[Batch[Any], None]:
-    """A ``map_batches`` as a generator, one call after the other."""
-    async with aclosing(batches):
-        async for batch in batches:
-            rows = await _call(step, batch.rows, _told_nobody) if batch.rows else batch.rows
-            yield batch.derive(rows)
-
-
-def _told_nobody(what: str, attempt: int, wait_s: float, error: BaseException) -> None:
-    """Retries of a call that nobody watches."""
-
-
-MOST_FAILURES = 100
-"""Rows that may fail alone before the first call succeeds: then it is not about the rows."""
-
-
-async def _call_apart(
-    step: MapBatches,
-    batch: Batch[Any],
-    on_retry: Callable[[str, int, float, BaseException], None],
-    steps_left: int,
-) -> Batch[Any]:
-    """Find the rows on which a call fails, by halves; the rest goes on in its order."""
-    kept: list[Any] = []
-    rejects: list[Reject] = []
-    middle = len(batch.rows) // 2
-    todo = [(0, middle), (middle, len(batch.rows))] if middle else [(0, len(batch.rows))]
-    todo.reverse()
-    succeeded = False
-    while todo:
-        start, stop = todo.pop()
-        try:
-            kept += await _call(step, batch.rows[start:stop], on_retry)
-            succeeded = True
-        except StageError as error:
-            cause = error.__cause__
-            if not isinstance(cause, Exception) or not is_about_a_row(cause):
-                raise
-            if stop - start > 1:
-                middle = (start + stop) // 2
-                todo += [(middle, stop), (start, middle)]
-                continue
-            label = f"map_batches {name_of(step.function)}"
-            rejects.append(reject_of(cause, batch.rows[start], start, label, steps_left))
-            if not succeeded and len(rejects) >= MOST_FAILURES:
-                raise
-    return batch.derive(kept, rejects=rejects)
-
-
-def _failed(function: object, error: BaseException) -> StageError:
-    return because_of(
-        error,
-        StageError(
-            f"map_batches {name_of(function)} failed: {named(error)}. The batch was not written and"
-            " the checkpoint did not move"
-        ),
-    )

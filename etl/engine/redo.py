@@ -17,8 +17,9 @@ from etl.batch import MAIN_PARTITION, Batch, Reject, Token
 from etl.connector import RunInfo, Session, Sink, StoredReject
 from etl.engine import failpoints
 from etl.engine.arrows import over_tables
+from etl.engine.calls import over_calls
 from etl.engine.lookups import load_lookups
-from etl.engine.nodes import inline_chain, over_calls
+from etl.engine.nodes import inline_chain
 from etl.engine.plan import FlowPlan, Plan, make_legs, step_label
 from etl.engine.retry import Attempts
 from etl.engine.supervise import finish

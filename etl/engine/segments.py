@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from etl.batch import Batch, Position
+from etl.batch import Batch, Position, Token
 
 Sinks: TypeAlias = "frozenset[int]"
 """Sinks of a flow, by their number in it."""
@@ -95,8 +95,15 @@ class Follower:
     """
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
-        self._routes = routes
-        self._at = dict.fromkeys(routes, 0)
+        # Of each partition the segments that its batches have not reached yet; empty mostly.
+        self._later: dict[str, deque[Segment]] = {}
+        self._now: dict[str, Segment] = {}
+        for partition, route in routes.items():
+            if route.segments:
+                self._now[partition], *later = route.segments
+                if later:
+                    self._later[partition] = deque(later)
+        self._ranges = {partition for partition, route in routes.items() if route.is_key_range}
         self._last: Sinks = frozenset()
         self.key_range: str | None = None
 
@@ -108,12 +115,14 @@ class Follower:
             partition = batch.pieces_of[0]
         else:
             return self._last  # neither rows nor tokens
-        route = self._routes[partition]
-        self.key_range = partition if route.is_key_range else None
-        self._last = route.segments[self._at[partition]].sinks
-        for token in batch.tokens:
-            at = self._at[token.partition]
-            ends = self._routes[token.partition].segments
-            if at + 1 < len(ends) and token.new == ends[at].until:
-                self._at[token.partition] = at + 1
+        self.key_range = partition if partition in self._ranges else None
+        self._last = self._now[partition].sinks
+        if self._later:
+            self._move_on(batch.tokens)
         return self._last
+
+    def _move_on(self, tokens: Sequence[Token]) -> None:
+        for token in tokens:
+            later = self._later.get(token.partition)
+            if later and token.new == self._now[token.partition].until:
+                self._now[token.partition] = later.popleft()

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 from etl.batch import Batch
 from etl.connector import CheckpointKey, NewReject, Reader, Session
 from etl.engine.arrows import run_arrow
+from etl.engine.calls import run_parallel
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Start
 from etl.engine.forms import as_it_is, packing
 from etl.engine.lane import Lane
-from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline, run_parallel
+from etl.engine.nodes import HeavyRows, Pump, run_fan_out, run_inline
 from etl.engine.plan import Leg, Plan, is_own
 from etl.engine.running import Node, RunningFlow
 from etl.engine.segments import Route, Take

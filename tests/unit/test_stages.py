@@ -28,8 +28,9 @@ from etl import (
     TransientError,
     stage,
 )
+from etl.engine.calls import run_parallel
 from etl.engine.channel import Channel, EndOfChannelError
-from etl.engine.nodes import inline_chain, run_parallel
+from etl.engine.nodes import inline_chain
 from etl.errors import ConservationError
 from etl.flow import Filter, FlatMap, Map, MapBatches
 from etl.rows import Column, Layout, Type
