@@ -32,8 +32,6 @@ from pipelines.flights import Airline, Airport, DayOfDelays, FlightFact, Plane, 
 from pipelines.flights_commands import fetch, report
 from pipelines.flights_source import build, csv_file
 
-# One process loads the warehouse for all of them: it takes a minute.
-pytestmark = pytest.mark.xdist_group("flights")
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE = timedelta(minutes=1)
 ISLANDS = {"SJU", "BQN", "STT", "PSE"}

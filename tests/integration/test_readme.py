@@ -14,9 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/guide.md")
 
-# In one process and in their order: what a page shows may go on from what it showed before.
-pytestmark = pytest.mark.xdist_group("readme")
-
 
 def blocks(page: str, language: str) -> list[str]:
     """The code blocks of a page in one language."""
