@@ -50,13 +50,13 @@ from etl import Batch, Database, Pipeline, Position, Source, merge
 # --- The rows that are read ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Airline:
     carrier: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Airport:
     faa: str
     name: str
@@ -68,7 +68,7 @@ class Airport:
     tzone: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plane:
     tailnum: str
     year: int | None
@@ -81,7 +81,7 @@ class Plane:
     engine: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Weather:
     origin: str
     time_hour: datetime
@@ -91,7 +91,7 @@ class Weather:
     visib: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
     """Clock times are local and written as a number: 517 is 5:17. Delays are minutes.
 
@@ -121,7 +121,7 @@ class Flight:
 # --- The rows that are written ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FlightFact:
     """One flight.
 
@@ -152,7 +152,7 @@ class FlightFact:
     visibility_miles: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DayOfDelays:
     """The flights to one airport on one day. Sums and counts can be added up; means cannot."""
 

@@ -54,8 +54,8 @@ def _process_start(pid: int) -> str | None:
     """When a living process began, in the kernel's ticks since boot; None: that cannot be told."""
     try:
         # The second field, the program's name, may hold spaces and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        state, *rest = fields.rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes()
+        state, *rest = fields.rpartition(b")")[2].decode().split()
         # A process that has ended stays listed until its parent asks for its status.
         return None if state in {"Z", "X"} else rest[18]
     except (OSError, IndexError, ValueError):

@@ -105,7 +105,7 @@ def _float(value: float, affinity: Affinity) -> Any:
 
 def _moment(value: datetime, affinity: Affinity) -> str:
     """Aware: in UTC with ``+00:00``, which sorts by time and SQLite's functions understand."""
-    if value.utcoffset() is not None:
+    if value.tzinfo is not UTC and value.utcoffset() is not None:
         value = value.astimezone(UTC)
     return value.isoformat(" ")
 
@@ -144,12 +144,7 @@ def _enum(value: Enum, affinity: Affinity) -> Any:
     return _text(value.value, affinity)
 
 
-def _none(value: None, affinity: Affinity) -> None:
-    return None
-
-
 _CONVERT: tuple[tuple[type[Any], Callable[[Any, Affinity], Any]], ...] = (
-    (_NONE, _none),
     (bool, lambda value, _: int(value)),
     (Enum, _enum),
     (int, _int),
@@ -206,12 +201,15 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     if affinity != "text" and kinds <= as_is | {float} and not any(map(ne, values, values)):
         if affinity == "blob" or 0.0 not in values:
             return values
-    converters = {kind: _converter(kind) for kind in kinds}
+    converters = {kind: _converter(kind) for kind in kinds - {_NONE}}
     for kind, convert in converters.items():
         if convert is None:
             raise Misfit(f"SQLite stores no {kind.__name__}; convert it in a function")
-    known = cast("Mapping[type[Any], Callable[[Any, Affinity], Any]]", converters)
-    return [known[type(value)](value, affinity) for value in values]
+    known = cast("dict[type[Any], Callable[[Any, Affinity], Any]]", converters)
+    if len(known) == 1:
+        (convert,) = known.values()
+        return [None if value is None else convert(value, affinity) for value in values]
+    return [None if value is None else known[type(value)](value, affinity) for value in values]
 
 
 def _refuse_null(values: _Values, column: TableColumn) -> None:

@@ -59,7 +59,7 @@ def _decimal(value: Any) -> Decimal:
     fail("it is not a number, and not the text of one")
 
 
-def _iso(parse: Callable[[str], Any], what: str) -> _Convert:
+def _read(parse: Callable[[str], Any], what: str) -> _Convert:
     def convert(value: Any) -> Any:
         try:
             return parse(_str(value))
@@ -101,6 +101,15 @@ def _json(kind: type[Any]) -> _Convert:
     return convert
 
 
+_PARSE: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    date: (date.fromisoformat, "a date in ISO form"),
+    datetime: (_datetime, "a time stamp in ISO form"),
+    time: (time.fromisoformat, "a time in ISO form"),
+    timedelta: (_timedelta, "a duration like P1DT3600.000000S"),
+    UUID: (UUID, "a UUID"),
+}
+"""From a text, where a ``ValueError`` says that it is none."""
+
 _CONVERT: Mapping[Any, _Convert] = {
     int: _int,
     float: _float,
@@ -108,11 +117,7 @@ _CONVERT: Mapping[Any, _Convert] = {
     bytes: _bytes,
     bool: _bool,
     Decimal: _decimal,
-    date: _iso(date.fromisoformat, "a date in ISO form"),
-    datetime: _iso(_datetime, "a time stamp in ISO form"),
-    time: _iso(time.fromisoformat, "a time in ISO form"),
-    timedelta: _iso(_timedelta, "a duration like P1DT3600.000000S"),
-    UUID: _iso(UUID, "a UUID"),
+    **{kind: _read(parse, what) for kind, (parse, what) in _PARSE.items()},
     dict: _json(dict),
     list: _json(list),
 }
@@ -150,11 +155,13 @@ class Builder:
         self._label = label
         fields, by_name = fields_of(row)
         self._columns: list[tuple[type[Any] | None, _Convert, bool]] = []
+        self._parse: list[Callable[[str], Any] | None] = []
         for field in fields:
             convert = _CONVERT.get(field.kind) or of_enum(field.kind)
             # A column whose values all have this class goes as it is.
             as_is = field.kind if field.kind in {int, float, str, bytes} else None
             self._columns.append((as_is, convert, field.nullable))
+            self._parse.append(_PARSE[field.kind][0] if field.kind in _PARSE else None)
         self._by_name = [field.name for field in fields] if by_name else None
 
     def __call__(self, rows: list[Fields]) -> list[Any]:
@@ -181,11 +188,14 @@ class Builder:
         if found == {as_is} or (nullable and found <= {as_is, _NONE}):
             return values
         try:
+            parse = self._parse[number]
+            if parse is not None and found == {str}:
+                return list(map(parse, values))
             if _NONE not in found:
                 return list(map(convert, values))
             if nullable:
                 return [None if value is None else convert(value) for value in values]
-        except Misfit:
+        except (Misfit, ValueError):
             pass
         raise self._refusal(number, rows)
 

@@ -28,6 +28,7 @@ from etl.databases.sqlite.errors import (
     translated,
     unavailable,
 )
+from etl.databases.sqlite.turns import WritingConnection
 from etl.engine.supervise import finish
 from etl.errors import ConfigError, EtlError
 
@@ -336,7 +337,7 @@ async def connect_target(path: Path, where: str) -> Connection:
     """
     connection = Connection(path, access="rw", side="target", where=where)
     try:
-        await connection.open()
+        await connection.open(WritingConnection)
         await connection.execute("PRAGMA foreign_keys=ON")
         if await connection.value("PRAGMA journal_mode") == "wal":
             await connection.execute("PRAGMA synchronous=NORMAL")

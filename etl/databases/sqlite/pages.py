@@ -21,6 +21,7 @@ from typing import Any, cast
 from etl.batch import Reject
 from etl.databases.sqlite.errors import UNREADABLE_TEXT, is_unreadable_text
 from etl.databases.sqlite.lines import Doubt
+from etl.databases.sqlite.turns import own_turn
 from etl.errors import DataError
 
 Fields = tuple[Any, ...]
@@ -285,7 +286,8 @@ class PagedCursor(sqlite3.Cursor):
         return pages
 
     def _page(self, paging: Paging) -> Page | None:
-        rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
+        with own_turn():
+            rows, nbytes = self._measured(paging) if paging.is_exact else self._sampled(paging)
         return paging.page(rows, nbytes) if rows else None
 
     def _joined(self, paging: Paging) -> Page | None:
