@@ -87,37 +87,53 @@ class _Calls:
         try:
             result = await self._function(rows)
         except Exception as error:
-            return await self._after(error, batch)
-        return batch if result is rows else batch.derive(self._checked(result))
-
-    async def _after(self, error: Exception, batch: Batch[Any]) -> Batch[Any]:
-        """A batch whose first call failed."""
+            failure = error  # what follows is not to count as part of its handling
+        else:
+            return batch if result is rows else batch.derive(self._checked(result))
         try:
-            return batch.derive(await self._again(error, batch.rows))
-        except StageError as failure:
-            cause = failure.__cause__
+            return await self._after(failure, batch)
+        finally:
+            del failure  # its traceback refers to this frame, and so to the rows
+
+    async def _after(self, failure: Exception, batch: Batch[Any]) -> Batch[Any]:
+        """A batch whose first call failed."""
+        attempts = self._attempts()
+        try:
+            await asyncio.sleep(self._wait_s(attempts, failure))
+            return batch.derive(await self._call(batch.rows, attempts))
+        except StageError as error:
+            cause = error.__cause__
             if not self._sets_aside or cause is None or not is_about_a_row(cause):
                 raise
-            return await self._apart(batch)
+        return await self._apart(batch)
 
-    async def _again(self, error: Exception, rows: Sequence[Any]) -> Sequence[Any]:
-        """Call again after a failure, until it succeeds or the step's policy gives up."""
-        attempts = None if self._retry is None else Attempts(self._retry)
+    async def _call(self, rows: Sequence[Any], attempts: Attempts | None) -> Sequence[Any]:
+        """Call until it succeeds or the step's policy gives up."""
         while True:
-            wait_s = None
-            if attempts is not None and isinstance(error, TransientError | OSError):
-                wait_s = attempts.next_wait_s()
-            if attempts is None or wait_s is None:
-                raise self._failed(error) from error
-            self._on_retry(self._name, attempts.failed, wait_s, error)
-            del error  # its traceback refers to this frame, and to the rows
-            await asyncio.sleep(wait_s)
             try:
                 result = await self._function(rows)
-            except Exception as failure:
-                error = failure
+            except Exception as error:
+                wait_s = self._wait_s(attempts, error)
             else:
                 return self._checked(result)
+            await asyncio.sleep(wait_s)
+
+    def _attempts(self) -> Attempts | None:
+        return None if self._retry is None else Attempts(self._retry)
+
+    def _wait_s(self, attempts: Attempts | None, error: Exception) -> float:
+        """Seconds until a call that failed is tried again.
+
+        Raises:
+            StageError: It is not.
+        """
+        wait_s = None
+        if attempts is not None and isinstance(error, TransientError | OSError):
+            wait_s = attempts.next_wait_s()
+        if attempts is None or wait_s is None:
+            raise self._failed(error) from error
+        self._on_retry(self._name, attempts.failed, wait_s, error)
+        return wait_s
 
     def _checked(self, result: Sequence[Any]) -> Sequence[Any]:
         if result.__class__ is not list and not isinstance(result, Sequence):
@@ -146,7 +162,7 @@ class _Calls:
         while todo:
             start, stop = todo.pop()
             try:
-                kept += await self._part(batch.rows[start:stop])
+                kept += await self._call(batch.rows[start:stop], self._attempts())
                 succeeded = True
             except StageError as error:
                 cause = error.__cause__
@@ -162,13 +178,6 @@ class _Calls:
                 if not succeeded and len(rejects) >= MOST_FAILURES:
                     raise
         return batch.derive(kept, rejects=rejects)
-
-    async def _part(self, rows: Sequence[Any]) -> Sequence[Any]:
-        try:
-            result = await self._function(rows)
-        except Exception as error:
-            return await self._again(error, rows)
-        return self._checked(result)
 
 
 async def _one_by_one(calls: _Calls, source: Channel[Batch[Any]], out: Channel[Batch[Any]]) -> None:

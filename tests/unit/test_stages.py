@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import random
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -712,6 +713,49 @@ async def test_an_error_of_a_call_names_the_function_and_cancels_the_rest(
     assert sorted(cancelled) == ([1, 2] if concurrency > 1 else [])
     assert asyncio.all_tasks() == before
     assert not mapping.out.is_ready  # not closed: nobody may take this for the end
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+async def test_a_call_that_is_tried_again_leaves_nothing_of_its_first_failure(
+    succeeds: bool,
+) -> None:
+    class Row:
+        pass
+
+    calls = 0
+
+    async def send(rows: Sequence[Row]) -> Sequence[Row]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionError("first")
+        if not succeeds:
+            raise ValueError("second")
+        return []
+
+    row = Row()
+    alive = weakref.ref(row)
+    mapping = Mapping(send, retry=Retry(attempts=3, base_s=0, cap_s=0))
+    gc.collect()
+    gc.disable()  # no cycle is to keep rows until it comes
+    try:
+        await mapping.give([row])
+        del row
+        if succeeds:
+            await mapping.start()
+        else:
+            with pytest.raises(StageError) as failed:
+                await mapping.start()
+            cause = failed.value.__cause__
+            assert isinstance(cause, ValueError)
+            assert cause.__context__ is None
+            failed.value.__traceback__ = cause.__traceback__ = None
+            del failed, cause
+        mapping.retries.clear()
+        assert calls == 2
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
