@@ -16,7 +16,7 @@ from etl.batch import MAIN_PARTITION
 from etl.cli.options import Common, Json, ShowValues, Traceback, Verbose, command
 from etl.cli.screen import Screen
 from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, EtlError
-from etl.observe.figures import plural
+from etl.figures import plural
 
 app = typer.Typer(
     name="etl",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from etl.databases.database import Database, TableInfo
 from etl.databases.sql import split_name
 from etl.errors import ConfigError
-from etl.observe.figures import plural
+from etl.figures import plural
 
 _MOST_NAMES = 8
 _DEFAULT_SCHEMAS = frozenset({None, "public", "main"})

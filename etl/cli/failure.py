@@ -16,8 +16,8 @@ from etl.errors import (
     exit_code_of,
 )
 from etl.events import Report
+from etl.figures import plural
 from etl.foreign import detail_of, named, place_of, says_no_value
-from etl.observe.figures import plural
 
 _MOST_CONSEQUENCES = 3
 _HIDDEN = "what it says may quote a row: --show-values shows it"

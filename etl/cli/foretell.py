@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from etl.cli.running import RunOptions
 from etl.cli.screen import Screen
 from etl.errors import EXIT_DONE, EXIT_USAGE
-from etl.observe.figures import plural, printable, shorten
+from etl.figures import plural, printable, shorten
 from etl.observe.jsonlines import as_line
 from etl.pipeline import Pipeline
 from etl.verdict import FlowSurvey, SinkSurvey, Verdict

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from etl.cli.screen import Screen
 from etl.events import ChannelStats, Event, FlowStats, Retrying, RunStats
-from etl.observe.figures import duration, plural, printable, short_count, size
+from etl.figures import duration, plural, printable, short_count, size
 from etl.observe.rates import Rates
 from etl.observe.sentences import sentence
 

@@ -13,7 +13,7 @@ from etl.databases.database import Database, driver_of
 from etl.databases.stored import readable_row
 from etl.engine.redo import Redone
 from etl.errors import EXIT_DONE, EXIT_REJECTS
-from etl.observe.figures import count, plural
+from etl.figures import count, plural
 from etl.observe.jsonlines import as_line
 from etl.pipeline import Pipeline
 

@@ -13,7 +13,7 @@ from etl.cli.screen import Screen
 from etl.databases.database import Finding, State
 from etl.engine.holder import describe, is_alive_here
 from etl.events import FlowReport, Report
-from etl.observe.figures import count, duration, printable, size
+from etl.figures import count, duration, printable, size
 from etl.observe.jsonlines import as_line
 from etl.observe.sentences import refused
 from etl.pipeline import Pipeline

@@ -23,9 +23,9 @@ from etl.errors import (
     StageStuckError,
 )
 from etl.events import Event, Note, Report, StateChanged
+from etl.figures import plural
 from etl.files.file import File
 from etl.flow import Merged
-from etl.observe.figures import plural
 from etl.pipeline import Pipeline
 from etl.policy import DeadLetter, Limits, OnError
 

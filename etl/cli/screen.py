@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import TextIO
 
 from etl.cli.secrets import Redactor
-from etl.observe.figures import printable, shorten, width
+from etl.figures import printable, shorten, width
 
 # In rich's words, so that a moving display understands them too.
 _ANSI = {"bold red": "\x1b[1;31m", "yellow": "\x1b[33m", "bold": "\x1b[1m"}

@@ -12,8 +12,8 @@ from etl.cli.copy import CopyOptions, plan_copy
 from etl.cli.screen import Screen
 from etl.databases.database import Database, DatabaseSource, driver_of
 from etl.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from etl.figures import count, plural, printable
 from etl.flow import Flow
-from etl.observe.figures import count, plural, printable
 from etl.pipeline import Pipeline
 from etl.repair import Repaired, repair_all
 from etl.verification import Difference, Pair, Progress, Verdict, verify_all

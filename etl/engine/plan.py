@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, cast
 
 from etl.connector import Sink, Target
 from etl.errors import ConfigError
+from etl.figures import plural
 from etl.flow import (
     Filter,
     FlatMap,
@@ -205,8 +206,8 @@ class Plan:
         together = " together" if number <= most else f", {most} at once in this order"
         lines = [
             (
-                f"pipeline {self.pipeline}: {_count(number, 'flow')}{together},"
-                f" {_count(readers, 'connection')} for reading,"
+                f"pipeline {self.pipeline}: {plural(number, 'flow')}{together},"
+                f" {plural(readers, 'connection')} for reading,"
                 f" {sum(self.targets.values())} for writing"
             ),
             (
@@ -594,10 +595,6 @@ def _bad_rows_line(policy: OnError) -> str:
         f"{how}, up to {bounds.max_rows}, or {bounds.max_share:.3g} of the last"
         f" {bounds.window_rows} rows"
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _size(nbytes: int) -> str:

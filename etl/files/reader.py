@@ -17,6 +17,7 @@ from etl.connector import Emit, RunInfo
 from etl.databases.types import same
 from etl.engine.threads import in_thread
 from etl.errors import DataError, SchemaMismatchError, SourceUnavailableError
+from etl.figures import plural
 from etl.files.infer import ColumnKinds
 from etl.files.opening import Content, content_of, open_bytes, reading
 from etl.files.records import BOM, CsvForm, F, Fields, RecordCutter, Records
@@ -276,7 +277,7 @@ class CsvReader(TextReader[Fields]):
         width = len(self.names)
         for fields, line in zip(records.fields, records.lines, strict=True):
             if len(fields) != width:
-                has = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+                has = plural(len(fields), "field")
                 raise DataError(
                     f"{self.where}, line {line}: {has}, but there are {width}"
                     " columns. Mend the line; a delimiter within a field needs quotes around it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from etl.events import Committed, Event, Retrying, RunEnded, RunStarted, StateChanged
-from etl.observe.figures import printable
+from etl.figures import printable
 from etl.observe.sentences import sentence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from etl.events import Committed, Event, Note, RunEnded, RunStarted, RunStats, StateChanged
-from etl.observe.figures import count, duration, plural, size
+from etl.figures import count, duration, plural, size
 from etl.observe.rates import Rates
 from etl.observe.sentences import sentence
 

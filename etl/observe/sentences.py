@@ -13,7 +13,7 @@ from etl.events import (
     RunStarted,
     StateChanged,
 )
-from etl.observe.figures import count, duration, plural
+from etl.figures import count, duration, plural
 
 
 def sentence(event: Event) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.observe.figures import (
+from etl.figures import (
     count,
     duration,
     plural,

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "etl"
 
 # From the top: a part may import those above it, and itself.
 HOUSE = (
+    "figures",
     "errors",
     "secrets",
     "foreign",

@@ -14,6 +14,7 @@ from etl.databases.sqlite.describe import describe as definition_of
 from etl.databases.sqlite.schema import find_table, table_names
 from etl.databases.url import Url
 from etl.errors import EtlError, SchemaMismatchError
+from etl.figures import plural
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "glusterfs"}
@@ -97,8 +98,7 @@ async def check(url: Url) -> Sequence[Finding]:
         return [*findings, Finding(subject="file", state="error", message=str(error))]
     try:
         names = await table_names(source.connection)
-        tables = f"{len(names)} table{'' if len(names) == 1 else 's'}"
-        add("read", " ".join(source.notes) or None, tables)
+        add("read", " ".join(source.notes) or None, plural(len(names), "table"))
         mode = source.journal
         add(
             "journal mode",
