@@ -81,14 +81,18 @@ def _run(name: str, work: Work, place: Place, rounds: int | None, wanted: str | 
     expected = work.expected(place)
     measured: dict[str, list[Measure]] = {one.name: [] for one in contenders}
     broken: dict[str, str] = {}
-    for _ in range(rounds or work.rounds):
+    if work.is_short:
+        turns = contenders * (rounds or work.rounds)
+        for one, measure in zip(turns, measure_apart(name, turns, place), strict=True):
+            measured[one.name].append(measure)
+    for _ in range(0 if work.is_short else rounds or work.rounds):
         # In turns, so that a noisy minute hits all of them.
         for one in contenders:
             if one.name in broken:
                 continue
             work.reset(place)
             try:
-                measured[one.name].append(measure_apart(name, one, place))
+                measured[one.name] += measure_apart(name, [one], place)
                 if not one.bends and work.found(place) != expected:
                     raise ContenderFailedError("it left other rows than it should")
             except ContenderFailedError as error:

@@ -1,7 +1,11 @@
-"""The process of one contender: ``python -m tests.benchmarks.alone WORK CONTENDER < place``."""
+"""A process for contenders: ``python -m tests.benchmarks.alone WORK CONTENDER ... < place``.
+
+They run once each, in the order in which they are named; a line for each says what it took.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -12,11 +16,13 @@ from tests.benchmarks.work import Place
 
 
 def main() -> None:
-    name, wanted = sys.argv[1:]
+    name, *wanted = sys.argv[1:]
     place = Place(**json.load(sys.stdin))
     work = load(name)
-    contender = next(one for one in work.contenders if one.name == wanted)
-    print(json.dumps(asdict(measure_here(work, contender, place))))
+    contenders = {one.name: one for one in work.contenders}
+    for one in wanted:
+        print(json.dumps(asdict(measure_here(work, contenders[one], place))))
+        gc.collect()  # what one has left is not to be the next one's work
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,14 +47,15 @@ class Measure:
     peak_mib: float
 
 
-def measure_apart(work: str, contender: Contender, place: Place) -> Measure:
-    """Run a contender in a new Python.
+def measure_apart(work: str, contenders: Sequence[Contender], place: Place) -> list[Measure]:
+    """Run contenders one after the other in a new Python.
 
     Raises:
-        ContenderFailedError: It failed.
+        ContenderFailedError: One failed.
     """
+    names = [one.name for one in contenders]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.alone", work, contender.name],
+        [sys.executable, "-m", "tests.benchmarks.alone", work, *names],
         input=json.dumps(asdict(place)),
         capture_output=True,
         text=True,
@@ -62,12 +63,13 @@ def measure_apart(work: str, contender: Contender, place: Place) -> Measure:
         timeout=TIME_LIMIT_S,
     )
     if done.returncode != 0:
-        raise ContenderFailedError(f"{work}, {contender.name!r}: {done.stderr[-1500:]}")
-    return Measure(**json.loads(done.stdout.splitlines()[-1]))
+        raise ContenderFailedError(f"{work}, {', '.join(set(names))}: {done.stderr[-1500:]}")
+    lines = done.stdout.splitlines()[-len(names) :]
+    return [Measure(**json.loads(line)) for line in lines]
 
 
 def measure_here(work: Work, contender: Contender, place: Place) -> Measure:
-    """Run a contender in this process, which does nothing else."""
+    """Run a contender in this process, which does nothing else meanwhile."""
     at_first = server_cpu_s(place.target)
     with _children_watched() as peaks:
         cpu, start = _cpu_s(), perf_counter()

@@ -70,6 +70,9 @@ class Work:
         rounds: How often each contender runs where the command line does not say; the median
             counts.
         peak_mib: Most memory that any contender may take, where that is the goal.
+        is_short: It takes a tenth of a second, so that the speed which the machine has at this
+            moment, and the state that a new process is in, would count for more than the code: all
+            contenders run in one process, in turns.
     """
 
     title: str
@@ -84,3 +87,4 @@ class Work:
     goals: tuple[Goal, ...] = ()
     rounds: int = 3
     peak_mib: float | None = None
+    is_short: bool = False
