@@ -318,6 +318,8 @@ async def test_rows_become_a_dataclass(sqlite_url: str) -> None:
         ("active", "2", "not 0 or 1"),
         ("active", "'t'", "not 0 or 1"),
         ("key", "'x'", "not a UUID"),
+        ("key", "' 2345678-1234-5678-1234-567812345678'", "not a UUID"),
+        ("key", "'1_345678-1234-5678-1234-567812345678'", "not a UUID"),
         ("tags", "'{}'", "not a list"),
     ],
 )

@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from etl.databases.build import Fields, Misfit, fail, fields_of, misfit, of_enum
+from etl.databases.build import Fields, Misfit, fail, fields_of, misfit, of_enum, uuid_of
 from etl.errors import DataError
 
 _Convert: TypeAlias = Callable[[Any], Any]
@@ -112,7 +112,7 @@ _PARSE: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     datetime: (_datetime, "a time stamp in ISO form"),
     time: (time.fromisoformat, "a time in ISO form"),
     timedelta: (_timedelta, "a duration like P1DT3600.000000S"),
-    UUID: (UUID, "a UUID"),
+    UUID: (uuid_of, "a UUID"),
 }
 """From a text, where a ``ValueError`` says that it is none."""
 
