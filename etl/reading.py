@@ -73,9 +73,11 @@ async def _rows(channel: Channel[Batch[T]]) -> AsyncGenerator[T, None]:
             return
         except ChannelBrokenError as broken:
             # The run's own error is what happened; the channel is only how it got here.
-            raise broken.__cause__ or broken from None
+            failure = broken.__cause__ or broken
+            break
         for row in batch.rows:
             yield row
+    raise failure  # out here: ``from None`` would take its own cause away
 
 
 class _Reader:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeVar, get_origin, get_type_hints
+from uuid import UUID
 
 from etl.batch import Reject
 from etl.errors import ConfigError, DataError, is_about_a_row
@@ -24,6 +26,22 @@ class Misfit(Exception):
 def fail(why: str) -> NoReturn:
     """Say why a value does not fit."""
     raise Misfit(why)
+
+
+_LIKE_UUID = re.compile(r"(?:urn:)?(?:uuid:)?[-{}0-9a-fA-F]+")
+
+
+def uuid_of(text: str) -> UUID:
+    """The UUID that a text is.
+
+    ``UUID`` itself reads past a space, a sign, an underscore or ``0x``: as another UUID.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if _LIKE_UUID.fullmatch(text) is None:
+        raise ValueError(text)
+    return UUID(text)
 
 
 def of_enum(kind: type[Enum]) -> Callable[[Any], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -45,18 +44,6 @@ def checkpoint_of(row: Iterable[Any]) -> Checkpoint:
         fingerprint=fingerprint,
         rows=int(rows),
     )
-
-
-def replaces(fingerprint: str | None) -> bool:
-    """Whether a checkpoint is that of a load that replaces its table; also where it tells nothing.
-
-    The staging table of such a load has the same name for every pipeline, and is another one's
-    where this one appends.
-    """
-    try:
-        return bool(json.loads(fingerprint or "")["sink"]["mode"] == "replace")
-    except (ValueError, TypeError, KeyError):
-        return True
 
 
 def is_done(checkpoint: Checkpoint | None, step: Advance) -> bool:

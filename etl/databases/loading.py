@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from etl.connector import CheckpointKey, Sink
-from etl.databases.checkpoints import replaces
+from etl.connector import Sink
 from etl.databases.definition import TableDefinition
 from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
 from etl.databases.sql import listed
@@ -46,22 +45,17 @@ class TargetTable(Protocol[C_co]):
     def column(self, name: str, /) -> C_co | None: ...
 
 
-def staging_names(table: str, pipeline: str, flow: str) -> tuple[str, str]:
-    """The staging tables of a sink: that of a replaced table, and that of a gathered append.
+def staging_name(base: str, pipeline: str, flow: str) -> str:
+    """The staging table of a sink.
 
-    Several flows may gather rows for one table, each in its own.
+    Several flows, of several pipelines too, may load one table, each by way of its own: a position
+    speaks of the rows of one load.
 
     Args:
-        table: What both begin with.
+        base: What the names of the staging tables beside one table begin with.
     """
     own = hashlib.sha256(f"{pipeline}\n{flow}".encode("utf-8", "surrogatepass")).hexdigest()
-    return table, f"{table}_{own[:8]}"
-
-
-def staging_of(table: str, key: CheckpointKey, fingerprint: str | None) -> str:
-    """The staging table of the load that has a checkpoint; ``table`` as for ``staging_names``."""
-    replaced, appended = staging_names(table, key.pipeline, key.flow)
-    return replaced if replaces(fingerprint) else appended
+    return f"{base}_{own[:8]}"
 
 
 class BaseLoad(Generic[C]):
@@ -70,6 +64,7 @@ class BaseLoad(Generic[C]):
     Attributes:
         is_staged: Rows go into a staging table, which is published at the end of the run.
         staging: Its name.
+        staging_base: What it begins with: the same for all loads of one table.
         notes: What could not be made as the source has it.
     """
 
@@ -83,8 +78,8 @@ class BaseLoad(Generic[C]):
         self.flow = flow
         self.label = f"sink {sink.table!r}"
         self.is_staged = sink.mode == "replace"
-        replaced, appended = staging_names(staging, pipeline, flow)
-        self.staging = appended if sink.mode == "append" else replaced
+        self.staging_base = staging
+        self.staging = staging_name(staging, pipeline, flow)
         self.notes: list[str] = []
         self._pipeline = pipeline
         self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None

@@ -28,7 +28,7 @@ class Staged(Protocol):
     @property
     def sink(self) -> Sink[Any]: ...
     @property
-    def staging(self) -> str: ...
+    def staging_base(self) -> str: ...
 
 
 class Loading(Protocol):
@@ -60,20 +60,22 @@ def notes_of(sessions: Sequence[Loading]) -> Mapping[str, Sequence[str]]:
 
 
 class StagingOwners:
-    """Which flow loads which staging table of a target."""
+    """Which flow replaces which table of a target."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._owners: dict[str, tuple[str, str]] = {}
 
     def add(self, load: Staged) -> None:
-        """Refuse two flows that would load one staging table.
+        """Refuse two flows that would replace one table.
 
         Raises:
-            ConfigError: Another one has it.
+            ConfigError: Another one does.
         """
+        if load.sink.mode != "replace":
+            return  # several flows may append to one
         mine = (load.flow, load.sink.table)
-        owner = self._owners.setdefault(load.staging, mine)
+        owner = self._owners.setdefault(load.staging_base, mine)
         if owner != mine:
             raise ConfigError(
                 f"flows {owner[0]!r} and {load.flow!r} both replace the table {load.sink.table!r}"

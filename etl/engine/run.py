@@ -295,7 +295,10 @@ class Run:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:
+            except (
+                Exception,
+                asyncio.CancelledError,
+            ):  # of something else: nothing is awaited here
                 _log.exception("an observer failed on %s", type(event).__name__)
 
 

@@ -220,7 +220,7 @@ class KillLoop:
         server = await asyncpg.connect(self._target)
         try:
             await server.execute(
-                "DROP TABLE IF EXISTS copies, totals, copies__etl_new, etl_checkpoint,"
+                "DROP TABLE IF EXISTS copies, totals, etl_checkpoint,"
                 " etl_reject, etl_table, etl_version"
             )
         finally:

@@ -29,10 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODES = ("append", "replace", "upsert")
 LIMIT_S = 120.0
 GONE_S = 20.0
-_EMPTY = (
-    "DROP TABLE IF EXISTS copies, copies__etl_new, etl_checkpoint, etl_reject, etl_table,"
-    " etl_version"
-)
+_EMPTY = "DROP TABLE IF EXISTS copies, etl_checkpoint, etl_reject, etl_table, etl_version"
 
 
 class WorkerKills:

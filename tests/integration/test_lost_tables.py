@@ -87,3 +87,36 @@ async def test_a_reset_leaves_what_another_pipeline_has_loaded(
 
     report = await whole.run()
     assert 0 < report.rows_written < 100
+
+
+async def stop_in_the_middle(whole: Pipeline) -> None:
+    run = await whole.start(limits=Limits(batch_rows=1, group_rows=1, channel_batches=1))
+    while not run.stats()["flows"][0]["rows_written"]:
+        await asyncio.sleep(0.01)
+    assert (await run.drain()).status == "drained"
+
+
+async def test_pipelines_that_replace_one_table_do_not_load_into_each_others_staging(
+    sqlite_url: str, target_url: str
+) -> None:
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)")
+    insert(sqlite_url, "t", [(i, "x") for i in range(60)])
+    rows = Database(sqlite_url).table("t")
+    one, other = [
+        Pipeline(name, part.map_batches(slowly).into(Database(target_url).replace("u")))
+        for name, part in (("low", rows.where("id < 30")), ("high", rows.where("id >= 30")))
+    ]
+    await stop_in_the_middle(one)
+    await stop_in_the_middle(other)
+
+    report = await one.run()
+
+    assert report.rows_written < 30  # it went on
+    assert await ids(target_url) == list(range(30))
+    await other.run()
+    assert await ids(target_url) == list(range(30, 60))
+
+
+async def ids(url: str) -> list[int]:
+    async with Database(url).table("u").open() as rows:
+        return [row["id"] async for row in rows]

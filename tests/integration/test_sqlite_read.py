@@ -318,6 +318,8 @@ async def test_rows_become_a_dataclass(sqlite_url: str) -> None:
         ("active", "2", "not 0 or 1"),
         ("active", "'t'", "not 0 or 1"),
         ("key", "'x'", "not a UUID"),
+        ("key", "' 2345678-1234-5678-1234-567812345678'", "not a UUID"),
+        ("key", "'1_345678-1234-5678-1234-567812345678'", "not a UUID"),
         ("tags", "'{}'", "not a list"),
     ],
 )
@@ -329,6 +331,32 @@ async def test_a_value_that_does_not_fit_the_dataclass_is_named_by_key(
         await read(sqlite_url, ReadSpec(table="people", row=Person))
     assert refused.value.column == column
     assert "id=2" in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Shift:
+    id: int
+    length: timedelta
+    pay: Decimal
+
+
+@pytest.mark.parametrize(
+    ("length", "pay", "why"),
+    [
+        ("P9999999999DT0.000000S", "1", "not a duration"),
+        ("P1DT0.000000S", "1e99999999999999999999", "exponent that Decimal cannot hold"),
+    ],
+)
+async def test_a_text_that_python_cannot_hold_is_named_by_key(
+    sqlite_url: str, length: str, pay: str, why: str
+) -> None:
+    script(
+        sqlite_url,
+        "CREATE TABLE shifts (id INTEGER PRIMARY KEY, length TEXT NOT NULL, pay TEXT NOT NULL)",
+    )
+    insert(sqlite_url, "shifts", [(1, "P1DT0.000000S", "1"), (2, length, pay)])
+    with pytest.raises(DataError, match=f"id=2.*{why}"):
+        await read(sqlite_url, ReadSpec(table="shifts", row=Shift))
 
 
 async def test_a_dataclass_field_without_a_column_is_refused_with_the_columns(

@@ -16,6 +16,7 @@ import pytest
 from etl.connector import Sink
 from etl.databases import sqlite
 from etl.databases.database import Database, ReadSpec
+from etl.databases.loading import staging_name
 from etl.databases.url import parse_url
 from etl.engine.holder import this_process
 from etl.errors import (
@@ -366,7 +367,7 @@ async def test_an_unfinished_replacement_goes_on_and_a_finished_one_starts_anew(
     async with lane(sqlite_url, replace_t, shape=ITEM) as one:
         assert one.position is None
         await one.write([Item(3, "c")], (3,))
-    script(sqlite_url, 'DROP TABLE "t__etl_new"')
+    script(sqlite_url, f'DROP TABLE "{staging_name("t__etl_new", "p", "f")}"')
     async with lane(sqlite_url, replace_t, shape=ITEM) as one:
         assert one.position is None  # the staged rows are gone, so they are read again
         await one.write([Item(4, "d")], (4,))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from etl import Batch, ConfigError, Limits, PipelineFailedError, Position, Source, merge, stage
-from etl.errors import SourceUnavailableError
+from etl.errors import SourceUnavailableError, chain
 
 
 class Numbers(Source[int]):
@@ -95,9 +95,10 @@ async def test_a_failure_is_not_taken_for_the_end() -> None:
             async for row in rows:
                 seen.append(row)  # noqa: PERF401  what came before the error counts
 
-    with pytest.raises(PipelineFailedError, match="ValueError"):
+    with pytest.raises(PipelineFailedError, match="ValueError") as failure:
         await reads()
     assert seen == list(range(len(seen)))
+    assert any(isinstance(one, ValueError) for one in chain(failure.value))  # and where it was
 
 
 async def test_a_lost_source_goes_on_after_the_last_row() -> None:

@@ -333,11 +333,12 @@ async def test_stats_tell_of_flows_and_channels() -> None:
     assert run.stats()["state"] == "ended"
 
 
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
 async def test_an_observer_that_fails_does_not_fail_the_run(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     def bad(event: Event) -> None:
-        raise ValueError("observer")
+        raise error("observer")
 
     sink = MemorySink[int]()
     await Pipeline("t", MemorySource(ROWS).into(sink)).run(observers=[bad])

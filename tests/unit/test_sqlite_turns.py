@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,22 @@ def test_nobody_waits_for_one_that_stands_still() -> None:
         assert pool.submit(enter, leave.set).result(WAIT_S)
         first.result(WAIT_S)
         assert pool.submit(enter, lambda: None).result(WAIT_S)
+
+
+FORK = """
+import os
+from etl.databases.sqlite import turns
+
+with turns.own_turn():
+    child = os.fork()
+    if child == 0:
+        os._exit(turns._turn.locked())
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not_got() -> None:
+    assert subprocess.run([sys.executable, "-c", FORK], check=False, timeout=WAIT_S).returncode == 0
 
 
 def test_a_row_that_fails_ends_the_turn() -> None:

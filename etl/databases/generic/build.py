@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from etl.databases.build import Misfit, fail, fields_of, misfit, of_enum
+from etl.databases.build import Misfit, fail, fields_of, misfit, of_enum, uuid_of
 from etl.databases.types import Decoder, same
 from etl.errors import DataError
 from etl.rows import Column, Kind
@@ -147,7 +147,7 @@ _CONVERT: Mapping[Any, Callable[[Any], Any]] = {
     datetime: _parsed(datetime, datetime.fromisoformat, "a time stamp"),
     time: _parsed(time, _of_time, "a time of day"),
     timedelta: _parsed(timedelta, _duration, "a duration"),
-    UUID: _parsed(UUID, UUID, "a UUID"),
+    UUID: _parsed(UUID, uuid_of, "a UUID"),
     dict: _parsed(dict, json.loads, "a JSON object"),
     list: _parsed(list, json.loads, "a JSON array"),
 }

@@ -22,7 +22,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from etl.databases.build import Misfit
+from etl.databases.build import Misfit, uuid_of
 from etl.databases.generic.table import TableColumn
 from etl.databases.given import field_names, kind_of, tuple_names
 from etl.databases.texts import from_text
@@ -352,8 +352,11 @@ def _uuid(value: Any, column: TableColumn) -> Any:
         return str(value) if column.type.dialect == "mysql" else value
     if not isinstance(value, str):
         raise Misfit(f"it is {_a(value)}, not a UUID")
-    found = str(_parsed(UUID, value))
-    return found if column.type.dialect == "mysql" else UUID(found)
+    try:
+        found = uuid_of(value)
+    except ValueError:
+        raise Misfit("the text is not a UUID") from None
+    return str(found) if column.type.dialect == "mysql" else found
 
 
 def _json(value: Any, column: TableColumn) -> Any:

@@ -15,7 +15,7 @@ from etl.databases.generic import rejects
 from etl.databases.generic.checkpoints import TABLE, is_key
 from etl.databases.generic.connect import Connection, opened
 from etl.databases.generic.load import staging_base
-from etl.databases.loading import staging_of
+from etl.databases.loading import staging_name
 from etl.databases.sql import split_name
 from etl.databases.url import Url
 from etl.engine.supervise import finish
@@ -90,10 +90,9 @@ class GenericState:
             return
         stagings: list[str] = []
         for key in keys:
-            fingerprint = await connection.value(sa.select(TABLE.c.fingerprint).where(is_key(key)))
             await connection.execute(sa.delete(TABLE).where(is_key(key)))
             schema, name = split_name(key.sink)
-            staging = staging_of(staging_base(name), key, fingerprint)
+            staging = staging_name(staging_base(name), key.pipeline, key.flow)
             stagings.append(connection.dialect.qualify(schema, staging))
         if await self._has("etl_reject"):
             await rejects.forget(connection, keys)

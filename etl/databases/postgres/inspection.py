@@ -27,7 +27,7 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
     AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
     AND c.relname NOT IN ('etl_checkpoint', 'etl_reject', 'etl_table', 'etl_version')
-    AND c.relname !~ '__etl_new(_[0-9a-f]{8})?$'
+    AND c.relname !~ '__etl_new_[0-9a-f]{8}$'
     -- What an extension made for itself is not the user's.
     AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend AS d

@@ -69,7 +69,7 @@ class SinkTable:
         self._joins = joins
         schema, self._name = split_name(sink.table)
         self._schema = schema or default_schema
-        self._staging = staging.staging_name(self._name, sink.mode, f"{pipeline}\n{flow}")
+        self._staging = staging.staging_name(self._name, f"{pipeline}\n{flow}")
         self.notes: list[str] = []
         self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
         self._made = Made(default_schema, pipeline)

@@ -24,13 +24,14 @@ from etl.errors import DataError, SchemaMismatchError
 _SUFFIX = "__etl_new"
 
 
-def staging_name(table: str, mode: str, owner: str) -> str:
+def staging_name(table: str, owner: str) -> str:
     """The name of a sink's staging table, beside its table.
 
     Args:
-        owner: Tells flows that append to the same table apart.
+        owner: Tells the flows that load the same table apart, those of other pipelines too: a
+            position speaks of the rows of one load.
     """
-    suffix = _SUFFIX if mode == "replace" else f"{_SUFFIX}_{_hash(owner)}"
+    suffix = f"{_SUFFIX}_{_hash(owner)}"
     if len((table + suffix).encode()) <= NAME_BYTES:
         return table + suffix
     kept = table.encode()[: NAME_BYTES - len(suffix) - 9].decode("utf-8", "ignore")

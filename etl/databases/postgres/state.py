@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
-from etl.databases.checkpoints import FIELDS, checkpoint_of, parts, replaces
+from etl.databases.checkpoints import FIELDS, checkpoint_of, parts
 from etl.databases.database import State
 from etl.databases.migrate import needs_upgrade
 from etl.databases.postgres import rejects
@@ -105,12 +105,12 @@ class PostgresState:
         with translating("target", "resetting the state", "nothing was changed"):
             async with self._connection.transaction():
                 for key in sorted(keys, key=parts):
-                    fingerprint = await self._connection.fetchval(
+                    await self._connection.execute(
                         f"DELETE FROM {self._table} WHERE pipeline = $1 AND flow = $2"  # noqa: S608
-                        " AND sink = $3 AND partition = $4 RETURNING fingerprint",
+                        " AND sink = $3 AND partition = $4",
                         *parts(key),
                     )
-                    await self._drop_staging(key, "replace" if replaces(fingerprint) else "append")
+                    await self._drop_staging(key)
                 if self._has_rejects:
                     table = qualify(self._schema, REJECTS)
                     await rejects.forget(self._connection, table, keys)
@@ -122,9 +122,9 @@ class PostgresState:
         with translating("target", "reading the rejected rows", "nothing was changed"):
             return await rejects.list_rejects(self._connection, self._schema, pipeline)
 
-    async def _drop_staging(self, key: CheckpointKey, mode: str) -> None:
+    async def _drop_staging(self, key: CheckpointKey) -> None:
         final = await find_relation(self._connection, key.sink)
         schema, name = split_name(key.sink)
         schema = final.schema if final is not None else schema or self._schema
-        staging = staging_name(name, mode, f"{key.pipeline}\n{key.flow}")
+        staging = staging_name(name, f"{key.pipeline}\n{key.flow}")
         await self._connection.execute(f"DROP TABLE IF EXISTS {qualify(schema, staging)}")

@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from etl.databases.build import Fields, Misfit, fail, fields_of, misfit, of_enum
+from etl.databases.build import Fields, Misfit, fail, fields_of, misfit, of_enum, uuid_of
 from etl.errors import DataError
 
 _Convert: TypeAlias = Callable[[Any], Any]
@@ -55,7 +55,10 @@ def _decimal(value: Any) -> Decimal:
     if type(value) is float:
         return Decimal(repr(value))  # the shortest text that means this number
     if type(value) is str and _NUMBER.fullmatch(value):
-        return Decimal(value.strip())
+        try:
+            return Decimal(value.strip())
+        except InvalidOperation:
+            fail("it has an exponent that Decimal cannot hold")
     fail("it is not a number, and not the text of one")
 
 
@@ -82,7 +85,10 @@ def _timedelta(text: str) -> timedelta:
     if match is None:
         raise ValueError(text)
     days, seconds, micros = map(int, match.groups())
-    return timedelta(days=days, seconds=seconds, microseconds=micros)
+    try:
+        return timedelta(days=days, seconds=seconds, microseconds=micros)
+    except OverflowError:
+        raise ValueError(text) from None
 
 
 def duration_text(value: timedelta) -> str:
@@ -106,7 +112,7 @@ _PARSE: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     datetime: (_datetime, "a time stamp in ISO form"),
     time: (time.fromisoformat, "a time in ISO form"),
     timedelta: (_timedelta, "a duration like P1DT3600.000000S"),
-    UUID: (UUID, "a UUID"),
+    UUID: (uuid_of, "a UUID"),
 }
 """From a text, where a ``ValueError`` says that it is none."""
 

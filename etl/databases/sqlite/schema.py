@@ -16,7 +16,7 @@ Affinity: TypeAlias = Literal["integer", "text", "blob", "real", "numeric"]
 
 STAGING = "__etl_new"
 """In the name of each table that rows are gathered in before they are published."""
-_IS_STAGING = re.compile(rf".*{STAGING}(_[0-9a-f]{{8}})?", re.DOTALL)
+_IS_STAGING = re.compile(rf".*{STAGING}_[0-9a-f]{{8}}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from etl.batch import Position, encode_position
 from etl.connector import CheckpointKey, StoredReject
 from etl.databases.checkpoints import checkpoint_of, now, parts
 from etl.databases.database import State, StateStore
-from etl.databases.loading import staging_of
+from etl.databases.loading import staging_name
 from etl.databases.rejects import TABLE as REJECTS
 from etl.databases.sql import quote
 from etl.databases.sqlite import rejects
@@ -88,13 +88,12 @@ class SqliteState:
             if await find_table(connection, "etl_checkpoint") is None:
                 return
             for key in keys:
-                fingerprint = await connection.value(
+                await connection.execute(
                     "DELETE FROM etl_checkpoint"
-                    " WHERE pipeline = ? AND flow = ? AND sink = ? AND partition = ?"
-                    " RETURNING fingerprint",
+                    " WHERE pipeline = ? AND flow = ? AND sink = ? AND partition = ?",
                     parts(key),
                 )
-                staging = staging_of(staging_base(key.sink), key, fingerprint)
+                staging = staging_name(staging_base(key.sink), key.pipeline, key.flow)
                 await connection.execute(f"DROP TABLE IF EXISTS {quote(staging)}")
             if await find_table(connection, REJECTS) is not None:
                 await rejects.forget(connection, keys)

@@ -7,7 +7,9 @@ more than the rows; one after the other they are a fifth faster, with a third le
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,12 +22,23 @@ _turn = threading.Lock()
 @contextmanager
 def own_turn() -> Generator[None]:
     """Wait for the others' calls to end, but not for long: one may wait for a lock or a disk."""
-    has_it = _turn.acquire(timeout=_PATIENCE_S)
+    turn = _turn
+    has_it = turn.acquire(timeout=_PATIENCE_S)
     try:
         yield
     finally:
         if has_it:
-            _turn.release()
+            turn.release()
+
+
+def _anew_in_child() -> None:
+    """A forked child has none of the threads that would end their turn."""
+    global _turn
+    _turn = threading.Lock()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_anew_in_child)
 
 
 class WritingConnection(sqlite3.Connection):
