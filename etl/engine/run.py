@@ -295,10 +295,7 @@ class Run:
         for observer in self._observers:
             try:
                 observer(event)
-            except (
-                Exception,
-                asyncio.CancelledError,
-            ):  # of something else: nothing is awaited here
+            except (Exception, asyncio.CancelledError):  # its own: nothing is awaited here
                 _log.exception("an observer failed on %s", type(event).__name__)
 
 
