@@ -31,5 +31,12 @@ def told_lost(names: Sequence[str], label: str) -> list[str]:
     return [f"{label}: not in the source, so new rows get the table's default: {_listed(names)}"]
 
 
+def told_computed(names: Sequence[str], label: str) -> list[str]:
+    """The note on columns that the table computes, whatever the rows hold."""
+    if not names:
+        return []
+    return [f"{label}: not written, because the table computes it: {_listed(names)}"]
+
+
 def _listed(names: Sequence[str]) -> str:
     return "column " + ", ".join(map(repr, names))

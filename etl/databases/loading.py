@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from etl.connector import Sink
 from etl.databases.definition import TableDefinition
-from etl.databases.drift import REMEDY, told_added, told_ignored, told_lost
+from etl.databases.drift import REMEDY, told_added, told_computed, told_ignored, told_lost
 from etl.databases.sql import listed
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
@@ -85,6 +85,7 @@ class BaseLoad(Generic[C]):
         self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
         self._shape: Shape | None = None
         self._added: tuple[str, ...] = ()
+        self._checked: TargetTable[C] | None = None  # the table that rows end in
 
     def _take_shape(self, shape: Shape | None, *, resumable: bool) -> None:
         """Note which columns come.
@@ -138,12 +139,7 @@ class BaseLoad(Generic[C]):
                 f" {self.staging!r} and appended when the run has ended"
             )
         computed = [c.name for c in final.columns if c.generated and c.name in given]
-        if computed:
-            notes.append(
-                f"{self.label}: {listed(computed)} of {final.name!r} is computed by the database"
-                " and not written"
-            )
-        return notes
+        return notes + told_computed(computed, self.label)
 
     # -- what is refused ---------------------------------------------------------------------
 
@@ -153,7 +149,8 @@ class BaseLoad(Generic[C]):
         Raises:
             SchemaMismatchError: The table lacks one, or needs one that the rows lack.
         """
-        found = [(name, table.column(name)) for name in names]
+        # A staging table lacks what the table itself computes.
+        found = [(name, table.column(name)) for name in names if not self._is_computed(name)]
         unknown = [name for name, column in found if column is None]
         if unknown and self.sink.schema_change != "ignore":
             raise SchemaMismatchError(
@@ -171,6 +168,10 @@ class BaseLoad(Generic[C]):
         if not pairs:
             raise SchemaMismatchError(f"{self.label}: the rows have no column to write")
         return pairs
+
+    def _is_computed(self, name: str) -> bool:
+        column = self._checked.column(name) if self._checked is not None else None
+        return column is not None and column.generated
 
     def _check_key_names(self, names: Sequence[str]) -> None:
         for name in (*self.sink.key, *self.sink.add):

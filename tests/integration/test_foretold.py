@@ -112,6 +112,27 @@ async def test_the_dry_run_says_what_the_run_does(
     assert "items.maid" in err
 
 
+async def test_the_dry_run_refuses_a_column_that_the_user_may_not_read(
+    etl: Run, postgres_database: Callable[[], str]
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE seen (id int PRIMARY KEY, secret text)")
+    name = f"c{(await texts(source, 'SELECT pg_backend_pid()'))[0].strip('()')}"
+    await run_sql(
+        source, f"CREATE ROLE {name} LOGIN PASSWORD '{name}'; GRANT SELECT (id) ON seen TO {name}"
+    )
+    try:
+        other = f"postgresql://{name}:{name}@{source.rpartition('@')[2]}"
+        code, _, err = etl("copy", other, target, "--dry-run")
+        assert code == EXIT_USAGE
+        assert "no right to read column 'secret'" in err
+        assert process("copy", other, target) == EXIT_USAGE
+        # Nothing was made for it.
+        assert await texts(target, "SELECT 1 FROM pg_class WHERE relname LIKE '%etl_new%'") == []
+    finally:
+        await run_sql(source, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
 async def test_a_dry_run_makes_no_file(etl: Run, postgres_url: str, tmp_path: Path) -> None:
     await run_sql(postgres_url, SOURCE)
     code, out, _ = etl("copy", postgres_url, f"sqlite:///{tmp_path / 'new.db'}", "--dry-run")

@@ -230,6 +230,7 @@ class Load(BaseLoad[TableColumn]):
     ) -> None:
         """Refuse a table into which rows with these columns (all of theirs) cannot go."""
         connection.dialect.check_target(final, self.label)
+        self._checked = final
         if self._shape is not None:
             self._columns(final, self._names if names is None else names)
             for column in self._shape.columns:

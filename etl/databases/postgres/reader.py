@@ -38,6 +38,7 @@ from etl.databases.postgres.selection import (
     Builder,
     Range,
     Selection,
+    check_readable,
     layout_of,
     row_builder,
     select,
@@ -69,6 +70,7 @@ async def open_reader(url: Url, spec: ReadSpec, info: RunInfo) -> AsyncGenerator
         try:
             with translating("source", spec.label, UNCHANGED):
                 selection = await select(connection, spec)
+                await check_readable(connection, selection)
                 if spec.cursor:
                     await check_rights(connection, selection, spec.settle)
                 before = await _fingerprint(connection, selection)

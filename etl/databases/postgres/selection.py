@@ -330,6 +330,33 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
     )
 
 
+async def check_readable(connection: Connection, selection: Selection) -> None:
+    """Refuse columns that the user may not read, before anything is made for their rows.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    relation = selection.relation
+    if relation is None or selection.has_steps:  # which columns SQL looks at, only the server knows
+        return
+    rows = await connection.fetch(
+        """
+        SELECT a.attname::text AS name FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = $1::bigint::oid AND a.attname::text = ANY($2::text[])
+            AND NOT pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+        ORDER BY a.attnum
+        """,
+        relation.oid,
+        [*(column.name for column in selection.columns), *selection.hidden],
+    )
+    if rows:
+        names = ", ".join(repr(row["name"]) for row in rows)
+        raise ConfigError(
+            f"{selection.label}: the user has no right to read column {names}. Nothing was moved;"
+            " grant SELECT on the table, or leave it out (etl copy: --exclude)"
+        )
+
+
 async def _describe_query(connection: Connection, query: str) -> list[tuple[Column, str]]:
     statement = await connection.prepare(query)
     if statement.get_parameters():

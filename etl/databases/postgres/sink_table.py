@@ -8,7 +8,7 @@ from typing import Any
 
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
-from etl.databases.drift import told_added, told_ignored, told_lost
+from etl.databases.drift import told_added, told_computed, told_ignored, told_lost
 from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
@@ -118,6 +118,7 @@ class SinkTable:
             final = await self._create_final(connection, self._shape)
             looked_at = await fingerprint(connection, final.qualified)
         self._check(final)
+        await self._look_at_computed(connection, final)
         if not self._joins:  # which tables are replaced together, only the run itself knows
             await self._check_replacing(connection, final, together)
         if not self.staged:
@@ -143,6 +144,7 @@ class SinkTable:
             if self.sink.schema_change != "freeze":  # a run would add them, or leave them out
                 names = tuple(name for name in names if name in final.by_name)
             self._check(final, names)
+            await self._look_at_computed(connection, final)
             await self._check_replacing(connection, final, together)
         return final
 
@@ -172,6 +174,22 @@ class SinkTable:
             await staging.check_rename(connection, final, self._staging, self.label, together)
         elif sink.mode == "replace":
             await check_rewrite(connection, final, self.label, together)
+
+    async def _look_at_computed(self, connection: Connection, final: Relation) -> None:
+        """Note what the table computes and the source does not, or by another expression."""
+        if self._source is None or not any(a.generated for a in final.attributes):
+            return
+        given = {column.name: column.generated for column in self._source.columns}
+        own = (await describe(connection, [final.oid]))[final.oid]
+        # Another dialect does not tell its expression.
+        tells = self._source.dialect == "postgresql"
+        self._computed = tuple(
+            column.name
+            for column in own.columns
+            if column.generated is not None
+            and column.name in given
+            and (given[column.name] is None or (tells and given[column.name] != column.generated))
+        )
 
     async def _add_columns(self, connection: Connection, final: Relation) -> Relation | None:
         """Give the table what the rows have and it lacks, where the sink asks for that."""
@@ -259,6 +277,7 @@ class SinkTable:
             lost = [a.name for a in final.attributes if a.name not in self._shape.names]
             notes += told_lost(lost, self.label)
         notes += told_ignored([column.name for column in self._lacking(final)], self.label)
+        notes += told_computed(self._computed, self.label)
         if self.staged and self.sink.mode == "append":
             note = f"{self.label}: the read cannot be resumed, so its rows are gathered in"
             notes.append(f"{note} {self._staging!r} and appended when the run has ended")

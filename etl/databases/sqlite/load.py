@@ -262,6 +262,7 @@ class Load(BaseLoad[TableColumn]):
             raise SchemaMismatchError(
                 f"{self.label}: {final.name!r} is a {final.type}, not a table. Nothing was written"
             )
+        self._checked = final
         if self._shape is not None:
             pairs = self._pairs(final, self._shape.names if names is None else names)
             verdicts = verdicts_of(self._shape.columns, dict(pairs), self.sink.allows)
