@@ -194,7 +194,10 @@ def test_positions_are_shown_set_and_forgotten(shop: str, house: str) -> None:
 
     _, err = etl("state", "set", house, "job", "orders", "nothing", "[1]", code=2)
     assert "it keeps flow 'orders' sink 'orders' partition 'main'" in err
-    etl("state", "set", house, "job", "orders", "orders", '["42"]')
+    for odd in ("[null]", "[4.5]", '["4", "2"]'):
+        _, err = etl("state", "set", house, "job", "orders", "orders", odd, code=2)
+        assert "another form than the one that is kept" in err
+    etl("state", "set", house, "job", "orders", "orders", "[42]")
     assert json.loads(etl("state", "show", house, "--json")[0])["position"] == ["42"]
 
     _, err = etl("state", "reset", house, "job", code=2)
