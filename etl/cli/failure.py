@@ -142,7 +142,9 @@ def _show_state(screen: Screen, error: PipelineFailedError, *, files_only: bool)
             stands = "1 row of this run is committed, with its position"
     else:
         stands = "this run committed nothing"
-    if isinstance(first, TransientError):
+    if "--full" in str(first):  # what was loaded is to be loaded anew
+        then, goes_on = "do what it says", ""
+    elif isinstance(first, TransientError):
         then = "run the same command again"
     elif isinstance(first, ConfigError):
         then = "correct the set-up, then run the same command again"

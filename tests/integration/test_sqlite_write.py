@@ -354,6 +354,25 @@ async def test_publishing_that_would_orphan_rows_is_refused(sqlite_url: str) -> 
     assert fetch(sqlite_url, "SELECT * FROM t") == [(1, "old")]
 
 
+async def test_rows_that_cannot_be_put_in_place_stay_and_what_to_do_is_said(
+    sqlite_url: str,
+) -> None:
+    script(
+        sqlite_url,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT CHECK (v <> 'bad'));"
+        " INSERT INTO t VALUES (9, 'old')",
+    )
+    async with lane(sqlite_url, replace_t, shape=ITEM) as one:
+        await one.write([Item(1, "bad")], (1,))
+        with pytest.raises(DataError, match=r"^table 't': .*what was loaded stays.*--full"):
+            await one.publish()
+    assert fetch(sqlite_url, "SELECT id FROM t") == [(9,)]
+    async with lane(sqlite_url, replace_t, shape=ITEM, fresh=True) as one:
+        await one.write([Item(1, "good")], (1,))
+        await one.publish()
+    assert fetch(sqlite_url, "SELECT id FROM t") == [(1,)]
+
+
 async def test_an_unfinished_replacement_goes_on_and_a_finished_one_starts_anew(
     sqlite_url: str,
 ) -> None:

@@ -238,7 +238,8 @@ class GenericTarget:
             except DataError as error:
                 raise DataError(
                     f"{load.label}: the new rows break a constraint of the table: {error.reason}."
-                    " Nothing was replaced; the staged rows stay for the next run",
+                    " Nothing was replaced, and what was loaded stays; mend the rows in the source"
+                    " and run with --full",
                     column=error.column,
                     reason=error.reason,
                 ) from error

@@ -199,7 +199,17 @@ class SqliteTarget:
                 continue  # by an attempt whose answer was lost
             for step in of_sink:
                 await checkpoints.advance(connection, step, self.info.run_id)
-            await loads[owner].publish(connection)
+            try:
+                await loads[owner].publish(connection)
+            except DataError as error:
+                raise DataError(
+                    f"table {of_sink[0].key.sink!r}: the new rows break what it asks for:"
+                    f" {error.reason}. Nothing was replaced, and what was loaded stays; mend the"
+                    " rows in the source and run with --full",
+                    column=error.column,
+                    reason=error.reason,
+                    detail=error.detail,
+                ) from error
             await publish_rejects(connection, self.info.pipeline, loads[owner])
         for table, count in (await _broken_keys(connection)).items():
             if fold(table) not in there:
