@@ -10,6 +10,15 @@ REMEDY = (
 )
 
 
+def told_unstaged(names: Sequence[str], label: str) -> str:
+    """The error for columns that would be NULL in the rows that an earlier run has staged."""
+    return (
+        f"{label}: the rows have {_listed(names)}, which those that were loaded before them have"
+        " not. Nothing of this group was written, and what was loaded stays; give every row the"
+        " same columns, or, where the source has got one meanwhile, run with --full"
+    )
+
+
 def told_ignored(names: Sequence[str], label: str) -> list[str]:
     """The note on columns that are not written."""
     if not names:

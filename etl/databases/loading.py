@@ -12,7 +12,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from etl.connector import Sink
 from etl.databases.definition import TableDefinition
-from etl.databases.drift import REMEDY, told_added, told_computed, told_ignored, told_lost
+from etl.databases.drift import (
+    REMEDY,
+    told_added,
+    told_computed,
+    told_ignored,
+    told_lost,
+    told_unstaged,
+)
 from etl.databases.sql import listed
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
@@ -152,6 +159,11 @@ class BaseLoad(Generic[C]):
         # A staging table lacks what the table itself computes.
         found = [(name, table.column(name)) for name in names if not self._is_computed(name)]
         unknown = [name for name, column in found if column is None]
+        if unknown and table.name == self.staging:
+            final = self._checked
+            late = [name for name in unknown if final is None or final.column(name) is not None]
+            if late:
+                raise SchemaMismatchError(told_unstaged(late, self.label))
         if unknown and self.sink.schema_change != "ignore":
             raise SchemaMismatchError(
                 f"{self.label}: the table {table.name!r} has no column {listed(unknown)}; it has"

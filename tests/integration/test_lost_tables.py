@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from etl import Database, Limits, Pipeline
 from etl.databases import postgres, sqlite
 from etl.databases.url import parse_url
-from etl.errors import ConfigError
+from etl.errors import ConfigError, PipelineFailedError
 from tests.integration.postgres_kit import run_sql
 from tests.integration.sqlite_kit import insert, script
 
@@ -39,6 +39,9 @@ def pipeline(source: str, target: str, mode: str) -> Pipeline:
     warehouse = Database(target)
     sink: Any = warehouse.append("u") if mode == "append" else warehouse.upsert("u", key="id")
     return Pipeline("p", rows.into(sink))
+
+
+ROWS = 500
 
 
 async def slowly(rows: Any) -> Any:
@@ -120,3 +123,43 @@ async def test_pipelines_that_replace_one_table_do_not_load_into_each_others_sta
 async def ids(url: str) -> list[int]:
     async with Database(url).table("u").open() as rows:
         return [row["id"] async for row in rows]
+
+
+@pytest.mark.parametrize("policy", ["freeze", "ignore"])
+@pytest.mark.parametrize(
+    ("target_url", "is_there"),
+    [("sqlite", False), ("sqlite", True), ("postgres", False)],
+    indirect=["target_url"],
+)
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_column_that_came_meanwhile_is_loaded_for_all_rows(
+    sqlite_url: str,
+    target_url: str,
+    is_known: bool,
+    is_there: bool,
+    policy: Literal["freeze", "ignore"],
+) -> None:
+    """Known are the columns of rows that no function looks at; else the first rows tell.
+
+    PostgreSQL's staging table of a table that is there has all of its columns: a new one is like
+    any value that changed behind the read, and so that case is not here.
+    """
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)")
+    insert(sqlite_url, "t", [(i, "x") for i in range(ROWS)])
+    target = Database(target_url)
+    if is_there:
+        script(target_url, "CREATE TABLE u (id BIGINT PRIMARY KEY, v TEXT, w TEXT)")
+    rows = Database(sqlite_url).table("t")
+    stream = rows if is_known else rows.map_batches(slowly)
+    whole = Pipeline("whole", stream.into(target.replace("u", schema_change=policy)))
+    await stop_in_the_middle(whole)
+    script(sqlite_url, "ALTER TABLE t ADD COLUMN w TEXT; UPDATE t SET w = 'new'")
+
+    if not is_known:
+        with pytest.raises(PipelineFailedError, match=r"the rows have column 'w'.* --full"):
+            await whole.run()
+    report = await whole.run(full=not is_known)
+
+    assert report.rows_written == ROWS  # from the beginning
+    async with target.table("u").open() as found:
+        assert [row["w"] async for row in found] == ["new"] * ROWS

@@ -281,7 +281,9 @@ class Load(SinkTable):
             if found is None:
                 found = await self._make(connection, rows)
                 self._fingerprint = await fingerprint(connection, found.qualified)
-            if not self.staged:
+            if self.staged:
+                self._check_staged(found, names)
+            else:
                 self._check(found)
             check_columns(found, self._taken(found, names), self.label)
             self._into = found

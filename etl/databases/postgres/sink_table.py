@@ -8,7 +8,7 @@ from typing import Any
 
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
-from etl.databases.drift import told_added, told_computed, told_ignored, told_lost
+from etl.databases.drift import told_added, told_computed, told_ignored, told_lost, told_unstaged
 from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
@@ -74,6 +74,7 @@ class SinkTable:
         self._source = sink.definition if isinstance(sink.definition, TableDefinition) else None
         self._made = Made(default_schema, pipeline)
         self._added: tuple[str, ...] = ()
+        self._computed: tuple[str, ...] = ()  # by the table, and not so by the source
         self._definition: TableDefinition | None = None
         self._shape: Shape | None = None
         self._checked: Relation | None = None
@@ -352,20 +353,39 @@ class SinkTable:
         return qualify(self._schema, self._staging)
 
     async def has_staging(self, connection: Connection) -> bool:
-        """Whether the staging table exists and still fits its table; from then on it must."""
+        """Whether the staging table exists and still fits its table and the rows that come;
+        from then on it must."""
         final = await self._final(connection)
         staged = await find_relation(connection, self.staging_table)
-        found = staged is not None and (
-            final is None
-            or (
-                await staging.is_like(connection, staged, final)
-                if self.renames
-                else staging.has_types_of(staged, final)
-            )
-        )
+        if staged is None:
+            found = False
+        elif final is not None and self.renames:
+            found = await staging.is_like(connection, staged, final)
+        else:
+            fits = final is None or staging.has_types_of(staged, final)
+            found = fits and self._has_all(staged, final)
         if found:
             self._kept.add(self.staging_table)
         return found
+
+    def _check_staged(self, staged: Relation, names: Sequence[str]) -> None:
+        """Refuse rows with columns that the table takes, but that the staged rows have not."""
+        final = None if self._checked is None else self._checked.by_name
+        late = [
+            name
+            for name in names
+            if name not in staged.by_name and (final is None or name in final)
+        ]
+        if late:
+            raise SchemaMismatchError(told_unstaged(late, self.label))
+
+    def _has_all(self, staged: Relation, final: Relation | None) -> bool:
+        """Whether staged rows have each column that is written: the source may have got one."""
+        names = self._shape.names if self._shape is not None else ()
+        if final is not None:
+            own = final.by_name
+            names = tuple(name for name in names if name in own and not own[name].generated)
+        return staged.by_name.keys() >= set(names)
 
     async def restage(self, connection: Connection) -> None:
         """Drop the staging table and make it anew, where its columns are known already."""

@@ -39,7 +39,7 @@ def staging_name(table: str, owner: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 # What LIKE does not copy and a rename would lose or break, each with how a person calls it.

@@ -300,11 +300,23 @@ class Load(BaseLoad[TableColumn]):
     # -- staging -----------------------------------------------------------------------------
 
     async def has_staging(self, connection: Connection) -> bool:
-        """Whether the staging table is there and still fits its table; from then on it must."""
+        """Whether the staging table is there and still fits its table and the rows that come;
+        from then on it must."""
         staged = await find_table(connection, self.staging)
         final = await find_table(connection, self._name)
-        self._is_there_for_good = staged is not None and _fits(staged, final)
+        self._is_there_for_good = (
+            staged is not None and _fits(staged, final) and self._has_all(staged, final)
+        )
         return self._is_there_for_good
+
+    def _has_all(self, staged: Table, final: Table | None) -> bool:
+        """Whether staged rows have each column that is written: the source may have got one."""
+        for name in self._shape.names if self._shape is not None else ():
+            column = None if final is None else final.column(name)
+            is_written = final is None or (column is not None and not column.generated)
+            if is_written and staged.column(name) is None:
+                return False
+        return True
 
     async def make_staging(self, connection: Connection) -> None:
         """Make it anew, empty; where the columns are not known yet, the first rows make it."""
