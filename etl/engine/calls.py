@@ -136,7 +136,9 @@ class _Calls:
         return wait_s
 
     def _checked(self, result: Sequence[Any]) -> Sequence[Any]:
-        if result.__class__ is not list and not isinstance(result, Sequence):
+        if result.__class__ is not list and (
+            not isinstance(result, Sequence) or isinstance(result, str | bytes)
+        ):
             raise StageError(
                 f"{self.label} returned {type(result).__name__}; it must return a list of rows"
             )

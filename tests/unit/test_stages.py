@@ -851,7 +851,7 @@ async def test_other_errors_and_calls_without_a_policy_are_not_tried_again(
     assert flaky.calls == 1
 
 
-@pytest.mark.parametrize("result", [None, 5, {"a": 1}, iter([1])])
+@pytest.mark.parametrize("result", ["text", None, 5, {"a": 1}, iter([1])])
 async def test_a_result_that_is_no_list_is_refused(result: Any) -> None:
     async def wrong(rows: Sequence[int]) -> Any:
         return result

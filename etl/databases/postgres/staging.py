@@ -132,8 +132,8 @@ async def check_rename(
         found = ", ".join(row["what"] for row in rows)
         raise SchemaMismatchError(
             f"{label}: a new table in place of {relation.label!r} would lose or break {found}."
-            ' Nothing was written; use replace(..., swap="rewrite"), which keeps the table and'
-            " puts new rows into it"
+            ' Nothing was written; use replace(..., swap="rewrite") (etl copy: --swap rewrite),'
+            " which keeps the table and puts new rows into it"
         )
 
 
