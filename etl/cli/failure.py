@@ -142,8 +142,8 @@ def _show_state(screen: Screen, error: PipelineFailedError, *, files_only: bool)
             stands = "1 row of this run is committed, with its position"
     else:
         stands = "this run committed nothing"
-    if "--full" in str(first):  # what was loaded is to be loaded anew
-        then, goes_on = "do what it says", ""
+    if "--full" in str(first):  # the same command again would fail as before
+        then, goes_on = "go on as the message says", ""
     elif isinstance(first, TransientError):
         then = "run the same command again"
     elif isinstance(first, ConfigError):

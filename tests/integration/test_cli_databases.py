@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -387,6 +388,27 @@ def test_of_two_runs_at_once_the_second_ends_and_names_the_first(
     assert code == 0, err
     whole = "SELECT id, customer, amount, updated_at FROM orders ORDER BY id"
     assert rows(house, whole) == rows(shop, whole)
+
+
+def test_rows_that_the_table_refuses_at_the_end_are_told_with_one_way_on(tmp_path: Path) -> None:
+    source, target = tmp_path / "s.db", tmp_path / "t.db"
+    for path, check in ((source, ""), (target, " CHECK (v < 2)")):
+        with closing(sqlite3.connect(path)) as made:
+            made.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER{check})")
+    with closing(sqlite3.connect(source)) as made:
+        made.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
+        made.commit()
+    command = ("copy", f"sqlite:///{source}", f"sqlite:///{target}", "--table", "t")
+
+    _, err = etl(*command, code=1)
+    assert "table 't' refuses the new rows: CHECK constraint failed" in err
+    assert "run with --full" in err
+    assert "run the same command again" not in err
+
+    with closing(sqlite3.connect(source)) as made:
+        made.execute("UPDATE t SET v = 1")
+        made.commit()
+    etl(*command, "--full")
 
 
 def _end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -364,7 +364,7 @@ async def test_rows_that_cannot_be_put_in_place_stay_and_what_to_do_is_said(
     )
     async with lane(sqlite_url, replace_t, shape=ITEM) as one:
         await one.write([Item(1, "bad")], (1,))
-        with pytest.raises(DataError, match=r"^table 't': .*what was loaded stays.*--full"):
+        with pytest.raises(DataError, match=r"^table 't' refuses .*what was loaded stays.*--full"):
             await one.publish()
     assert fetch(sqlite_url, "SELECT id FROM t") == [(9,)]
     async with lane(sqlite_url, replace_t, shape=ITEM, fresh=True) as one:

@@ -203,9 +203,9 @@ class SqliteTarget:
                 await loads[owner].publish(connection)
             except DataError as error:
                 raise DataError(
-                    f"table {of_sink[0].key.sink!r}: the new rows break what it asks for:"
-                    f" {error.reason}. Nothing was replaced, and what was loaded stays; mend the"
-                    " rows in the source and run with --full",
+                    f"table {of_sink[0].key.sink!r} refuses the new rows: {error.reason}. Nothing"
+                    " was replaced, and what was loaded stays; mend the rows in the source and run"
+                    " with --full, or mend the table and run again",
                     column=error.column,
                     reason=error.reason,
                     detail=error.detail,

@@ -2,7 +2,7 @@
 
 For each row the driver gives the interpreter's lock away and takes it back. Two threads that do
 so at once, one that reads and one that writes say, hand it to each other row by row, which costs
-more than the rows; one after the other they are a fifth faster, with a third less CPU.
+more than the rows; in turns the flights are loaded in 14 % less time, with 24 % less CPU.
 """
 
 from __future__ import annotations
