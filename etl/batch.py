@@ -95,10 +95,10 @@ class Batch(Generic[T_co]):
         pieces_of: Partitions of which these rows are a piece whose token comes with a later one.
         position: "Resume after this", as the source gave it.
         rejects: Rows that earlier steps refused; they are settled with these rows.
-        nbytes: Approximate size in memory.
+        nbytes: Approximate size in memory; exact where the source knows it.
     """
 
-    __slots__ = ("_nbytes", "pieces_of", "position", "rejects", "rows", "tokens")
+    __slots__ = ("nbytes", "pieces_of", "position", "rejects", "rows", "tokens")
 
     def __init__(
         self,
@@ -115,21 +115,16 @@ class Batch(Generic[T_co]):
         self.tokens = tokens
         self.pieces_of = pieces_of
         self.rejects = rejects
-        self._nbytes = nbytes
+        if nbytes is None:
+            nbytes = weigh(rows)
+            if rejects:
+                nbytes += weigh([reject.row for reject in rejects])
+        self.nbytes = nbytes  # not found when it is asked for: each hand-over asks
 
     @property
     def partial(self) -> bool:
         """Whether a later piece carries the token of these rows."""
         return bool(self.pieces_of)
-
-    @property
-    def nbytes(self) -> int:
-        """Approximate size in memory; exact where the source knows it."""
-        if self._nbytes is None:
-            self._nbytes = weigh(self.rows)
-            if self.rejects:
-                self._nbytes += weigh([reject.row for reject in self.rejects])
-        return self._nbytes
 
     def derive(self, rows: Sequence[U], *, rejects: Sequence[Reject] = ()) -> Batch[U]:
         """The same tokens with other rows; also for no rows at all.
@@ -138,7 +133,7 @@ class Batch(Generic[T_co]):
             rejects: Rows that were refused on the way, beside those that the batch has already.
         """
         # Rows that did not change need not be weighed again at each hand-over.
-        known = self._nbytes if rows is self.rows else None
+        known = self.nbytes if rows is self.rows else None
         return Batch(
             rows,
             position=self.position,
@@ -200,9 +195,10 @@ _PLAIN = frozenset({int, float, str, bytes, bool, NoneType})
 
 def weigh(rows: Sequence[Any]) -> int:
     """The approximate size of rows in bytes: exact where they say it, else a sample's."""
-    known = getattr(rows, "nbytes", None)
-    if isinstance(known, int):
-        return known
+    if rows.__class__ is not list:  # which has no such attribute: looking in vain takes long
+        known = getattr(rows, "nbytes", None)
+        if isinstance(known, int):
+            return known
     count = len(rows)
     if count == 0:
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from time import monotonic
 from typing import Any
 
 from etl.arrow.rows import ArrowRows, table_of
@@ -59,7 +60,7 @@ async def run_arrow(
         await out.put(done, done.nbytes)
         failpoints.hit("stage.after_emit")
         del batch, done
-        if breather.is_due:
+        if monotonic() > breather.due:
             await breather.breathe()
     out.close()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from time import monotonic
 from typing import Any, TypeAlias
 
 from etl.batch import Batch, Reject
@@ -197,7 +198,7 @@ async def _one_by_one(calls: _Calls, source: Channel[Batch[Any]], out: Channel[B
         if not out.put_nowait(done, nbytes):
             await out.put(done, nbytes)
         del batch, done
-        if breather.is_due:
+        if monotonic() > breather.due:
             await breather.breathe()
 
 

@@ -65,9 +65,7 @@ class Channel(Generic[T]):
         self._get_wait_s = 0.0
         self._open = producers
         self._error: BaseException | None = None
-        # Weights apart from items: a pair of both would be one more object for the collector.
-        self._items: deque[T] = deque()
-        self._weights: deque[int] = deque()
+        self._items: deque[tuple[T, int]] = deque()  # each with its weight
         self._putters: deque[_Putter[T]] = deque()
         self._getters: deque[asyncio.Future[None]] = deque()
         self._get_since: float | None = None
@@ -101,8 +99,7 @@ class Channel(Generic[T]):
             or self._error is not None
         ):
             return False
-        self._items.append(item)
-        self._weights.append(weight)
+        self._items.append((item, weight))
         self.nbytes = nbytes
         if self._getters:
             self._wake_getter()
@@ -149,24 +146,19 @@ class Channel(Generic[T]):
             EndOfChannelError: The end, after a clean close.
             ChannelBrokenError: The channel failed.
         """
-        if self._is_heavy_out:
-            self._come_back()
-        if self._items:
-            return self._pop()
         started: float | None = None
         try:
-            while not self._items:
+            while (item := self.get_nowait()) is None:
                 if self._error is not None:
                     raise self._broken() from self._error
                 if self._open == 0:
                     raise EndOfChannelError
                 started = started or monotonic()
-                self._come_back()
                 await self._wait_for_item(started)
         finally:
             if started is not None:
                 self._get_wait_s += monotonic() - started
-        return self._pop()
+        return item
 
     async def _wait_for_item(self, since: float) -> None:
         wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -209,7 +201,16 @@ class Channel(Generic[T]):
         """The next item if there is one now, else None."""
         if self._is_heavy_out:
             self._come_back()
-        return self._pop() if self._items else None
+        if not self._items:
+            return None
+        item, weight = self._items.popleft()
+        self.nbytes -= weight
+        self.moved += 1
+        if weight > self.heavy_bytes:
+            self._is_heavy_out = True
+        if self._putters or self._getters:
+            self._let_others_on()
+        return item
 
     def close(self) -> None:
         """One producer has ended cleanly. Call it once per producer, never after an error."""
@@ -224,7 +225,6 @@ class Channel(Generic[T]):
             return
         self._error = error
         self._items.clear()
-        self._weights.clear()
         self.nbytes = 0
         while self._putters:
             turn = self._putters.popleft().turn
@@ -300,22 +300,10 @@ class Channel(Generic[T]):
         if weight > self.heavy_bytes:
             self._heavy = asyncio.get_running_loop().create_future()
             self._heavy_since = monotonic()
-        self._items.append(item)
-        self._weights.append(weight)
+        self._items.append((item, weight))
         self.nbytes += weight
         if self._getters:
             self._wake_getter()
-
-    def _pop(self) -> T:
-        weight = self._weights.popleft()
-        self.nbytes -= weight
-        self.moved += 1
-        if weight > self.heavy_bytes:
-            self._is_heavy_out = True
-        item = self._items.popleft()
-        if self._putters or self._getters:
-            self._let_others_on()
-        return item
 
     def _let_others_on(self) -> None:
         """An item was taken, and somebody waits: for its place, or for an item."""

@@ -15,6 +15,7 @@ So at any moment the target is the effect of the source up to the position.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -56,6 +57,8 @@ class Care(IntEnum):
     STRICT = 2
 
 
+_NOWHERE = ("no position",)  # of a partition that is not the lane's; equal to none
+
 Own: TypeAlias = "tuple[int, ...]"  # the lane's sinks, by their number in it
 
 
@@ -69,7 +72,7 @@ class Group:
         self.is_suspect = False  # a row of it is known to be bad
         self.nbytes = 0
         self.moves: dict[tuple[int, str], Position] = {}  # (sink, partition) -> position after it
-        self.rows_of: dict[tuple[int, str], int] = {}
+        self.rows_of: defaultdict[tuple[int, str], int] = defaultdict(int)
         self._open_pieces = OpenPieces()
         self.since = monotonic()
 
@@ -81,20 +84,20 @@ class Group:
     def add(self, batch: Batch[Any], sinks: Own = (0,)) -> None:
         """Take one more batch, for some of the lane's sinks."""
         self.batches.append((batch, sinks))
-        self.rows += len(batch.rows)
         if batch.rejects:
             self.rejects += len(batch.rejects)
         self.nbytes += batch.nbytes
-        for token in batch.tokens:
-            if token.new is not None:
+        # Tokens are unpacked: an attribute of a named tuple is found anew each time.
+        for partition, _, _, new in batch.tokens:
+            if new is not None:
                 for sink in sinks:
-                    self.moves[sink, token.partition] = token.new
-        if batch.rows:
+                    self.moves[sink, partition] = new
+        if rows := len(batch.rows):
+            self.rows += rows
             partition = _partition(batch)
             for sink in sinks:
-                have = self.rows_of.get((sink, partition), 0)
-                self.rows_of[sink, partition] = have + len(batch.rows)
-        if batch.pieces_of or not self.is_whole:
+                self.rows_of[sink, partition] += rows
+        if batch.pieces_of or self._open_pieces.partitions:
             self._open_pieces.add(batch)
 
     def batches_of(self, sink: int) -> list[Batch[Any]]:
@@ -104,7 +107,7 @@ class Group:
 
 def _partition(batch: Batch[Any]) -> str:
     """The partition whose rows a batch has; of a merge, the last one."""
-    return batch.tokens[-1].partition if batch.tokens else batch.pieces_of[0]
+    return batch.tokens[-1][0] if batch.tokens else batch.pieces_of[0]
 
 
 @dataclass(slots=True)
@@ -280,15 +283,16 @@ class Lane:
         sinks = self._sinks_of(batch)
         if not sinks:
             return  # every sink of this lane has these rows already
-        for token in batch.tokens:
+        expected = self._expected
+        for partition, _, old, new in batch.tokens:
             for sink in sinks:
-                place = (sink, token.partition)
-                if place not in self._expected or self._expected[place] != token.old:
+                place = (sink, partition)
+                if expected.get(place, _NOWHERE) != old:
                     raise ConservationError(
                         f"flow {self._flow!r}: a batch came out of order in partition"
-                        f" {token.partition!r}. It was not written"
+                        f" {partition!r}. It was not written"
                     )
-                self._expected[place] = token.new
+                expected[place] = new
         if batch.rejects and not self._bad_rows.sets_aside:
             raise self._bad_rows.refuse(batch.rejects[0])
         try:

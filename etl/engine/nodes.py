@@ -37,20 +37,19 @@ _SIMPLE = frozenset({str, int, bool, type(None)})  # these always have a JSON fo
 
 
 class Breather:
-    """Lets the loop run once in a while: a hand-over that never waits would starve it."""
+    """Lets the loop run once in a while: a hand-over that never waits would starve it.
+
+    Attributes:
+        due: Monotonic time from which on this task has run for long without suspending here.
+    """
 
     def __init__(self) -> None:
-        self._since = monotonic()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether this task has run for long without suspending here."""
-        return monotonic() - self._since > _FAIR_S
+        self.due = monotonic() + _FAIR_S
 
     async def breathe(self) -> None:
         """Let the others run."""
         await asyncio.sleep(0)
-        self._since = monotonic()
+        self.due = monotonic() + _FAIR_S
 
 
 class HeavyRows:
@@ -127,6 +126,7 @@ class Pump:
         self.nbytes = 0
         self.exhausted = False
         self._flow = flow
+        self._where = f"source of flow {flow!r}"
         self._take = take
         self._partition = ""
         self._reader = reader
@@ -193,8 +193,8 @@ class Pump:
             raise _Drained  # a read that swallowed its cancellation has not seen the end
         if self._unsettled:
             raise ConservationError(
-                f"source of flow {self._flow!r} ended with rows but without a position for"
-                " them; give its last Batch a position=. They were not written"
+                f"{self._where} ended with rows but without a position for them; give its last"
+                " Batch a position=. They were not written"
             )
 
     async def _reach(self, cut: Position) -> None:
@@ -208,9 +208,9 @@ class Pump:
 
     def _overshot(self) -> ConservationError:
         return ConservationError(
-            f"source of flow {self._flow!r} read past the position until which it was asked to, so"
-            " a sink that stands there would get rows twice. That sink got none of them; let its"
-            " read() end at until="
+            f"{self._where} read past the position until which it was asked to, so a sink that"
+            " stands there would get rows twice. That sink got none of them; let its read() end at"
+            " until="
         )
 
     async def _read_with_retries(self, until: Position | None) -> None:
@@ -222,7 +222,7 @@ class Pump:
                 place = "in the first rows"
                 if self._last is not None:
                     place = f"in the rows after position {encode_position(self._last)}"
-                raise OutOfMemoryError(f"source of flow {self._flow!r}, {place}") from error
+                raise OutOfMemoryError(f"{self._where}, {place}") from error
             except TransientError as error:
                 if self._draining and not self._unsettled:
                     break  # what was read stands; nobody waits for more
@@ -241,7 +241,7 @@ class Pump:
         self._reading = False
         if batch.rows or batch.position is not None:  # else there is nothing to hand on
             await self._hand_on(batch)
-        if self._breather.is_due:
+        if monotonic() > self._breather.due:
             await self._breather.breathe()
         if self._draining and not self._unsettled:
             raise _Drained
@@ -257,13 +257,14 @@ class Pump:
             self._check_position(batch)
             token = Token(self._partition, self._seq, self._last, batch.position)
             self._seq += 1
-            batch = Batch(
-                batch.rows,
-                position=batch.position,
-                tokens=(token,),
-                rejects=batch.rejects,
-                nbytes=batch.nbytes,
-            )
+            if batch.tokens or batch.pieces_of:  # given before: another run may still have it
+                batch = Batch(
+                    batch.rows,
+                    position=batch.position,
+                    rejects=batch.rejects,
+                    nbytes=batch.nbytes,
+                )
+            batch.tokens = (token,)
         failpoints.hit("source.after_read")
         out = batch
         nbytes = weight = batch.nbytes
@@ -278,7 +279,7 @@ class Pump:
             else:
                 await self._out.put(out, weight, partial(self._accepted, batch))
             return
-        self._heavy.check(f"source of flow {self._flow!r}", batch)
+        self._heavy.check(self._where, batch)
         async with self._heavy.turn:
             await self._out.put(out, nbytes, partial(self._accepted, batch))
 
@@ -293,7 +294,8 @@ class Pump:
         if batch.position is not None:
             self._last = batch.position
             self._unsettled = False
-            self._attempts.succeeded()
+            if self._attempts.failed:
+                self._attempts.succeeded()
 
     def _worked(self, batch: Batch[Any]) -> Batch[Any]:
         """The batch after the steps, packed.
@@ -306,7 +308,7 @@ class Pump:
         try:
             return batch.derive(
                 joined(
-                    self._pack(Batch(self._loop(rows[start : start + _PIECE_ROWS]))).rows
+                    self._pack(Batch(self._loop(rows[start : start + _PIECE_ROWS]), nbytes=0)).rows
                     for start in range(0, len(rows), _PIECE_ROWS)
                 )
             )
@@ -319,7 +321,6 @@ class Pump:
             return out
 
     def _check_position(self, batch: Batch[Any]) -> None:
-        where = f"source of flow {self._flow!r}"
         position: Any = batch.position
         if position.__class__ is not tuple or not _SIMPLE.issuperset(map(type, position)):
             try:
@@ -328,13 +329,13 @@ class Pump:
                     raise TypeError(f"it is a {type(position).__name__}")
             except (TypeError, ValueError) as error:
                 raise StageError(
-                    f"{where} gave a position that cannot be kept: {error}. A position is a tuple"
-                    " of texts, numbers and None. Its batch was not written"
+                    f"{self._where} gave a position that cannot be kept: {error}. A position is a"
+                    " tuple of texts, numbers and None. Its batch was not written"
                 ) from error
         if batch.rows and batch.position == self._last:
             raise ConservationError(
-                f"{where} gave rows without moving its position, so a restart would skip them."
-                " Give each batch the position after its last row. They were not written"
+                f"{self._where} gave rows without moving its position, so a restart would skip"
+                " them. Give each batch the position after its last row. They were not written"
             )
 
 
@@ -435,7 +436,7 @@ async def run_inline(
                 await out.put(batch, batch.nbytes)
                 failpoints.hit("stage.after_emit")
                 del batch
-                if breather.is_due:
+                if monotonic() > breather.due:
                     await breather.breathe()
     out.close()
 
@@ -448,7 +449,7 @@ async def run_fan_out(source: Channel[Batch[Any]], outs: Sequence[Channel[Batch[
             for out in outs:
                 await out.put(batch, batch.nbytes)
             del batch
-            if breather.is_due:
+            if monotonic() > breather.due:
                 await breather.breathe()
     for out in outs:
         out.close()

@@ -110,7 +110,7 @@ class Follower:
     def sinks_of(self, batch: Batch[Any]) -> Sinks:
         """The sinks that a batch is for: the same for all of its rows."""
         if batch.tokens:
-            partition = batch.tokens[0].partition
+            partition = batch.tokens[0][0]
         elif batch.pieces_of:
             partition = batch.pieces_of[0]
         else:
