@@ -221,7 +221,7 @@ class Assembly:
         )
 
     async def _claim(self, flow: RunningFlow, claimant: Claimant, stack: AsyncExitStack) -> None:
-        start = await claimant.claim(flow.sessions)
+        start = await claimant.claim(flow.sessions, flow.shape)
         flow.claims = start.claims
         flow.is_done = not start.claims
         self._note(flow, start.notes)

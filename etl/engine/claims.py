@@ -13,6 +13,7 @@ from etl.engine.plan import BranchPlan, FlowPlan, LanePlan, can_order, is_own
 from etl.engine.segments import Route, make_route
 from etl.errors import ConfigError, ConservationError
 from etl.flow import Source
+from etl.rows import Shape
 
 _RANGES_PER_LANE = 4  # so that no lane waits long for the last one of another
 _BATCHES = 4  # of a key range at least
@@ -112,15 +113,24 @@ class Layout:
 
 
 _LAYOUT = "key ranges"
+_COLUMNS = "columns"
 _ORDER = "order"
 
 
 def _layout_in(fingerprint: str | None) -> Layout | None:
     """The layout that a fingerprint tells of; that it is in use, the ranges' checkpoints tell."""
+    bounds = _part_of(fingerprint, _LAYOUT)
     try:
-        bounds = json.loads(fingerprint or "{}").get(_LAYOUT, ())
         return Layout(tuple(map(tuple, bounds))) if bounds else None
-    except (ValueError, TypeError, AttributeError):
+    except TypeError:
+        return None
+
+
+def _part_of(fingerprint: str | None, name: str) -> Any:
+    """What a fingerprint has beside source and sink; None where it has it not."""
+    try:
+        return json.loads(fingerprint or "{}").get(name)
+    except (ValueError, AttributeError):
         return None
 
 
@@ -183,13 +193,9 @@ class Claimant:
         self._full = full
         self._accept_change = accept_change
         self._batch_rows = batch_rows
-        self._cut_notes: list[str] = []
+        self._start_notes: list[str] = []
         self._is_cut_anew = False
-        self._prints: dict[tuple[int, str], str] = {
-            (number, branch.partition): _fingerprint(branch.source, reader, sink)
-            for number, sink in enumerate(plan.sinks)
-            for branch, reader in zip(plan.branches, readers, strict=True)
-        }
+        self._shape: Shape | None = None
 
     async def check_tables(self, sessions: Sequence[Session]) -> None:
         """Before tables are made: those that a position says have rows must be there.
@@ -219,15 +225,17 @@ class Claimant:
                         " again with --full, or after etl state reset"
                     )
 
-    async def claim(self, sessions: Sequence[Session]) -> Start:
+    async def claim(self, sessions: Sequence[Session], shape: Shape | None = None) -> Start:
         """Check everything, take the checkpoints over, and find where to read.
 
         Args:
             sessions: One for each lane of the plan.
+            shape: Of the rows that reach the sinks, where it is known.
 
         Raises:
             ConfigError: It may not run as it is; nothing was moved.
         """
+        self._shape = shape
         found = [
             await self._find(lane, session)
             for lane, session in zip(self._plan.lanes, sessions, strict=True)
@@ -252,7 +260,7 @@ class Claimant:
             routes = [
                 await self._route(branch, reader, claims, name, bound) for name, bound in ends
             ]
-        notes = [*self._cut_notes, *self._notes(left_out, claims)]
+        notes = [*self._start_notes, *self._notes(left_out, claims)]
         return Start(
             claims=tuple(claims), routes=routes, notes=notes, is_cut_anew=self._is_cut_anew
         )
@@ -303,7 +311,7 @@ class Claimant:
                 return next(iter(used.values()))
             if is_whole:
                 if self._plan.jobs > 1:
-                    self._cut_notes.append(
+                    self._start_notes.append(
                         "an earlier run left off in the middle of the source, read in one piece;"
                         " one lane goes on there"
                     )
@@ -321,7 +329,7 @@ class Claimant:
         key = set(reader.shape.key) if reader.shape is not None else set[str]()
         for sink in self._plan.sinks:
             if sink.mode == "upsert" and set(sink.key) != key:
-                self._cut_notes.append(
+                self._start_notes.append(
                     f"one lane: the key of {sink.table!r} is not the key that orders the source, so"
                     " two key ranges could write one row"
                 )
@@ -350,10 +358,21 @@ class Claimant:
                 flow=self._plan.name,
                 sink=sink.table,
                 partition=branch.partition,
-            ): self._prints[number, branch.partition]
-            for number, sink in lane.sinks.items()
-            for branch in self._plan.branches
+            ): _fingerprint(branch.source, reader, sink, self._columns(reader, sink))
+            for sink in lane.sinks.values()
+            for branch, reader in zip(self._plan.branches, self._readers, strict=True)
         }
+
+    def _columns(self, reader: Reader[Any], sink: Sink[Any]) -> list[str]:
+        """The columns that are read, and those that reach a staged sink.
+
+        A staged load that goes on with others would have rows without some of them, and nobody
+        has seen its rows yet: it begins anew. One that writes into its table goes on.
+        """
+        if not self._is_staged(sink):
+            return []
+        shapes = [shape for shape in (reader.shape, self._shape) if shape is not None]
+        return sorted({name for shape in shapes for name in shape.names})
 
     async def _take_over(self, found: _Found, layout: Layout | None) -> Claim:
         claim = found.claim
@@ -372,10 +391,11 @@ class Claimant:
                 drops |= {one for each in (used, layout) if each for one in each.keys(key)}
         if not prints:
             return claim
+        changed = self._other_columns(found)
         taken = await claim.session.take_over(
             list(prints),
             fingerprints=list(prints.values()),
-            fresh=self._full or not self._resumable,
+            fresh=self._full or not self._resumable or bool(changed),
             drops=sorted(drops, key=lambda key: (key.sink, key.partition)),
         )
         claim.layout = layout
@@ -392,6 +412,21 @@ class Claimant:
                     begin = layout.bounds[number - 1] if number else None
                     claim.starts[key] = checkpoint.position or begin
         return claim
+
+    def _other_columns(self, found: _Found) -> Sequence[str]:
+        """Columns that came or went since a load was stopped whose staged rows are still there."""
+        changed: set[str] = set()
+        for key, one in found.before.items():
+            then = _part_of(one.fingerprint, _COLUMNS)
+            is_begun = one.position is not None or key in found.layouts
+            if then and is_begun and not one.complete and not self._full:
+                changed |= set(then) ^ set(_part_of(found.prints[key], _COLUMNS) or then)
+        if changed:
+            self._start_notes.append(
+                f"the columns are not those of the load that was stopped"
+                f" ({', '.join(map(repr, sorted(changed)))}), so it begins anew"
+            )
+        return sorted(changed)
 
     def _is_staged(self, sink: Sink[Any]) -> bool:
         return sink.mode == "replace" or (sink.mode == "append" and not self._resumable)
@@ -522,13 +557,16 @@ def _sink_of(lane: LanePlan, key: CheckpointKey) -> Sink[Any]:
     return next(sink for sink in lane.sinks.values() if sink.table == key.sink)
 
 
-def _fingerprint(source: Source[Any], reader: Reader[Any], sink: Sink[Any]) -> str:
+def _fingerprint(
+    source: Source[Any], reader: Reader[Any], sink: Sink[Any], columns: Sequence[str]
+) -> str:
     of_source = dict(source.fingerprint)
     if isinstance(reader, Ordered):
         of_source[_ORDER] = list(reader.ordered_by)
-    return json.dumps(
-        {"source": of_source, "sink": dict(sink.fingerprint)}, sort_keys=True, ensure_ascii=False
-    )
+    parts: dict[str, Any] = {"source": of_source, "sink": dict(sink.fingerprint)}
+    if columns:
+        parts[_COLUMNS] = columns
+    return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
 def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:
@@ -537,6 +575,7 @@ def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:
         return None
     try:
         before, after = json.loads(old), json.loads(now)
+        after.pop(_COLUMNS, None)  # a load begins anew for them; nothing is refused
         if not ordered or _ORDER not in before["source"]:
             before["source"].pop(_ORDER, None)
             after["source"].pop(_ORDER, None)
