@@ -259,6 +259,28 @@ async def test_postgres_gets_of_a_sqlite_file_what_it_can_have(
     assert await value(postgres_url, "SELECT to_regclass('\"by day\"') IS NOT NULL")
 
 
+async def test_what_a_resumed_copy_of_a_sqlite_file_makes_at_its_end_needs_no_second_scan(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The table that the killed run made is there, so the next one does not look for types."""
+    a = tmp_path / "a.db"
+    with closing(sqlite3.connect(a)) as connection:
+        connection.executescript(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, v REAL);"
+            "CREATE INDEX by_name ON t (name); INSERT INTO t (name, v) VALUES ('a', 1.5), ('b', 2)"
+        )
+    arguments = (f"sqlite:///{a}", postgres_url, "--table", "t", "--mode", "append")
+    killed = command(*arguments, env={"ETL_FAILPOINTS": "run.before_build:1"})
+    assert killed.returncode not in {0, 1, 2}, killed.stderr
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    await run_sql(postgres_url, "INSERT INTO t (name) VALUES ('c')")
+    assert await texts(postgres_url, "SELECT id, name FROM t ORDER BY id") == [
+        "(1,a)", "(2,b)", "(3,c)"
+    ]  # fmt: skip
+    assert await value(postgres_url, "SELECT to_regclass('by_name') IS NOT NULL")
+
+
 LAX = """
 CREATE TABLE a (id int PRIMARY KEY, n int, r int REFERENCES a, s text);
 ALTER TABLE a ALTER s SET STORAGE EXTERNAL;

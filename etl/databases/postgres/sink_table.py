@@ -493,7 +493,8 @@ class SinkTable:
             return None
         if self._definition is None and self._shape is not None:
             notes = len(self.notes)
-            await self._plan_table(connection, self._shape)
+            shape = self._shape if final is None else _as_made(self._shape, final)
+            await self._plan_table(connection, shape)
             del self.notes[notes:]  # they were told by the run that made the table
         return self._definition
 
@@ -577,3 +578,20 @@ class SinkTable:
         if self.sink.mode == "replace" and await self._final(connection) is not None:
             state: State = "building" if self._is_unfinished else "made"
             await self._made.record(connection, self._schema, self._name, state)
+
+
+def _as_made(shape: Shape, table: Relation) -> Shape:
+    """Rows' columns for a table that was made for them: what the rows do not tell, it does.
+
+    The run that made it had looked through all rows for the types; one that goes on has not.
+    """
+    have = table.by_name
+    return replace(
+        shape,
+        columns=tuple(
+            replace(column, type=have[column.name].column.type)
+            if column.type.kind == "dynamic" and column.name in have
+            else column
+            for column in shape.columns
+        ),
+    )
