@@ -312,7 +312,8 @@ def _of_sqlite(code: str, message: str, where: str) -> EtlError:
             f"nothing was changed. Run again when it is done"
         )
     if code.startswith(("SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_IOERR")):
-        return ResourceError(f"{where} cannot be made: {message}; nothing was changed")
+        then = ". Make room and run again" if code == "SQLITE_FULL" else ""
+        return ResourceError(f"{where} cannot be made: {message}; nothing was changed{then}")
     if code.startswith("SQLITE_CANTOPEN"):
         return ConfigError(
             f"{where}: the file cannot be opened or made; check that its directory exists and may "

@@ -5,19 +5,21 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from etl.errors import ConfigError, DataError, SourceUnavailableError
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 _HEAD_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +53,107 @@ def open_bytes(path: Path) -> IO[bytes]:
         case ".gz":
             return cast("IO[bytes]", gzip.open(path, "rb"))
         case ".bz2":
-            return cast("IO[bytes]", bz2.open(path, "rb"))
+            raw = _Streams(path, bz2.BZ2Decompressor)
+            return cast("IO[bytes]", io.BufferedReader(raw))
         case ".xz":
-            return cast("IO[bytes]", lzma.open(path, "rb"))
+            raw = _Streams(path, lzma.LZMADecompressor, padding=b"\0")
+            return cast("IO[bytes]", io.BufferedReader(raw))
         case _:
             return path.open("rb")
+
+
+class _Streams(io.RawIOBase):
+    """The content of compressed streams, one behind the other, to the end of their file.
+
+    Python's own files for these forms take what is no stream behind the first one for the end:
+    the rows of a later stream whose beginning is damaged would be missing without a word.
+
+    Args:
+        padding: What may stand between streams, and behind the last one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        make: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor],
+        *,
+        padding: bytes = b"",
+    ) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        self._make = make
+        self._padding = padding
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._stream = self._make()
+        self._is_begun = False  # the stream, by a byte of it
+        self._at = 0
+        self._file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read some bytes; 0 at the end of the last stream.
+
+        Raises:
+            EOFError: The file ends within a stream.
+            OSError: What is there is no stream of bzip2, without a number.
+            lzma.LZMAError: It is none of xz.
+        """
+        most = memoryview(buffer).nbytes
+        while most:
+            data = self._compressed()
+            if data is None:
+                return 0
+            found = self._stream.decompress(data, most)
+            self._is_begun = True
+            if found:
+                buffer[: len(found)] = found
+                self._at += len(found)
+                return len(found)
+        return 0
+
+    def _compressed(self) -> bytes | None:
+        """More of the stream, or the beginning of the next one; None: there is no more."""
+        stream = self._stream
+        if not stream.eof and not stream.needs_input:
+            return b""
+        data = stream.unused_data if stream.eof else b""
+        if stream.eof:
+            stream = self._stream = self._make()
+            self._is_begun = False
+        while True:
+            if not self._is_begun and self._padding:
+                data = data.lstrip(self._padding)
+            if data:
+                return data
+            data = self._file.read(_PIECE_BYTES)
+            if not data and self._is_begun:
+                raise EOFError("the file ends within a stream")
+            if not data:
+                return None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place counted from the beginning; what lies before it is read."""
+        if whence != os.SEEK_SET:
+            raise io.UnsupportedOperation("only from the beginning")
+        if offset < self._at:
+            self._rewind()
+        while self._at < offset and self.read(min(_PIECE_BYTES, offset - self._at)):
+            pass
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class Compressor(Protocol):
@@ -100,6 +198,12 @@ def reading(where: str) -> Generator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
     except OSError as error:
+        if error.errno is None:  # not the system's: the decompressor's, or pyarrow's
+            raise DataError(
+                f"{where}: its data is damaged. Make the file anew; what was committed before"
+                " stays",
+                reason="its data is damaged",
+            ) from error
         raise SourceUnavailableError(
             f"{where} cannot be read: {error.strerror or error}. Run again"
         ) from error

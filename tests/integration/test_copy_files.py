@@ -173,6 +173,26 @@ async def test_damaged_and_missing_files_are_refused(sqlite_url: str, tmp_path: 
     assert isinstance(reason(caught), ConfigError)
 
 
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+async def test_streams_behind_the_first_one_are_read_or_refused(
+    sqlite_url: str, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"t.csv.{suffix}"
+    forms: dict[str, Any] = {"gz": gzip, "bz2": bz2, "xz": lzma}
+    compress = forms[suffix].compress
+    first, second = compress(b"a\n1\n"), compress(b"2\n")
+    padding = b"" if suffix == "bz2" else bytes(8)  # bzip2 has none
+    path.write_bytes(first + padding + second + padding)
+    await copy(path, sqlite_url)
+    assert sqlite_kit.fetch(sqlite_url, "SELECT a FROM t ORDER BY a") == [(1,), (2,)]
+    for damaged in (b"X" + second[1:], second[:12] + b"XX" + second[14:], second[:3]):
+        path.write_bytes(first + damaged)
+        with pytest.raises(EtlError) as caught:
+            await copy(path, sqlite_url)
+        assert isinstance(reason(caught), DataError)
+        assert "damaged" in str(reason(caught))
+
+
 KILLED = """
 import sys
 from etl import Database, File, Limits, Pipeline

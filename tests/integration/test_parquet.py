@@ -88,6 +88,18 @@ async def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EtlError) as caught:
         await rows_of(path)
     assert "is no Parquet file" in str(reason(caught))
+
+
+async def test_a_damaged_page_is_no_passing_failure(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": [f"x{number}" for number in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[1000:3000] = bytes(2000)
+    path.write_bytes(content)
+    with pytest.raises(EtlError) as caught:
+        await rows_of(path)
+    assert isinstance(reason(caught), DataError)
+    assert "damaged" in str(reason(caught))
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
     with pytest.raises(EtlError) as caught:
         await rows_of(path)

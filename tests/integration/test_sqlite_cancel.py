@@ -232,7 +232,7 @@ async def test_a_full_disk_is_a_resource_error_and_nothing_is_kept(sqlite_url: s
         assert connection is not None
         pages = await connection.value("PRAGMA page_count")
         await connection.fetch(f"PRAGMA max_page_count={pages + 5}")
-        with pytest.raises(ResourceError, match="disk is full"):
+        with pytest.raises(ResourceError, match="disk is full; make room"):
             await one.write([Item(i, "x" * 500) for i in range(2, 1_000)], (2,))
         assert fetch(sqlite_url, "SELECT id FROM t") == [(1,)]
         await connection.fetch("PRAGMA max_page_count=1000000")

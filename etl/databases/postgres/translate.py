@@ -90,7 +90,10 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
         why = "another session holds a lock for too long: " if code == "55P03" else ""
         return _UNAVAILABLE[side](f"{where}: {why}{text}{tail}; run again")
     if kind == "resources":
-        return ResourceError(f"{where}: the {side}'s server is out of a resource: {text}{tail}")
+        then = "; make room on its disk" if code == "53100" else ""
+        return ResourceError(
+            f"{where}: the {side}'s server is out of a resource: {text}{tail}{then}"
+        )
     if kind == "data" or _is_of_a_value(server):
         return _data_error(server, where, tail)
     if kind == "rights":

@@ -35,8 +35,12 @@ _REASONS: dict[int, str] = {
     ),
 }
 _RESOURCES: dict[int, str] = {
-    sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_IOERR: "the disk or the file system reported an error",
+    sqlite3.SQLITE_FULL: (
+        "the disk is full; make room on it, and where SQLite puts its temporary files"
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "the disk or the file system reported an error, which may be that it is full"
+    ),
 }
 
 
@@ -76,9 +80,9 @@ def translate(error: Exception, *, where: str, side: Side) -> EtlError:
     if code == sqlite3.SQLITE_NOMEM:
         return OutOfMemoryError(where)
     if code in _RESOURCES:
-        return ResourceError(f"{where}: {_RESOURCES[code]} ({_name(error)})")
+        return ResourceError(f"{where}: {_RESOURCES[code]} ({name_of(error)})")
     if code in _REASONS:
-        return ConfigError(f"{where}: {_REASONS[code]} ({_name(error)})")
+        return ConfigError(f"{where}: {_REASONS[code]} ({name_of(error)})")
     if code in {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}:
         said, detail = str(error), None
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
@@ -104,5 +108,5 @@ def translated(where: str, side: Side) -> Generator[None]:
         raise translate(error, where=where, side=side) from hidden
 
 
-def _name(error: BaseException) -> str:
+def name_of(error: BaseException | None) -> str:
     return getattr(error, "sqlite_errorname", None) or type(error).__name__

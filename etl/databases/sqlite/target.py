@@ -26,7 +26,7 @@ from etl.databases.sessions import StagingOwners, is_fresh, leading, notes_of, t
 from etl.databases.sql import fold, quote
 from etl.databases.sqlite import checkpoints
 from etl.databases.sqlite.connection import Connection, connect_target, open_target_file
-from etl.databases.sqlite.errors import code_of
+from etl.databases.sqlite.errors import code_of, name_of
 from etl.databases.sqlite.load import Load, gone
 from etl.databases.sqlite.lock import run_lock
 from etl.databases.sqlite.rejects import Rejects, publish_rejects
@@ -383,8 +383,9 @@ class SqliteSession:
             connection.poison()
             await self._end()
             raise CommitInDoubtError(
-                f"{self._target.where}: the file reported an error while a transaction was being"
-                " committed"
+                f"{self._target.where}: the disk or the file system reported an error in COMMIT"
+                f" ({name_of(error.__cause__)}), which may be that it is full. Whether the"
+                " transaction is in, the next run reads from the checkpoint"
             ) from error
         for load in self.loads:
             load.committed()
