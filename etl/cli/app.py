@@ -310,6 +310,12 @@ def copy(
         str | None,
         typer.Option(metavar="COL,COL", help="Copy only what is new, by a column that grows."),
     ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="With --cursor: leave younger rows for the next run."
+        ),
+    ] = None,
     swap: Annotated[
         Literal["rename", "rewrite"],
         typer.Option(help="How replace puts the new rows in place; rewrite keeps the old table."),
@@ -402,6 +408,7 @@ def copy(
         mode=mode,
         key=_columns(key, "--key"),
         cursor=_columns(cursor, "--cursor"),
+        settle_s=settle,
         swap=swap,
         schema_change=schema_change,
         name=name,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class CopyOptions:
         where: SQL of a condition on the rows of one table.
         limit: Most rows of each table.
         force: Replace tables that etl did not make.
+        settle_s: Rows younger than this are left for the next run.
         lossy: Columns whose values may be bent, as ``table.column``, with patterns.
         snapshot: One for the whole ``run``, or one for each ``table``.
         publish: Put all new tables in place when the ``run`` ends, or each ``table`` when it is in.
@@ -54,6 +56,7 @@ class CopyOptions:
     mode: Mode = "replace"
     key: tuple[str, ...] = ()
     cursor: tuple[str, ...] = ()
+    settle_s: float | None = None
     swap: Literal["rename", "rewrite"] = "rename"
     force: bool = False
     schema_change: SchemaChange = "freeze"
@@ -216,6 +219,8 @@ def check_options(options: CopyOptions, target: Url) -> None:
         raise ConfigError("--limit must not be negative")
     if options.limit is not None and options.cursor:
         raise ConfigError("--limit and --cursor do not go together: the rest would never come")
+    if options.settle_s is not None and not options.cursor:
+        raise ConfigError("--settle leaves out what is too new for --cursor; give that too")
     if options.force and options.mode != "replace":
         raise ConfigError("--force lets --mode replace take a table that etl did not make")
     if options.cursor and options.mode == "replace":
@@ -259,6 +264,7 @@ def _flow(
         table=name,
         key=ordered_by,
         cursor=options.cursor,
+        settle=None if options.settle_s is None else timedelta(seconds=options.settle_s),
         steps=() if options.where is None else (Where(options.where),),
         limit=options.limit,
     )

@@ -257,6 +257,7 @@ def _check_one_source(path: str, options: CopyOptions) -> None:
         ("--where", options.where),
         ("--limit", options.limit is not None),
         ("--cursor", options.cursor),
+        ("--settle", options.settle_s is not None),
     )
     for option, value in given:
         if value:
@@ -272,6 +273,7 @@ def _check_target(options: CopyOptions) -> None:
         ("--target-schema", options.target_schema is not None),
         ("--key", options.key),
         ("--cursor", options.cursor),
+        ("--settle", options.settle_s is not None),
         ("--swap", options.swap != "rename"),
         ("--force", options.force),
         ("--schema-change", options.schema_change != "freeze"),

@@ -502,12 +502,16 @@ class Claimant:
         now: Mapping[CheckpointKey, str],
         layouts: Mapping[CheckpointKey, Layout],
     ) -> None:
-        if self._accept_change or self._full:
+        if self._full:
             return
         for key, checkpoint in before.items():
             begun = checkpoint.position is not None or key in layouts
             # A full read that has ended begins at its start again, in whatever order.
             goes_on = not checkpoint.complete or self._plan.incremental or key in layouts
+            if begun and goes_on:
+                self._check_form(key, checkpoint, now[key])
+            if self._accept_change:
+                continue
             changed = _differences(checkpoint.fingerprint, now[key], ordered=goes_on)
             if begun and changed:
                 raise ConfigError(
@@ -516,6 +520,17 @@ class Claimant:
                     " Nothing was moved; run with --accept-change to keep it, with --full to read"
                     " everything again, or reset the state"
                 )
+
+    def _check_form(self, key: CheckpointKey, found: Checkpoint, now: str) -> None:
+        """Refuse a position that lacks a value for some column, or has one too many."""
+        before, order = _order_in(found.fingerprint), _order_in(now)
+        if before and len(before) != len(order):
+            raise ConfigError(
+                f"flow {self._plan.name!r}: order of the source changed since the position of"
+                f" {key.sink!r} was saved, from ({', '.join(before)}) to ({', '.join(order)}), so"
+                " that position cannot be kept. Nothing was moved; run with --full to read"
+                " everything again, or reset the state"
+            )
 
     # -- what need not run ---------------------------------------------------------------------
 
@@ -567,6 +582,13 @@ def _fingerprint(
     if columns:
         parts[_COLUMNS] = columns
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
+
+
+def _order_in(fingerprint: str | None) -> Sequence[str]:
+    try:
+        return list(json.loads(fingerprint or "{}")["source"].get(_ORDER, ()))
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return ()
 
 
 def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:

@@ -61,6 +61,25 @@ async def test_positions_of_another_key_are_refused(
     assert await value(postgres_url, "SELECT count(*)::text FROM copy") == before
 
 
+async def test_a_position_that_cannot_be_kept_is_not_advised_to_be(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE t (id int PRIMARY KEY, part int NOT NULL, n int NOT NULL);"
+        "INSERT INTO t VALUES (1, 0, 1), (2, 0, 1);"
+        "CREATE TABLE copy (id int UNIQUE, part int, n int)",
+    )
+    database = Database(postgres_url)
+    pipeline = Pipeline(
+        "p", database.table("t", cursor="n").into(database.upsert("copy", key=["id"]))
+    )
+    await pipeline.run()
+    await run_sql(postgres_url, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, part)")
+    with pytest.raises(ConfigError, match="cannot be kept") as caught:
+        await pipeline.run(accept_change=True)
+    assert "accept" not in str(caught.value)
+    assert (await pipeline.run(full=True)).rows_written == 2
+
+
 async def test_positions_of_another_key_in_sqlite_are_refused(sqlite_url: str) -> None:
     script(sqlite_url, SQLITE)
     failing, mended = pipelines(sqlite_url, sqlite_url)

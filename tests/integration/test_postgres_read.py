@@ -497,6 +497,51 @@ async def test_a_second_incremental_read_finds_nothing(postgres_url: str) -> Non
     assert (await read(postgres_url, spec, after=first.batches[-1].position)).batches == []
 
 
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date"])
+async def test_rows_of_later_times_are_told(kind: str, postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        f"CREATE TABLE e (id int PRIMARY KEY, at {kind} NOT NULL);"
+        "INSERT INTO e VALUES (1, now() - interval '2 days')",
+    )
+    spec = ReadSpec(table="e", cursor=("at",))
+    assert not any("later than now" in note for note in (await read(postgres_url, spec)).notes)
+    await run_sql(
+        postgres_url, "INSERT INTO e VALUES (2, now() + interval '2 days'), (3, 'infinity')"
+    )
+    found = await read(postgres_url, spec)
+    assert found.column("id") == [1]
+    (note,) = [note for note in found.notes if "later than now" in note]
+    assert "later than now: 2. " in note
+    assert "'infinity', which never comes: 1" in note
+
+
+async def test_a_table_that_ends_before_the_position_is_told(postgres_url: str) -> None:
+    await run_sql(
+        postgres_url, "CREATE TABLE e (id int PRIMARY KEY); INSERT INTO e VALUES (1), (7)"
+    )
+    spec = ReadSpec(table="e", cursor=("id",))
+    last = (await read(postgres_url, spec)).batches[-1].position
+    same = await read(postgres_url, spec, after=last)
+    assert not any("below the saved position" in note for note in same.notes)
+    await run_sql(postgres_url, "DELETE FROM e WHERE id = 7")
+    lower = await read(postgres_url, spec, after=last)
+    assert any("below the saved position" in note for note in lower.notes)
+
+
+@pytest.mark.parametrize("end", ["NaN", "Infinity"])
+async def test_a_cursor_behind_which_nothing_comes_is_refused(end: str, postgres_url: str) -> None:
+    await run_sql(
+        postgres_url,
+        "CREATE TABLE e (id int PRIMARY KEY, n numeric NOT NULL);"
+        f"INSERT INTO e VALUES (1, 1), (2, '{end}')",
+    )
+    spec = ReadSpec(table="e", cursor=("n",))
+    for after in (None, ("1", "1"), (end, "2")):
+        with pytest.raises(DataError, match=f"cursor 'n' is {end} in some row"):
+            await read(postgres_url, spec, after=after)
+
+
 async def test_a_position_of_another_cursor_is_refused(postgres_url: str) -> None:
     await run_sql(postgres_url, ITEMS)
     with pytest.raises(ConfigError, match="position does not fit"):

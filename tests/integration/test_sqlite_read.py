@@ -218,6 +218,16 @@ async def test_a_query_that_cannot_be_read_is_refused(
             ReadSpec(table="t", cursor=("c",), settle=timedelta(seconds=1)),
             "settle= needs times",
         ),
+        (
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, c); INSERT INTO t VALUES (1, 7), (2, 'v')",
+            ReadSpec(table="t", cursor=("c",)),
+            "values of several kinds",
+        ),
+        (
+            "CREATE TABLE t (id PRIMARY KEY, c); INSERT INTO t VALUES (1, '2024-01-01'), (2, 'x')",
+            ReadSpec(table="t", cursor=("c",)),
+            "values of several kinds",
+        ),
     ],
 )
 async def test_what_cannot_be_read_in_order_is_refused_in_a_sentence(
@@ -241,14 +251,30 @@ async def test_a_cursor_reads_what_is_new_with_its_ties(sqlite_url: str) -> None
     assert any("no index serves the cursor" in note for note in whole.notes)
 
 
+async def test_a_table_that_ends_before_the_position_is_told(sqlite_url: str) -> None:
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1), (7)")
+    spec = ReadSpec(table="t", cursor=("id",))
+    same = await read(sqlite_url, spec, (7,))
+    assert not any("below the saved position" in note for note in same.notes)
+    script(sqlite_url, "DELETE FROM t WHERE id = 7")
+    lower = await read(sqlite_url, spec, (7,))
+    assert any("below the saved position" in note for note in lower.notes)
+
+
 async def test_text_times_of_the_present_second_are_left_for_the_next_run(sqlite_url: str) -> None:
     script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, at TEXT NOT NULL)")
     now = datetime.now(UTC)
     times = [now - timedelta(hours=1), now - timedelta(seconds=40), now + timedelta(seconds=30)]
     insert(sqlite_url, "t", [(i, at.strftime("%Y-%m-%d %H:%M:%S")) for i, at in enumerate(times)])
-    assert (await read(sqlite_url, ReadSpec(table="t", cursor=("at",)))).column("id") == [0, 1]
+    found = await read(sqlite_url, ReadSpec(table="t", cursor=("at",)))
+    assert found.column("id") == [0, 1]
+    assert not any("later than now" in note for note in found.notes)
     spec = ReadSpec(table="t", cursor=("at",), settle=timedelta(minutes=5))
     assert (await read(sqlite_url, spec)).column("id") == [0]
+    insert(sqlite_url, "t", [(9, (now + timedelta(days=2)).strftime("%Y-%m-%d %H:%M:%S"))])
+    assert any(
+        "later than now, in UTC: 1." in note for note in (await read(sqlite_url, spec)).notes
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ async def test_unknown_columns_are_named_with_those_there_are() -> None:
 
 
 async def test_options_that_do_not_go_together() -> None:
+    assert "--settle leaves out" in await refusal(tables=("orders",), settle_s=5)
     assert "--mode replace would throw" in await refusal(tables=("orders",), cursor=("id",))
     assert "--swap says how" in await refusal(tables=("orders",), mode="append", swap="rewrite")
 

@@ -55,7 +55,8 @@ async def check_rights(
     if why is not None:
         raise ConfigError(
             f"{where}: {why}, so rows that commit late could be missed. Nothing was moved; give"
-            " settle=timedelta(...), longer than any writing transaction lasts"
+            " settle=timedelta(...) (etl copy: --settle SECONDS), longer than any writing"
+            " transaction lasts"
         )
 
 

@@ -24,12 +24,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from etl.batch import Position
 from etl.databases.postgres.connect import LONG_S, READING, Connection
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
-from etl.errors import ConfigError
+from etl.errors import ConfigError, DataError
 from etl.rows import Kind
 
 WAIT_S = 10.0
@@ -55,7 +56,7 @@ class Horizon:
     Attributes:
         upper: The bound of the first order column, as text; None: there is nothing to read.
         below: How it binds.
-        note: Why nothing can be read now.
+        note: Why nothing can be read now, or which rows are left out for longer than a moment.
     """
 
     upper: str | None
@@ -89,7 +90,8 @@ async def check_rights(
         return
     raise ConfigError(
         f"{selection.label}: {why}, so rows that commit late could be missed. Nothing was moved;"
-        " give settle=timedelta(...), longer than any writing transaction lasts"
+        " give settle=timedelta(...) (etl copy: --settle SECONDS), longer than any writing"
+        " transaction lasts"
     )
 
 
@@ -133,7 +135,31 @@ async def _time_horizon(connection: Connection, selection: Selection, settle: ti
         """,  # noqa: S608  the server's own spelling of a type
         settle,
     )
-    return Horizon(upper=upper, below="<")
+    note = await _note_of_later(connection, selection, zone) if of_table else None
+    return Horizon(upper=upper, below="<", note=note)
+
+
+async def _note_of_later(connection: Connection, selection: Selection, zone: str) -> str | None:
+    """Rows whose time has not come: without a word they would be taken for copied."""
+    lead, cast = quote(selection.order[0]), selection.casts[0]
+    rows = selection.sql(None, None, None, ordered=False)
+    found = await connection.fetchrow(
+        f"""
+        SELECT count(*) AS later, count(*) FILTER (WHERE NOT isfinite({lead})) AS never
+        FROM ({rows}) AS etl_rows,
+            (SELECT clock_timestamp() + interval '1 minute' AS instant, {zone} AS zone) AS z
+        WHERE {lead} > greatest(instant::{cast}, (instant AT TIME ZONE zone)::{cast})
+        """,  # noqa: S608
+        timeout=LONG_S,
+    )
+    assert found is not None
+    later, never = found["later"], found["never"]
+    if not later:
+        return None
+    return (
+        f"{selection.label}: rows whose {selection.order[0]!r} is later than now: {later}. Each is"
+        " left out until then" + (f" (of 'infinity', which never comes: {never})" if never else "")
+    )
 
 
 async def _noted_horizon(
@@ -149,7 +175,10 @@ async def _noted_horizon(
         timeout=LONG_S,
     )
     if upper is None:
-        return Horizon(upper=None, below="<=")
+        note = await _note_of_lower(connection, selection, after) if after is not None else None
+        _refuse_end(selection, after[0] if after is not None and note is None else None)
+        return Horizon(upper=None, below="<=", note=note)
+    _refuse_end(selection, upper)
     await asyncio.sleep(settle.total_seconds())
     blocker = await _wait_for_open(connection)
     if blocker is not None:
@@ -161,6 +190,37 @@ async def _noted_horizon(
             " ended",
         )
     return Horizon(upper=upper, below="<=")
+
+
+def _refuse_end(selection: Selection, upper: Any) -> None:
+    """Refuse a value behind which nothing comes: the position would stay there for ever."""
+    if upper in {"NaN", "Infinity"} and selection.casts[0].startswith("numeric"):
+        raise DataError(
+            f"{selection.label}: the cursor {selection.order[0]!r} is {upper} in some row, and no"
+            " row comes after that: whatever is added would be left out for ever. Nothing was"
+            " moved; correct such rows, or read a query that leaves them out"
+        )
+
+
+async def _note_of_lower(
+    connection: Connection, selection: Selection, after: Position
+) -> str | None:
+    """A table that ends before the position was emptied, restored or made anew."""
+    lead = quote(selection.order[0])
+    rows = selection.sql(None, None, None, ordered=False)
+    is_lower = await connection.fetchval(
+        f"SELECT {lead} < $1::text::{selection.casts[0]} FROM ({rows}) AS etl_rows"  # noqa: S608
+        f" WHERE {lead} IS NOT NULL ORDER BY {lead} DESC LIMIT 1",
+        after[0],
+        timeout=LONG_S,
+    )
+    if not is_lower:
+        return None
+    return (
+        f"{selection.label}: its highest {selection.order[0]!r} is below the saved position, so its"
+        " last rows were deleted, or it was emptied, restored or made anew. New rows up to that"
+        " position are not read; --full (full=True), or etl state reset, reads all of them"
+    )
 
 
 async def _wait_for_open(connection: Connection) -> str | None:

@@ -275,7 +275,7 @@ class PostgresReader:
         upper = below = None
         if self._spec.cursor and until is None:  # else an earlier run has found it final
             horizon = await find_horizon(connection, selection, after, self._spec.settle)
-            if horizon.note is not None:
+            if horizon.note is not None and horizon.note not in self._notes:
                 self._notes.append(horizon.note)
             if horizon.upper is None:
                 return

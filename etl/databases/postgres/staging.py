@@ -44,7 +44,7 @@ def _hash(text: str) -> str:
 
 # What LIKE does not copy and a rename would lose or break, each with how a person calls it.
 _OBSTACLES = """
-SELECT what FROM (
+SELECT DISTINCT what FROM (
     SELECT 'the view ' || v.oid::pg_catalog.regclass::text AS what
     FROM pg_catalog.pg_depend AS d
     JOIN pg_catalog.pg_rewrite AS r
@@ -105,6 +105,7 @@ SELECT what FROM (
     WHERE f.adrelid <> $1 AND a.attrelid <> coalesce(pg_catalog.to_regclass($2)::oid, 0)
         AND a.attrelid <> ALL ($3::oid[])
 ) AS found
+ORDER BY what
 LIMIT 5
 """
 

@@ -54,6 +54,13 @@ def upper_bound(
     )
 
 
+def is_mixed(oldest: Any, newest: Any) -> bool:
+    """Whether the values are of two kinds: a position of the one would leave the other out."""
+    if isinstance(oldest, str) and isinstance(newest, str):
+        return _TIME.fullmatch(oldest) is not None and _TIME.fullmatch(newest) is None
+    return type(oldest) is not type(newest)
+
+
 def looks_like_seconds(newest: Any, now: datetime) -> bool:
     """Whether an integer cursor seems to hold seconds since 1970: its last second is not safe."""
     return isinstance(newest, int) and abs(now.timestamp() - newest) < 86_400 * 366

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from etl.databases.declared import project
 from etl.databases.sql import fold, listed, qualify, quote
 from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
-from etl.databases.sqlite.horizon import looks_like_seconds, upper_bound
+from etl.databases.sqlite.horizon import is_mixed, looks_like_seconds, upper_bound
 from etl.databases.sqlite.keys import from_position, to_position
 from etl.databases.sqlite.lines import Lines
 from etl.databases.sqlite.pages import Fields, Joined, Page, PagedConnection, Paging
@@ -220,6 +220,8 @@ class SqliteReader:
         if row is not None:
             fields = {field.name for field in dataclass_fields(row)}
             self.shape = shape_of(row, key if set(key) <= fields else ())
+        if self._spec.cursor:
+            await self._refuse_mixed(connection)
         await self._take_notes(connection)
 
     async def close(self) -> None:
@@ -335,6 +337,17 @@ class SqliteReader:
                 f" ... WHERE {quote(name)} IS NOT NULL"
             )
 
+    async def _refuse_mixed(self, connection: Connection) -> None:
+        """Beside times or numbers another value is the greatest, and nothing comes after it."""
+        oldest, newest = await self._oldest(connection), await self._newest(connection)
+        if is_mixed(oldest, newest):
+            raise SchemaMismatchError(
+                f"{self._where}: the cursor column {self._spec.cursor[0]!r} holds values of several"
+                " kinds (numbers and text, or times and other text), and the position after the"
+                " greater kind would leave the other out for ever. Nothing was moved; correct them,"
+                " or read a query that leaves them out"
+            )
+
     async def _take_notes(self, connection: Connection) -> None:
         cursor = self._spec.cursor
         if not self._order.columns:
@@ -357,7 +370,8 @@ class SqliteReader:
         ):
             self.notes.append(
                 f"{self._where}: the cursor {cursor[0]!r} seems to count seconds. Rows that come"
-                " later in a second that was read are missed; settle= leaves it for the next run"
+                " later in a second that was read are missed; settle= (etl copy: --settle) leaves"
+                " it for the next run"
             )
 
     # -- reading -----------------------------------------------------------------------------
@@ -411,12 +425,10 @@ class SqliteReader:
         stop = from_position(until, count, where=self._where) if until and count else None
         bound = None
         if self._spec.cursor and until is None:  # else an earlier run has found it final
-            bound = upper_bound(
-                await self._newest(connection),
-                datetime.now(UTC),
-                self._spec.settle,
-                where=f"{self._where}, column {self._spec.cursor[0]!r}",
-            )
+            newest, now = await self._newest(connection), datetime.now(UTC)
+            where = f"{self._where}, column {self._spec.cursor[0]!r}"
+            bound = upper_bound(newest, now, self._spec.settle, where=where)
+            await self._note_outside(connection, newest, start, now)
         place = _Place(start)
         course = _Course(self._lines(is_strict=False), self._lines(is_strict=True))
         span = _Span(stop, bound)
@@ -703,6 +715,38 @@ class SqliteReader:
         term = self._order.terms[0]
         sql = f"SELECT {term} FROM {self._from} ORDER BY {term} DESC LIMIT 1"  # noqa: S608
         return await connection.value(sql)
+
+    async def _oldest(self, connection: Connection) -> Any:
+        """The least value of the cursor."""
+        term = self._order.terms[0]
+        sql = f"SELECT {term} FROM {self._from} ORDER BY {term} LIMIT 1"  # noqa: S608
+        return await connection.value(sql)
+
+    async def _note_outside(
+        self, connection: Connection, newest: Any, start: tuple[Any, ...] | None, now: datetime
+    ) -> None:
+        """Tell of rows that would be taken for copied without a word."""
+        name, note = self._spec.cursor[0], None
+        if isinstance(newest, str):
+            soon = upper_bound(newest, now + timedelta(minutes=1), None, where=self._where)
+            if soon is not None and newest > str(soon):
+                term = self._order.terms[0]
+                later = await connection.value(
+                    f"SELECT count(*) FROM {self._from} WHERE {term} > ?",  # noqa: S608
+                    (soon,),
+                )
+                note = (
+                    f"{self._where}: rows whose {name!r} is later than now, in UTC: {later}. Each"
+                    " is left out until then"
+                )
+        elif isinstance(newest, int) and start and isinstance(start[0], int) and newest < start[0]:
+            note = (
+                f"{self._where}: its highest {name!r} is below the saved position, so its last rows"
+                " were deleted, or it was emptied, restored or made anew. New rows up to that"
+                " position are not read; --full (full=True), or etl state reset, reads all of them"
+            )
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
 
     def _refuse_floats(self, key: Fields) -> None:
         for name, value in zip(self._spec.cursor, key, strict=False):
