@@ -642,3 +642,20 @@ async def test_names_of_tables_that_are_replaced_with_it_are_those_of_the_new_on
         await copied(source, target, swap=swap)
         rows = "SELECT * FROM b ORDER BY id"
         assert await texts(target, rows) == await texts(source, rows)
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert", "replace"])
+async def test_a_second_copy_of_a_table_goes_on_although_names_of_indexes_are_taken(
+    mode: str, postgres_database: Callable[[], str]
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(
+        source,
+        "CREATE TABLE a (id serial PRIMARY KEY, v int REFERENCES a);"
+        "CREATE INDEX a_v ON a (v); INSERT INTO a VALUES (1, 1)",
+    )
+    await copied(source, target, tables=("a",))
+    for _ in range(2):
+        await copied(source, target, tables=("a",), rename="b", mode=mode)
+    indexes = "SELECT count(*)::text FROM pg_indexes WHERE tablename = 'b'"
+    assert await value(target, indexes) == "2"

@@ -505,6 +505,8 @@ class SinkTable:
 
     async def build_indexes(self, connection: Connection) -> None:
         """Make the indexes that the table is to have, each in a transaction of its own."""
+        if not self._is_waiting:
+            return  # it was made with them, under other names where their own were not free
         wanted = await self._wanted(connection)
         name = await self._standing(connection)
         if wanted is None or name is None:
