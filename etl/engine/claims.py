@@ -522,7 +522,17 @@ class Claimant:
                 )
 
     def _check_form(self, key: CheckpointKey, found: Checkpoint, now: str) -> None:
-        """Refuse a position that lacks a value for some column, or has one too many."""
+        """Refuse a position that lacks a value for some column, or has one too many.
+
+        Or one that tells of rows in a staging table, which only a ``replace`` puts in place.
+        """
+        if _mode_in(found.fingerprint) == "replace" != _mode_in(now):
+            raise ConfigError(
+                f"flow {self._plan.name!r}: mode of the sink changed in the middle of a replace of"
+                f" {key.sink!r}, whose rows so far are not in the table, so that position cannot be"
+                " kept. Nothing was moved; run with --full to read everything again, or reset the"
+                " state"
+            )
         before, order = _order_in(found.fingerprint), _order_in(now)
         if before and len(before) != len(order):
             raise ConfigError(
@@ -589,6 +599,14 @@ def _order_in(fingerprint: str | None) -> Sequence[str]:
         return list(json.loads(fingerprint or "{}")["source"].get(_ORDER, ()))
     except (ValueError, TypeError, AttributeError, KeyError):
         return ()
+
+
+def _mode_in(fingerprint: str | None) -> str | None:
+    try:
+        mode: str | None = json.loads(fingerprint or "{}")["sink"].get("mode")
+        return mode
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
 
 
 def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:

@@ -80,6 +80,22 @@ async def test_a_position_that_cannot_be_kept_is_not_advised_to_be(postgres_url:
     assert (await pipeline.run(full=True)).rows_written == 2
 
 
+async def test_a_replace_that_was_stopped_is_not_continued_in_another_mode(sqlite_url: str) -> None:
+    script(sqlite_url, SQLITE + "CREATE TABLE copy (id INTEGER PRIMARY KEY, down INTEGER);")
+    database = Database(sqlite_url)
+    limits = Limits(batch_rows=10, group_rows=20)
+    half = Pipeline(
+        "p", database.table("t").map(halfway).into(database.replace("copy")), limits=limits
+    )
+    with pytest.raises(PipelineFailedError):
+        await half.run()
+    whole = Pipeline("p", database.table("t").into(database.append("copy")))
+    with pytest.raises(ConfigError, match="in the middle of a replace of 'copy'"):
+        await whole.run(accept_change=True)
+    await whole.run(full=True)
+    assert sqlite_value(sqlite_url, "SELECT count(*) FROM copy") == ROWS
+
+
 async def test_positions_of_another_key_in_sqlite_are_refused(sqlite_url: str) -> None:
     script(sqlite_url, SQLITE)
     failing, mended = pipelines(sqlite_url, sqlite_url)
