@@ -85,7 +85,7 @@ class ForeignKey:
     """One foreign key.
 
     Attributes:
-        schema: Of the other table; None: beside this one.
+        schema: Of the other table; None: the usual one of the database.
         references: The other table's columns; empty: its primary key.
         rest: Actions and the like, as they follow the columns.
         is_validated: Every row was checked.

@@ -578,6 +578,26 @@ async def test_a_name_of_an_object_that_the_target_lacks_is_refused_by_its_colum
         assert "secret" not in str(seen.value)
 
 
+async def test_a_table_of_another_schema_refers_to_the_usual_one(
+    postgres_database: Callable[[], str],
+) -> None:
+    """Also where a table of that name stands beside it."""
+    source, target = postgres_database(), postgres_database()
+    await run_sql(
+        source,
+        "CREATE SCHEMA shop; CREATE TABLE a (id int PRIMARY KEY);"
+        "CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE shop.b (id int PRIMARY KEY);"
+        "CREATE TABLE shop.t (a int PRIMARY KEY REFERENCES a, b int REFERENCES b);"
+        "INSERT INTO a VALUES (1); INSERT INTO b VALUES (2); INSERT INTO shop.t VALUES (1, 2)",
+    )
+    report = await copied(source, target)
+    keys = "SELECT conrelid::regclass, confrelid::regclass FROM pg_constraint WHERE contype = 'f'"
+    assert sorted(await texts(target, keys)) == ["(shop.t,a)", "(shop.t,b)"]
+    assert notes_of(report) == []
+    await copied(source, target)  # both stand aside, and are put in place together
+    assert sorted(await texts(target, keys)) == ["(shop.t,a)", "(shop.t,b)"]
+
+
 async def test_a_table_that_refers_to_itself_is_published_by_itself(
     postgres_database: Callable[[], str],
 ) -> None:

@@ -8,7 +8,7 @@ them there is no exact copy.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -528,32 +528,30 @@ async def missing_foreign_keys(
 async def make_foreign_key(
     connection: Connection,
     key: ForeignKey,
-    schema: str,
-    table: str,
-    places: Mapping[tuple[str, str], str],
+    table: tuple[str, str],
+    other: tuple[str, str],
     notes: list[str],
     *,
     is_exact: bool,
 ) -> None:
-    """Add a foreign key; the other table is taken where it stands now.
+    """Add a foreign key.
 
     Args:
-        places: The names under which tables of this run stand before they are put in place.
+        table: The schema and the name under which the table stands now.
+        other: The same of the table that it refers to.
         is_exact: The source proved the key, so that rows which break it are an error.
 
     Raises:
         DataError: Rows break it.
     """
-    other = (key.schema or schema, key.table)
-    name = places.get(other, other[1])
     what = f"the foreign key {key.name!r} to {key.table!r}"
-    referenced = qualify(other[0], name)
+    referenced = qualify(*other)
     if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", referenced):
         notes.append(f"not carried: {what}, a table that the target lacks")
         return
     columns = f" ({_names(key.references, key)})" if key.references else ""
     statement = (
-        f"ALTER TABLE {qualify(schema, table)} ADD CONSTRAINT {quote(key.name)} FOREIGN KEY"
+        f"ALTER TABLE {qualify(*table)} ADD CONSTRAINT {quote(key.name)} FOREIGN KEY"
         f" ({_names(key.columns, key)}) REFERENCES {referenced}{columns} {key.rest}"
     ).rstrip()
     try:
@@ -573,7 +571,7 @@ async def make_foreign_key(
                 notes.append(f"not carried: {what}: {first_line(error)}")
     except asyncpg.ForeignKeyViolationError as error:
         raise DataError(
-            f"table {table!r}: rows that were loaded break {what}: the tables were read at"
+            f"table {table[1]!r}: rows that were loaded break {what}: the tables were read at"
             " different instants, or the other table was not copied with it. Nothing was put in"
             " place; run with --full, or copy both together"
         ) from error

@@ -68,6 +68,7 @@ class SinkTable:
         self._each = each
         self._joins = joins
         schema, self._name = split_name(sink.table)
+        self._default_schema = default_schema
         self._schema = schema or default_schema
         self._staging = staging.staging_name(self._name, f"{pipeline}\n{flow}")
         self.notes: list[str] = []
@@ -532,8 +533,16 @@ class SinkTable:
         )
         for key in await make.missing_foreign_keys(connection, wanted, self._schema, name):
             async with connection.transaction():
+                # A copy names tables of the usual schema without it, also those that a
+                # table of another schema refers to.
+                other = (key.schema or self._default_schema, key.table)
                 await make.make_foreign_key(
-                    connection, key, self._schema, name, places, self.notes, is_exact=is_exact
+                    connection,
+                    key,
+                    (self._schema, name),
+                    (other[0], places.get(other, key.table)),
+                    self.notes,
+                    is_exact=is_exact,
                 )
         if not self._is_waiting:
             async with connection.transaction():
