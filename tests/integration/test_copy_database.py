@@ -598,6 +598,33 @@ async def test_a_table_of_another_schema_refers_to_the_usual_one(
     assert sorted(await texts(target, keys)) == ["(shop.t,a)", "(shop.t,b)"]
 
 
+async def test_a_type_may_have_the_name_of_a_function(
+    postgres_database: Callable[[], str],
+) -> None:
+    """``count(x)`` is a cast then, where the type's schema is in the search_path."""
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE DOMAIN count AS int; CREATE TABLE t (v count)")
+    await run_sql(source, "INSERT INTO t VALUES (1)")
+    await copied(source, target)
+    await copied(source, target)
+    assert await texts(target, "SELECT * FROM t") == ["(1)"]
+
+
+async def test_a_condition_stands_beside_a_type_that_the_driver_cannot_describe(
+    postgres_database: Callable[[], str], sqlite_url: str
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(
+        source,
+        "CREATE TYPE pair AS (a int, b regoper); CREATE TABLE t (id int PRIMARY KEY, v pair);"
+        "INSERT INTO t VALUES (1, '(1,0)'), (2, NULL)",
+    )
+    for url in (target, sqlite_url):
+        await copied(source, url, tables=("t",), where="id < 2")
+    assert await texts(target, "SELECT * FROM t") == ['(1,"(1,0)")']
+    assert lite(Path(sqlite_url.removeprefix("sqlite:///")), "SELECT * FROM t") == [(1, "(1,0)")]
+
+
 async def test_a_table_that_refers_to_itself_is_published_by_itself(
     postgres_database: Callable[[], str],
 ) -> None:

@@ -80,7 +80,7 @@ SETTINGS: Mapping[str, str] = {
 
 # Settings that this server's version has; the others are left out.
 _SET = """
-SELECT count(set_config(wanted.name, wanted.value, false))
+SELECT pg_catalog.count(set_config(wanted.name, wanted.value, false))
 FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
 WHERE current_setting(wanted.name, true) IS NOT NULL
 """
