@@ -45,6 +45,7 @@ class ColumnDefinition:
         sequence: Of an identity, or one that the default draws from.
         generated: The expression that computes it.
         stored: Of a generated column: kept in the table, not computed when it is read.
+        settings: What ALTER COLUMN sets for the planner: statistics and the like.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ColumnDefinition:
     generated: str | None = None
     stored: bool = True
     comment: str | None = None
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,9 @@ class IndexDefinition:
         columns: Its key, where that is plain columns only; empty for expressions.
         sql: What follows the table's name in CREATE INDEX, or the text of the constraint.
         remark: What a database that knows only plain indexes would lose: ``WHERE``, a method.
+        comment: Of the index.
+        remarked: The comment on the constraint.
+        options: Storage parameters, where ``sql`` does not have them.
     """
 
     name: str
@@ -78,6 +83,8 @@ class IndexDefinition:
     sql: str
     remark: str = ""
     comment: str | None = None
+    remarked: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +107,7 @@ class ForeignKey:
     rest: str = ""
     is_validated: bool = True
     has_period: bool = False
+    comment: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -113,6 +121,7 @@ class CheckDefinition:
 
     name: str
     sql: str
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,12 @@ CREATE UNIQUE INDEX orders_num ON shop.orders (num);
 CREATE INDEX orders_hash ON shop.orders USING hash (note);
 CREATE INDEX orders_pat ON shop.orders (note text_pattern_ops);
 COMMENT ON TABLE shop.orders IS 'it''s orders'; COMMENT ON COLUMN shop.orders.note IS 'a note';
-COMMENT ON INDEX shop.orders_lower IS 'low';
+COMMENT ON INDEX shop.orders_lower IS 'low'; COMMENT ON CONSTRAINT fk_cust ON shop.orders IS 'fk';
+COMMENT ON CONSTRAINT one_email ON shop.customers IS 'it''s one';
+COMMENT ON CONSTRAINT customers_email_check ON shop.customers IS 'long';
+ALTER INDEX shop.one_email SET (fillfactor = 60);
+ALTER TABLE shop.customers ALTER email SET STATISTICS 500, ALTER email SET (n_distinct = -0.5),
+    SET (toast.autovacuum_enabled = false);
 ALTER TABLE shop.customers ADD COLUMN best int CONSTRAINT fk_best REFERENCES shop.orders;
 CREATE TABLE "odd schema"."Odd.Table" ("Id" int PRIMARY KEY, "select" text UNIQUE,
     EXCLUDE USING gist (int4range("Id", "Id" + 1) WITH &&));
@@ -72,14 +77,17 @@ RICH_TABLES = ("shop.customers", "shop.orders", '"odd schema"."Odd.Table"', "num
 CATALOGUE = (
     """SELECT attrelid::regclass, attnum, attname, format_type(atttypid, atttypmod), attnotnull,
         attidentity, attgenerated, pg_get_expr(adbin, adrelid), attcollation::regcollation,
-        col_description(attrelid, attnum)
+        col_description(attrelid, attnum), attstattarget, attoptions
     FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = '{}'::regclass AND attnum > 0 AND attname <> 't2'""",
-    """SELECT conname, contype, pg_get_constraintdef(oid) FROM pg_constraint
+    """SELECT conname, contype, pg_get_constraintdef(oid), obj_description(oid, 'pg_constraint')
+    FROM pg_constraint
     WHERE conrelid = '{}'::regclass""",
-    """SELECT pg_get_indexdef(indexrelid), obj_description(indexrelid) FROM pg_index
+    """SELECT pg_get_indexdef(indexrelid), obj_description(indexrelid, 'pg_class') FROM pg_index
     WHERE indrelid = '{}'::regclass""",
-    "SELECT reloptions, obj_description(oid) FROM pg_class WHERE oid = '{}'::regclass",
+    """SELECT c.reloptions, obj_description(c.oid, 'pg_class'), t.reloptions AS toast
+    FROM pg_class AS c LEFT JOIN pg_class AS t ON t.oid = c.reltoastrelid
+    WHERE c.oid = '{}'::regclass""",
 )
 OTHERS = (
     """SELECT schemaname, sequencename, data_type, start_value, min_value, max_value, increment_by,

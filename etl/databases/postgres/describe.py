@@ -31,9 +31,11 @@ SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
     c.relkind::text AS kind, c.relkind <> 'p' AND EXISTS (
         SELECT FROM pg_catalog.pg_inherits WHERE inhparent = c.oid) AS heirs,
     pg_catalog.obj_description(c.oid, 'pg_class') AS comment,
-    coalesce(c.reloptions, '{}')::text[] AS options
+    coalesce(c.reloptions, '{}')::text[]
+        || ARRAY(SELECT 'toast.' || o FROM unnest(t.reloptions) AS o) AS options
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_class AS t ON t.oid = c.reltoastrelid
 WHERE c.oid = ANY($1::oid[])
 """
 
@@ -53,7 +55,10 @@ SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS
     CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation
         THEN a.attcollation::pg_catalog.regcollation::text END AS collation,
     pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS expression,
-    pg_catalog.col_description(a.attrelid, a.attnum) AS comment
+    pg_catalog.col_description(a.attrelid, a.attnum) AS comment,
+    CASE WHEN a.attstattarget >= 0 THEN ARRAY['STATISTICS ' || a.attstattarget] ELSE '{}' END
+        || CASE WHEN a.attoptions IS NULL THEN '{}' ELSE
+            ARRAY['(' || pg_catalog.array_to_string(a.attoptions, ', ') || ')'] END AS settings
 FROM pg_catalog.pg_attribute AS a
 JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -107,6 +112,8 @@ SELECT i.indrelid::bigint AS relation, c.relname::text AS name, c.relkind::text 
     pg_catalog.pg_get_indexdef(c.oid) AS text, k.contype::text AS contype,
     pg_catalog.pg_get_constraintdef(k.oid) AS constraint,
     pg_catalog.obj_description(c.oid, 'pg_class') AS comment,
+    pg_catalog.obj_description(k.oid, 'pg_constraint') AS remarked,
+    coalesce(c.reloptions, '{}')::text[] AS options,
     ARRAY(
         SELECT a.attname::text
         FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS w(attnum, place)
@@ -132,6 +139,7 @@ SELECT k.conrelid::bigint AS relation, k.conname::text AS name, k.contype::text 
     pg_catalog.pg_get_constraintdef(k.oid) AS text, k.convalidated AS validated,
     pg_catalog.to_jsonb(k) ->> 'conperiod' IS NOT DISTINCT FROM 'true' AS period,
     n.nspname::text AS schema, f.relname::text AS table,
+    pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment,
     pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(f.relname) AS qualified,
     ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS w(attnum, place)
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = w.attnum
@@ -191,7 +199,10 @@ SELECT relation::bigint AS relation, what FROM (
         (11, c.relkind = 'v', 'that it is a view (the copy is a table)'),
         (12, c.relkind = 'm', 'that it is a materialized view (the copy is a table)'),
         (13, c.relkind = 'f', 'that it is a foreign table (the copy is a table)'),
-        (14, c.relreplident NOT IN ('d', 'n') AND c.relkind IN ('r', 'p'), 'its replica identity')
+        (14, c.relreplident NOT IN ('d', 'n') AND c.relkind IN ('r', 'p'), 'its replica identity'),
+        (16, c.reloftype <> 0, 'that it is of a type (the copy has columns of its own)'),
+        (17, EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = c.oid AND indisclustered),
+            'the index that it is clustered on')
     ) AS w(place, there, what)
     WHERE c.oid = ANY($1::oid[]) AND w.there
 ) AS found
@@ -240,7 +251,7 @@ async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, Tab
             ),
             indexes=tuple(_index(one) for one in indexes[oid]),
             checks=tuple(
-                CheckDefinition(name=one["name"], sql=one["text"])
+                CheckDefinition(name=one["name"], sql=one["text"], comment=one["comment"])
                 for one in constraints[oid]
                 if one["contype"] == "c" and not one["text"].endswith(" NOT VALID")
             ),
@@ -332,6 +343,7 @@ def _column(
         generated=row["expression"] if generated else None,
         stored=generated != "v",
         comment=row["comment"],
+        settings=tuple(row["settings"]),
     )
 
 
@@ -391,6 +403,9 @@ def _index(row: Mapping[str, Any]) -> IndexDefinition:
         sql=text,
         remark=", ".join(remarks),
         comment=row["comment"],
+        remarked=row["remarked"],
+        # The text of an index has them, that of a constraint has not.
+        options=tuple(map(_option, row["options"])) if constraint is not None else (),
     )
 
 
@@ -409,6 +424,7 @@ def _foreign_key(row: Mapping[str, Any]) -> ForeignKey:
         rest=rest[end + 1 :].strip(),
         is_validated=row["validated"],
         has_period=row["period"],
+        comment=row["comment"],
     )
 
 

@@ -241,6 +241,7 @@ async def make_table(
             await connection.execute(
                 f"ALTER TABLE {table} ADD CONSTRAINT {quote(check.name)} {check.sql}"
             )
+            await _comment_constraint(connection, check.name, table, check.comment)
     notes += await make_numbers(connection, definition, schema, name, label)
     await make_rest(connection, definition, schema, name, notes)
     return notes
@@ -308,8 +309,13 @@ async def make_rest(
     name: str,
     notes: list[str],
 ) -> None:
-    """Give a table its comment and storage parameters."""
+    """Give a table its comment and storage parameters, and its columns what the planner knows."""
     table = qualify(schema, name)
+    for column in definition.columns:
+        for setting in column.settings:
+            await connection.execute(
+                f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} SET {setting}"
+            )
     for option, value in definition.options:
         async with optional(connection, f"the storage parameter {option}", notes):
             literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
@@ -370,6 +376,13 @@ def _check_names(definition: TableDefinition, name: str, label: str) -> None:
                 f"{label}: the name {part!r} is longer than the {NAME_BYTES} bytes that"
                 " PostgreSQL keeps. Nothing was written; rename it"
             )
+
+
+async def _comment_constraint(
+    connection: Connection, name: str, table: str, text: str | None
+) -> None:
+    if text is not None:
+        await _comment(connection, f"CONSTRAINT {quote(name)} ON {table}", text)
 
 
 async def _comment(connection: Connection, what: str, text: str) -> None:
@@ -466,6 +479,12 @@ async def make_index(
             await connection.execute(statement, timeout=LONG_S)
             if index.comment is not None:
                 await _comment(connection, f"INDEX {qualify(schema, name)}", index.comment)
+            await _comment_constraint(connection, name, place, index.remarked)
+            for option, value in index.options:
+                literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
+                await connection.execute(
+                    f"ALTER INDEX {qualify(schema, name)} SET ({option} = {literal})"
+                )
     except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError) as error:
         raise DataError(
             f"table {table!r}: the rows that were loaded are not unique, as its"
@@ -559,6 +578,7 @@ async def make_foreign_key(
             await connection.execute("SAVEPOINT etl_key")
             try:
                 await connection.execute(statement, timeout=LONG_S)
+                await _comment_constraint(connection, key.name, qualify(*table), key.comment)
             except (
                 asyncpg.ForeignKeyViolationError,
                 asyncpg.DatatypeMismatchError,
