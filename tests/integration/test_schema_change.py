@@ -146,6 +146,20 @@ async def test_a_replace_of_a_table_that_computes_a_column_is_repeated(ends: End
 
 
 @pytest.mark.parametrize("target", ["postgres", "sqlite"])
+async def test_staged_rows_lack_what_the_table_computes(ends: Ends, target: str) -> None:
+    """Those that are poured into a table which stays."""
+    here, there = ends.make("postgres"), ends.make(target)
+    await ends.run(here, "CREATE TABLE t (v int, g int GENERATED ALWAYS AS (v * 2) STORED)")
+    await ends.run(here, "INSERT INTO t (v) SELECT generate_series(1, 3)")
+    for _ in range(2):
+        await copied(here, there, swap="rewrite")
+    await copied(here, there, mode="append", rename="u")
+    for table in "tu":
+        rows = await ends.rows(there, f"SELECT * FROM {table} ORDER BY v")
+        assert rows == ["(1,2)", "(2,4)", "(3,6)"]
+
+
+@pytest.mark.parametrize("target", ["postgres", "sqlite"])
 async def test_values_that_a_computed_column_cannot_take_are_told(ends: Ends, target: str) -> None:
     here, there = ends.make("postgres"), ends.make(target)
     await ends.run(here, FIRST)

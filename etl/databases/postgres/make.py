@@ -550,6 +550,7 @@ async def make_foreign_key(
     table: tuple[str, str],
     other: tuple[str, str],
     notes: list[str],
+    label: str,
     *,
     is_exact: bool,
 ) -> None:
@@ -591,7 +592,7 @@ async def make_foreign_key(
                 notes.append(f"not carried: {what}: {first_line(error)}")
     except asyncpg.ForeignKeyViolationError as error:
         raise DataError(
-            f"table {table[1]!r}: rows that were loaded break {what}: the tables were read at"
+            f"{label}: rows that were loaded break {what}: the tables were read at"
             " different instants, or the other table was not copied with it. Nothing was put in"
             " place; run with --full, or copy both together"
         ) from error

@@ -220,11 +220,14 @@ class SinkTable:
         return self.sink.schema_change == "evolve" and any(n not in have for n in shape.names)
 
     def _taken(self, table: Relation, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of the rows' columns that are to be written."""
-        if self.sink.schema_change != "ignore":
-            return tuple(names)
+        """Those of the rows' columns that are to be written, or are an error there."""
         have = table.by_name
-        return tuple(name for name in names if name in have)
+        if self.sink.schema_change == "ignore":
+            return tuple(name for name in names if name in have)
+        # A bare staging table lacks what the table computes.
+        final = {} if self._checked is None else self._checked.by_name
+        computed = {name for name, attribute in final.items() if attribute.generated}
+        return tuple(name for name in names if name in have or name not in computed)
 
     @property
     def needs_build(self) -> bool:
@@ -375,7 +378,8 @@ class SinkTable:
         late = [
             name
             for name in names
-            if name not in staged.by_name and (final is None or name in final)
+            if name not in staged.by_name
+            and (final is None or (name in final and not final[name].generated))
         ]
         if late:
             raise SchemaMismatchError(told_unstaged(late, self.label))
@@ -542,6 +546,7 @@ class SinkTable:
                     (self._schema, name),
                     (other[0], places.get(other, key.table)),
                     self.notes,
+                    self.label,
                     is_exact=is_exact,
                 )
         if not self._is_waiting:
