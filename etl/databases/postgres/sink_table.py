@@ -225,8 +225,8 @@ class SinkTable:
         if self.sink.schema_change == "ignore":
             return tuple(name for name in names if name in have)
         # A bare staging table lacks what the table computes.
-        final = {} if self._checked is None else self._checked.by_name
-        computed = {name for name, attribute in final.items() if attribute.generated}
+        final = () if self._checked is None else self._checked.attributes
+        computed = {attribute.name for attribute in final if attribute.generated}
         return tuple(name for name in names if name in have or name not in computed)
 
     @property
