@@ -115,6 +115,7 @@ class Layout:
 _LAYOUT = "key ranges"
 _COLUMNS = "columns"
 _ORDER = "order"
+_MODE = ("sink", "mode")
 
 
 def _layout_in(fingerprint: str | None) -> Layout | None:
@@ -126,12 +127,15 @@ def _layout_in(fingerprint: str | None) -> Layout | None:
         return None
 
 
-def _part_of(fingerprint: str | None, name: str) -> Any:
-    """What a fingerprint has beside source and sink; None where it has it not."""
+def _part_of(fingerprint: str | None, *path: str) -> Any:
+    """A part of a fingerprint; None where it has it not."""
     try:
-        return json.loads(fingerprint or "{}").get(name)
+        part = json.loads(fingerprint or "{}")
+        for name in path:
+            part = part.get(name)
     except (ValueError, AttributeError):
         return None
+    return part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -526,14 +530,15 @@ class Claimant:
 
         Or one that tells of rows in a staging table, which only a ``replace`` puts in place.
         """
-        if _mode_in(found.fingerprint) == "replace" != _mode_in(now):
+        if _part_of(found.fingerprint, *_MODE) == "replace" != _part_of(now, *_MODE):
             raise ConfigError(
                 f"flow {self._plan.name!r}: mode of the sink changed in the middle of a replace of"
                 f" {key.sink!r}, whose rows so far are not in the table, so that position cannot be"
                 " kept. Nothing was moved; run with --full to read everything again, or reset the"
                 " state"
             )
-        before, order = _order_in(found.fingerprint), _order_in(now)
+        before = _part_of(found.fingerprint, "source", _ORDER)
+        order = _part_of(now, "source", _ORDER) or ()
         if before and len(before) != len(order):
             raise ConfigError(
                 f"flow {self._plan.name!r}: order of the source changed since the position of"
@@ -592,21 +597,6 @@ def _fingerprint(
     if columns:
         parts[_COLUMNS] = columns
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
-
-
-def _order_in(fingerprint: str | None) -> Sequence[str]:
-    try:
-        return list(json.loads(fingerprint or "{}")["source"].get(_ORDER, ()))
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return ()
-
-
-def _mode_in(fingerprint: str | None) -> str | None:
-    try:
-        mode: str | None = json.loads(fingerprint or "{}")["sink"].get("mode")
-        return mode
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return None
 
 
 def _differences(old: str | None, now: str, *, ordered: bool) -> str | None:
