@@ -265,6 +265,8 @@ async def test_postgres_gets_of_a_sqlite_file_what_it_can_have(
     await run_sql(postgres_url, "DELETE FROM customers WHERE id = 1")
     assert await value(postgres_url, "SELECT count(*) FROM orders") == 1
     assert await value(postgres_url, "SELECT to_regclass('\"by day\"') IS NOT NULL")
+    named = await value(postgres_url, "SELECT pg_get_serial_sequence('customers', 'id')")
+    assert named == "public.customers_id_seq"
 
 
 async def test_what_a_resumed_copy_of_a_sqlite_file_makes_at_its_end_needs_no_second_scan(

@@ -17,6 +17,12 @@ from etl.rows import Column, Shape, Type
 NAME_BYTES = 63
 """PostgreSQL cuts longer names in silence."""
 
+
+def cut_name(name: str, nbytes: int = NAME_BYTES) -> str:
+    """As much of a name as fits into so many bytes."""
+    return name.encode()[:nbytes].decode("utf-8", "ignore")
+
+
 RelationKind = Literal["r", "p", "v", "m", "f", "S", "i", "I", "t", "c"]
 
 

@@ -22,7 +22,7 @@ from etl.databases.definition import (
     SequenceDefinition,
     TableDefinition,
 )
-from etl.databases.postgres.catalogue import NAME_BYTES
+from etl.databases.postgres.catalogue import NAME_BYTES, cut_name
 from etl.databases.postgres.connect import LONG_S, Connection
 from etl.databases.postgres.describe import spelled_out
 from etl.databases.postgres.needs import read_types
@@ -527,7 +527,7 @@ async def free_name(connection: Connection, schema: str, name: str) -> str:
     ):
         number += 1
         room = NAME_BYTES - len(str(number))
-        tried = name.encode()[:room].decode("utf-8", "ignore") + str(number)
+        tried = cut_name(name, room) + str(number)
     return tried
 
 

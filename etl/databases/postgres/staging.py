@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etl.databases.definition import TableDefinition
-from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation, find_relation
+from etl.databases.postgres.catalogue import (
+    NAME_BYTES,
+    Attribute,
+    Relation,
+    cut_name,
+    find_relation,
+)
 from etl.databases.postgres.connect import LONG_S, Connection
 from etl.databases.postgres.describe import describe, spelled_out
 from etl.databases.postgres.make import (
@@ -34,7 +40,7 @@ def staging_name(table: str, owner: str) -> str:
     suffix = f"{_SUFFIX}_{_hash(owner)}"
     if len((table + suffix).encode()) <= NAME_BYTES:
         return table + suffix
-    kept = table.encode()[: NAME_BYTES - len(suffix) - 9].decode("utf-8", "ignore")
+    kept = cut_name(table, NAME_BYTES - len(suffix) - 9)
     return f"{kept}_{_hash(table)}{suffix}"
 
 
@@ -351,12 +357,19 @@ def _names_in(table: Relation) -> list[Attribute]:
 
 
 async def _name_identities(connection: Connection, swap: Swap) -> None:
-    """Identity sequences of a table that was made from a definition get their own names."""
+    """Identity sequences of a table that was made from a definition get their own names.
+
+    Where the source's have none, those that PostgreSQL would give them in the table.
+    """
     table = qualify(swap.staging.schema, swap.name)
     for column in swap.definition.columns:
-        wanted = column.sequence.name if column.sequence is not None else ""
-        if column.identity is None or not wanted:
+        if column.identity is None:
             continue
+        wanted = column.sequence.name if column.sequence is not None else ""
+        if not wanted:
+            ending = f"_{column.name}_seq"
+            room = max(0, NAME_BYTES - len(ending.encode()))
+            wanted = cut_name(cut_name(swap.name, room) + ending)
         row = await connection.fetchrow(
             "SELECT c.oid::regclass::text AS sequence, c.relname::text AS name"
             " FROM pg_catalog.pg_class AS c"

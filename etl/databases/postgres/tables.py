@@ -9,7 +9,7 @@ from uuid import UUID
 
 from etl.databases.definition import ColumnDefinition, IndexDefinition, TableDefinition
 from etl.databases.drift import REMEDY
-from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation
+from etl.databases.postgres.catalogue import NAME_BYTES, Attribute, Relation, cut_name
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, quote, quote_all, split_name
 from etl.databases.types import EnumType, declare_postgres, declared_type
@@ -143,7 +143,7 @@ async def definition_of(
 def _key_name(table: str) -> str:
     """What PostgreSQL itself would call the primary key of a table: cut to the length of a name."""
     suffix = "_pkey"
-    return table.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
+    return cut_name(table, NAME_BYTES - len(suffix)) + suffix
 
 
 def _create(name: str, columns: Sequence[str], key: Sequence[str]) -> str:
