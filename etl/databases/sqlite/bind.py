@@ -83,9 +83,11 @@ def _text(value: str, affinity: Affinity) -> Any:
     return number
 
 
-def _int(value: int, affinity: Affinity) -> int:
+def _int(value: int, affinity: Affinity) -> int | str:
+    if affinity == "text":
+        return str(int(value))  # SQLite would write the same digits, but takes 64 bits only
     if not -(1 << _BITS) <= value < 1 << _BITS:
-        raise Misfit("the integer does not fit into 64 bits; declare the column TEXT and pass str")
+        raise Misfit("the integer does not fit into 64 bits; declare the column TEXT")
     if affinity == "real" and float(value) != value:
         raise Misfit("a REAL column would not keep all digits of the integer")
     return int(value)
@@ -180,7 +182,7 @@ _AS_IS: Mapping[Affinity, frozenset[type[Any]]] = {
     "real": frozenset({bytes, _NONE}),
 }
 """Classes that a column of an affinity stores as they are; in a TEXT column an int becomes its
-digits. Integers of more than 64 bits are refused by the driver, and found then."""
+digits. Others' integers of more than 64 bits are refused by the driver, and found then."""
 
 
 def bind_values(values: _Values, column: TableColumn) -> _Values:
@@ -196,6 +198,8 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     _refuse_null(values, column)
     as_is = _AS_IS[affinity]
     if kinds <= as_is:
+        if affinity == "text" and int in kinds:
+            return [str(value) if value.__class__ is int else value for value in values]
         return values
     # NaN alone differs from itself.
     if affinity != "text" and kinds <= as_is | {float} and not any(map(ne, values, values)):
