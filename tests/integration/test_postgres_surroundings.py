@@ -12,8 +12,8 @@ import pytest
 from etl import Database, Pipeline, Retry
 from etl.errors import PipelineFailedError
 from etl.events import Event, Retrying
-from tests.conftest import Server
 from tests.integration.postgres_kit import run_sql, sql, texts, value
+from tests.postgres_server import Server
 
 
 async def test_a_deadlock_is_tried_again(postgres_database: Callable[[], str]) -> None:
@@ -93,7 +93,7 @@ def database_in(postgres_server: Server) -> Iterator[Callable[[str], str]]:
 
     yield make
     for name in names:
-        postgres_server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        postgres_server.drop(name)
 
 
 @pytest.mark.parametrize("look", [True, False])

@@ -14,7 +14,6 @@ from etl.databases import postgres, trust
 from etl.databases.postgres.connect import connected
 from etl.databases.url import parse_url
 from etl.errors import EtlError
-from tests.conftest import Server
 from tests.integration.tls_kit import (
     AUTHORITY,
     CLIENT,
@@ -24,6 +23,7 @@ from tests.integration.tls_kit import (
     Offer,
     tls_before,
 )
+from tests.postgres_server import Server
 
 
 @pytest.fixture(autouse=True)
