@@ -215,6 +215,12 @@ class Lane:
         self._routes = routes
         self._follower = Follower(routes)
         self._own: dict[Sinks, Own] = {}
+        # Of partitions whose batches are all for the same sinks, which is nearly always so.
+        self._own_of = {
+            route.partition: self._numbers(route.segments[0].sinks)
+            for route in routes.values()
+            if len(route.segments) == 1
+        }
         self._channel = channel
         self._limits = limits
         self._group_bytes = group_bytes
@@ -275,16 +281,19 @@ class Lane:
             self._take(group, batch)
 
     def _take(self, group: Group, batch: Batch[Any]) -> None:
-        if not batch.tokens and not batch.partial and batch.rows:
+        if not batch.tokens and not batch.pieces_of and batch.rows:
             raise ConservationError(
                 f"flow {self._flow!r}: {len(batch.rows)} rows came without a token; a stage made a"
                 " batch of its own. Use derive, merge or split. Nothing of it was written"
             )
-        sinks = self._sinks_of(batch)
+        tokens = batch.tokens
+        sinks = self._own_of.get(tokens[0][0]) if tokens else None
+        if sinks is None:
+            sinks = self._sinks_of(batch)
         if not sinks:
             return  # every sink of this lane has these rows already
         expected = self._expected
-        for partition, _, old, new in batch.tokens:
+        for partition, _, old, new in tokens:
             for sink in sinks:
                 place = (sink, partition)
                 if expected.get(place, _NOWHERE) != old:
@@ -307,9 +316,12 @@ class Lane:
         wanted = self._follower.sinks_of(batch)
         own = self._own.get(wanted)
         if own is None:
-            own = tuple(i for i, number in enumerate(self._sinks) if number in wanted)
-            self._own[wanted] = own
+            own = self._own[wanted] = self._numbers(wanted)
         return own
+
+    def _numbers(self, wanted: Sinks) -> Own:
+        """Those of the lane's sinks that are among a flow's."""
+        return tuple(i for i, number in enumerate(self._sinks) if number in wanted)
 
     async def apply(self, steps: Sequence[Advance]) -> None:
         """Move checkpoints in a transaction of their own."""

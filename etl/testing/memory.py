@@ -284,11 +284,12 @@ class MemorySession:
         if target.fail_on_write is not None and target.writes == target.fail_on_write:
             raise target.error("the memory target was told to fail")
         assert self._rows is not None, "write outside a transaction"
-        target.rows_sent += sum(len(batch.rows) for batch in batches)
+        count = sum([len(batch.rows) for batch in batches])
+        target.rows_sent += count
         if target.refuses is not None:  # it gets all rows of the table, each time
             self._check_rows(target.refuses, sink, [row for one in batches for row in one.rows])
         self._rows += [(sink, batch.rows) for batch in batches]
-        return sum(len(batch.rows) for batch in batches)
+        return count
 
     def _check_rows(
         self, refuses: Callable[[Any, Sequence[Any]], bool], sink: int, rows: Sequence[Any]
