@@ -163,6 +163,7 @@ class _Found:
         prints: The lane's keys, without key ranges, each with its fingerprint of now.
         layouts: The key ranges of those in the middle of a read.
         done: Those that want nothing more.
+        anew: Those whose staged load was stopped and cannot go on.
     """
 
     claim: Claim
@@ -170,6 +171,7 @@ class _Found:
     before: Mapping[CheckpointKey, Checkpoint]
     layouts: Mapping[CheckpointKey, Layout]
     done: Set[CheckpointKey]
+    anew: Set[CheckpointKey]
 
 
 class Claimant:
@@ -278,8 +280,17 @@ class Claimant:
             layout = _layout_in(checkpoint.fingerprint)
             if layout is not None and await session.load(layout.keys(key)):
                 layouts[key] = layout
+        anew = {
+            key
+            for key, checkpoint in before.items()
+            if self._begins_anew(lane, key, checkpoint, prints[key], is_cut=key in layouts)
+        }
         self._check_fingerprints(
-            {key: one for key, one in before.items() if not self._starts_over(lane, key, one)},
+            {
+                key: one
+                for key, one in before.items()
+                if key not in anew and not self._starts_over(lane, key, one)
+            },
             prints,
             layouts,
         )
@@ -290,20 +301,27 @@ class Claimant:
             if key not in layouts and self._is_done(lane, key, checkpoint)
         }
         claim = Claim(plan=lane, session=session)
-        return _Found(claim=claim, prints=prints, before=before, layouts=layouts, done=done)
+        return _Found(
+            claim=claim, prints=prints, before=before, layouts=layouts, done=done, anew=anew
+        )
 
     async def _layout(self, found: Sequence[_Found]) -> Layout | None:
         """The key ranges to read in: those of an unfinished read, or else new ones."""
         if len(self._plan.branches) > 1:
             return None
         if not self._full and self._resumable:
-            used = {layout.bounds: layout for one in found for layout in one.layouts.values()}
+            used = {
+                layout.bounds: layout
+                for one in found
+                for key, layout in one.layouts.items()
+                if key not in one.anew
+            }
             is_whole = any(
                 checkpoint.position is not None
                 and (not checkpoint.complete or self._plan.incremental)
                 for one in found
                 for key, checkpoint in one.before.items()
-                if key not in one.done
+                if key not in one.done and key not in one.anew
             )
             if len(used) > 1 or (used and is_whole):
                 raise ConfigError(
@@ -368,11 +386,7 @@ class Claimant:
         }
 
     def _columns(self, reader: Reader[Any], sink: Sink[Any]) -> list[str]:
-        """The columns that are read, and those that reach a staged sink.
-
-        A staged load that goes on with others would have rows without some of them, and nobody
-        has seen its rows yet: it begins anew. One that writes into its table goes on.
-        """
+        """The columns that are read, and those that reach a staged sink."""
         if not self._is_staged(sink):
             return []
         shapes = [shape for shape in (reader.shape, self._shape) if shape is not None]
@@ -395,11 +409,10 @@ class Claimant:
                 drops |= {one for each in (used, layout) if each for one in each.keys(key)}
         if not prints:
             return claim
-        changed = self._other_columns(found)
         taken = await claim.session.take_over(
             list(prints),
             fingerprints=list(prints.values()),
-            fresh=self._full or not self._resumable or bool(changed),
+            fresh=self._full or not self._resumable or bool(found.anew),
             drops=sorted(drops, key=lambda key: (key.sink, key.partition)),
         )
         claim.layout = layout
@@ -416,21 +429,6 @@ class Claimant:
                     begin = layout.bounds[number - 1] if number else None
                     claim.starts[key] = checkpoint.position or begin
         return claim
-
-    def _other_columns(self, found: _Found) -> Sequence[str]:
-        """Columns that came or went since a load was stopped whose staged rows are still there."""
-        changed: set[str] = set()
-        for key, one in found.before.items():
-            then = _part_of(one.fingerprint, _COLUMNS)
-            is_begun = one.position is not None or key in found.layouts
-            if then and is_begun and not one.complete and not self._full:
-                changed |= set(then) ^ set(_part_of(found.prints[key], _COLUMNS) or then)
-        if changed:
-            self._start_notes.append(
-                f"the columns are not those of the load that was stopped"
-                f" ({', '.join(map(repr, sorted(changed)))}), so it begins anew"
-            )
-        return sorted(changed)
 
     def _is_staged(self, sink: Sink[Any]) -> bool:
         return sink.mode == "replace" or (sink.mode == "append" and not self._resumable)
@@ -553,6 +551,31 @@ class Claimant:
         """A full read that was added completely would only add the same rows again."""
         sink = _sink_of(lane, key)
         return not self._full and not self._plan.incremental and _adds(sink) and found.complete
+
+    def _begins_anew(
+        self, lane: LanePlan, key: CheckpointKey, found: Checkpoint, now: str, *, is_cut: bool
+    ) -> bool:
+        """Whether a staged load that was stopped may not go on, and so is loaded anew.
+
+        With other columns than its first rows, or from a file with another content. Nobody has
+        seen its rows yet; a load that writes into its table goes on, or is refused.
+        """
+        is_begun = found.position is not None or is_cut
+        if self._full or found.complete or not is_begun:
+            return False
+        if not self._is_staged(_sink_of(lane, key)):
+            return False
+        before, after = (_part_of(text, _COLUMNS) for text in (found.fingerprint, now))
+        other = sorted(set(before) ^ set(after)) if before and after else []
+        why = f"columns {', '.join(map(repr, other))}" if other else None
+        before, after = (_part_of(text, "source", "content") for text in (found.fingerprint, now))
+        if before != after and not self._accept_change:
+            why = "the content of the file"
+        if why is not None:
+            self._start_notes.append(
+                f"the load of {key.sink!r} that was stopped begins anew: {why} changed meanwhile"
+            )
+        return why is not None
 
     def _starts_over(self, lane: LanePlan, key: CheckpointKey, found: Checkpoint) -> bool:
         """A ``replace`` that is complete is loaded anew, so its position is not used again."""

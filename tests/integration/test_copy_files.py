@@ -242,6 +242,26 @@ async def test_another_content_is_not_gone_on_with(sqlite_url: str, tmp_path: Pa
         await Pipeline("p", flow).run()
 
 
+async def test_a_replace_from_a_file_with_another_content_begins_anew(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """Nobody has seen its rows yet."""
+    path = tmp_path / "t.csv"
+    path.write_text("id\n" + "\n".join(map(str, range(10_000, 14_000))) + "\nx,y\n")
+    sqlite_kit.script(sqlite_url, "CREATE TABLE t (id INTEGER)")
+    flow = File(path).rows().into(Database(sqlite_url).replace("t"))
+    limits = Limits(batch_rows=10, group_rows=20, batch_bytes=256)
+    with pytest.raises(PipelineFailedError, match="line 4002"):
+        await Pipeline("p", flow, limits=limits).run()
+    path.write_text("id\n" + "\n".join(map(str, range(200))) + "\n")
+    report = await Pipeline("p", flow).run()
+    assert report.rows_written == 200
+    assert "begins anew: the content of the file changed" in str(report.flows[0].notes)
+    assert sqlite_kit.fetch(sqlite_url, "SELECT id FROM t ORDER BY id") == [
+        (i,) for i in range(200)
+    ]
+
+
 async def test_a_resumed_read_still_knows_the_lines(postgres_url: str, tmp_path: Path) -> None:
     await run_sql(postgres_url, "CREATE TABLE t (id int, note text)")
     path = tmp_path / "t.csv"

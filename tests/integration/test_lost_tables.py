@@ -154,7 +154,7 @@ async def test_a_column_that_came_meanwhile_is_loaded_for_all_rows(
     report = await whole.run()
 
     assert report.rows_written == ROWS  # from the beginning
-    assert "stopped ('w'), so it begins anew" in str(report.flows[0].notes)
+    assert "was stopped begins anew: columns 'w' changed" in str(report.flows[0].notes)
     async with target.table("u").open() as found:
         assert [row["w"] async for row in found] == ["new"] * ROWS
 
