@@ -19,7 +19,17 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, get_type_hints, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Never,
+    TypeAlias,
+    TypeVar,
+    cast,
+    get_type_hints,
+    overload,
+)
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
@@ -122,9 +132,23 @@ class Stage(Generic[T_contra, U_co]):
                 raise ConfigError(f"stage {self.name!r} has no option {name!r}")
         return replace(self, options={**self.options, **options})
 
-    async def __call__(self: Stage[T, U], rows: Iterable[T]) -> AsyncGenerator[U, None]:
-        """Run the stage alone over rows, in one batch; starts no task."""
+    def __call__(
+        self: Stage[T, U], rows: Iterable[T] = (), **options: Never
+    ) -> AsyncGenerator[U, None]:
+        """Run the stage alone over rows, in one batch; starts no task.
 
+        Raises:
+            ConfigError: Called with options, which ``configured`` sets.
+        """
+        if options:
+            names = ", ".join(f"{name}=..." for name in options)
+            raise ConfigError(
+                f"stage {self.name!r} is called with rows alone; set its options with"
+                f" {self.name}.configured({names})"
+            )
+        return self._alone(rows)
+
+    async def _alone(self: Stage[T, U], rows: Iterable[T]) -> AsyncGenerator[U, None]:
         async def one() -> AsyncGenerator[Batch[T], None]:
             yield Batch(list(rows))
 

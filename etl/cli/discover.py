@@ -93,9 +93,10 @@ def load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SystemExit as error:
+        why = f" ({error.code})" if isinstance(error.code, str) else ""
         raise ConfigError(
-            f"{_place(path, error)}: the file ends the process while it is loaded; put what only"
-            ' a script does under: if __name__ == "__main__":'
+            f"{_place(path, error)}: the file ends the process while it is loaded{why}; put what"
+            ' only a script does under: if __name__ == "__main__":'
         ) from error
     except EtlError as error:
         # A set-up error of etl, raised by a line of this file: keep its class and exit code.

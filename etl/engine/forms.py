@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any, cast
 
 from etl.arrow.types import schema_of
@@ -20,7 +20,7 @@ from etl.connector import (
 )
 from etl.engine.plan import FlowPlan
 from etl.flow import Filter, Lookup, MapArrow, Merged, Step, Stream
-from etl.rows import Shape, shape_of
+from etl.rows import Column, Shape, Type, shape_of
 from etl.stages import texts_in
 
 
@@ -34,13 +34,58 @@ async def reaching_shape(
     kind = plan.flow.stream.row_type
     if isinstance(kind, type) and is_dataclass(kind):
         return shape_of(kind, _source_key(plan, kind, readers)), False
-    shape, profiled = readers[0].shape, False
-    if shape is not None and len(readers) == 1 and await _needs_profile(plan, shape, sessions):
-        reader = readers[0]
-        assert isinstance(reader, Profiler)
-        shape, profiled = await reader.profile(), True
+    shapes, profiled = [reader.shape for reader in readers], False
+    for at, reader in enumerate(readers):
+        shape = shapes[at]
+        if (
+            shape is not None
+            and isinstance(reader, Profiler)
+            and await _needs_profile(plan, shape, sessions)
+        ):
+            shapes[at], profiled = await reader.profile(), True
+    shape = shape_of_all(shapes)
     # What a function returns is seen when it comes: also a Row may have got other values.
     return (shape if _rows_untouched(plan) else None), profiled
+
+
+def shape_of_all(shapes: Sequence[Shape | None]) -> Shape | None:
+    """The shape of the rows of all sources of a flow, in the columns of the first one.
+
+    Of several it has no key: what identifies a row of each need not identify it among all.
+    """
+    first = shapes[0]
+    if first is None or len(shapes) == 1:
+        return first
+    others = [{c.name: c for c in shape.columns} for shape in shapes[1:] if shape is not None]
+    columns: list[Column] = []
+    for column in first.columns:
+        among = [column, *(other[column.name] for other in others if column.name in other)]
+        columns.append(
+            replace(
+                column,
+                type=_type_of_all([one.type for one in among]),
+                nullable=len(among) < len(shapes) or any(one.nullable for one in among),
+            )
+        )
+    return Shape(columns=tuple(columns))
+
+
+def _type_of_all(types: Sequence[Type]) -> Type:
+    """The type that holds the values of all, of those whose kinds were found in their values.
+
+    A declared type is the first source's; what another one has beyond it is refused by value.
+    """
+    first, kinds = types[0], {one.kind for one in types}
+    if len(kinds) == 1 or any(one.dialect not in _FOUND_IN_VALUES for one in types):
+        return first
+    if kinds <= {"int16", "int32", "int64", "float64", "numeric"}:
+        return replace(first, kind="numeric")
+    # Each field of a CSV file is a text, whatever all texts of its column look like.
+    return replace(first, kind="text" if first.dialect == "csv" else "dynamic")
+
+
+_FOUND_IN_VALUES = frozenset({"sqlite", "csv", "json"})
+"""Dialects whose columns are what their values are."""
 
 
 def starts_with_arrow(plan: FlowPlan) -> bool:
@@ -139,7 +184,7 @@ def _rows_untouched(plan: FlowPlan) -> bool:
 def _source_key(plan: FlowPlan, row: type[Any], readers: Sequence[Reader[Any]]) -> tuple[str, ...]:
     """The source's key, where the rows still have it: the key of a table made for them."""
     shape = readers[0].shape
-    if not _rows_untouched(plan) or shape is None:
+    if not _rows_untouched(plan) or shape is None or len(readers) > 1:
         return ()
     names = getattr(row, "__dataclass_fields__", {})
     return shape.key if all(name in names for name in shape.key) else ()

@@ -66,7 +66,7 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
         raise because_of(error, ours) from error
     except BaseException as error:
         raise StageError(
-            f"{name} raised {type(error).__name__}; a stage must not end the program."
+            f"{name} raised {named(error)}; a function or stage must not end the program."
             " Its batch was not written"
         ) from error
 

@@ -22,7 +22,7 @@ from etl.connector import (
     Sink,
     Surveyor,
 )
-from etl.engine.forms import keep_columns, starts_with_arrow
+from etl.engine.forms import keep_columns, shape_of_all, starts_with_arrow
 from etl.engine.plan import FlowPlan, Plan, is_own, step_label
 from etl.flow import Filter, MapArrow, Source, Step
 from etl.rows import Shape, shape_of
@@ -121,18 +121,22 @@ async def _reaching_shape(flow: FlowPlan, readers: Sequence[Reader[Any]]) -> Sha
     kind = flow.flow.stream.row_type
     if isinstance(kind, type) and is_dataclass(kind):
         return shape_of(kind)
-    reader = readers[0]
+    shapes = [await _found_shape(flow, reader) for reader in readers]
+    streams = (flow.flow.stream, *flow.flow.branches.values())
+    untouched = all(isinstance(step, Filter) for stream in streams for step in stream.steps)
+    return shape_of_all(shapes) if untouched else None
+
+
+async def _found_shape(flow: FlowPlan, reader: Reader[Any]) -> Shape | None:
+    """The shape of a source, with the kinds of its values where a sink will ask for them."""
     shape = reader.shape
-    if shape is not None and len(readers) == 1 and isinstance(reader, Profiler):
+    if shape is not None and isinstance(reader, Profiler):
         dynamic = any(column.type.kind == "dynamic" for column in shape.columns)
         for sink in flow.sinks if dynamic else ():
             target = sink.target
             if isinstance(target, Surveyor) and await target.wants_profile(sink, shape):
-                shape = await reader.profile()
-                break
-    streams = (flow.flow.stream, *flow.flow.branches.values())
-    untouched = all(isinstance(step, Filter) for stream in streams for step in stream.steps)
-    return shape if untouched else None
+                return await reader.profile()
+    return shape
 
 
 def _of_flow(flow: FlowPlan, source: _Source, answers: Sequence[Survey]) -> FlowSurvey:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl import Database, Pipeline
+from etl import Database, Pipeline, merge
 from etl.connector import LineWriter
 from etl.databases.database import ReadSpec
 from etl.databases.sqlite.lines import Doubt, Lines
@@ -26,7 +27,7 @@ from etl.errors import DataError, PipelineFailedError
 from etl.rows import Column, TextRows, Type, ValueRows
 from tests.integration.postgres_kit import run_sql
 from tests.integration.postgres_kit import sql as postgres
-from tests.integration.sqlite_kit import INFO, insert, script
+from tests.integration.sqlite_kit import INFO, fetch, insert, script
 
 _NUMERIC_15_2 = (15 << 16 | 2) + 4
 TARGETS: dict[str, Type] = {
@@ -556,3 +557,32 @@ async def test_decimals_arrive_as_the_shortest_text_of_their_number(
     assert [(row["a"], row["b"]) for row in rows] == [
         (Decimal(repr(n / 100)), Decimal(repr(n / 10**6))) for n in cents
     ]
+
+
+async def test_merged_tables_make_a_table_that_holds_the_rows_of_all(
+    sqlite_url: str, postgres_url: str
+) -> None:
+    script(
+        sqlite_url,
+        """
+        CREATE TABLE a (id INTEGER PRIMARY KEY, v DECIMAL(9,2), at DATE, note TEXT NOT NULL);
+        CREATE TABLE b (id INTEGER PRIMARY KEY, v DECIMAL(9,2), at DATE, note TEXT);
+        INSERT INTO a VALUES (1, 2, '2024-01-01', 'x');
+        INSERT INTO b VALUES (1, 2.5, NULL, NULL);
+        """,
+    )
+    source, target = Database(sqlite_url), Database(postgres_url)
+    both = merge(source.table("a"), source.table("b")).named("both")
+    pipeline = Pipeline("p", both.into(target.append("t"), Database(sqlite_url).append("t")))
+
+    (survey,) = await pipeline.survey()
+    assert survey.refusal is None
+    await pipeline.run()
+
+    async with postgres(postgres_url) as connection:
+        rows = await connection.fetch("SELECT id, v, at, note FROM t ORDER BY v")
+    assert [tuple(row) for row in rows] == [
+        (1, Decimal(2), date(2024, 1, 1), "x"),
+        (1, Decimal("2.5"), None, None),
+    ]
+    assert fetch(sqlite_url, "SELECT id, v FROM t ORDER BY v") == [(1, 2), (1, 2.5)]

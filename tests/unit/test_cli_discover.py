@@ -93,6 +93,7 @@ def test_what_is_not_a_python_file_is_refused(tmp_path: Path) -> None:
         ("import json\njson.loads('{')\n", ":6: JSONDecodeError: Expecting property name enclosed"),
         ('Pipeline("")\n', ":5: Pipeline(): the first argument is its name, a text"),
         ("raise SystemExit(0)\n", ":5: the file ends the process while it is loaded;"),
+        ("exit('no URL')\n", ":5: the file ends the process while it is loaded (no URL);"),
         ("raise GeneratorExit\n", ":5: GeneratorExit"),
         ("raise ValueError\n", ":5: ValueError"),
     ],

@@ -516,6 +516,8 @@ async def test_stage_with_options() -> None:
 
     assert larger.per_partition
     assert await run_stage(larger.configured(than=2), [1, 2, 3, 4]) == [3, 4]
+    with pytest.raises(ConfigError, match=r"larger\.configured\(than=\.\.\.\)"):
+        larger(than=2)  # type: ignore[arg-type]
 
 
 async def test_run_stage_tries_other_cuts() -> None:

@@ -172,7 +172,9 @@ async def test_what_would_end_the_program_is_a_failure_that_names_its_task(
     kind: type[BaseException],
 ) -> None:
     sibling = Sibling()
-    with pytest.raises(StageError, match=f"unit x raised {kind.__name__}"):
+    with pytest.raises(
+        StageError, match=rf"unit x raised {kind.__name__} \(test_supervise.py:\d+\); a"
+    ):
         await supervise({"unit x": fails(kind(), 1), "other": sibling.run()}, list)
     assert sibling.cleaned_up
 
