@@ -33,7 +33,7 @@ from typing import (
 
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
-from etl.errors import ConfigError, DataError
+from etl.errors import ConfigError, DataError, StageError
 from etl.policy import Limits, OnError, Retry, check_on_error
 from etl.rows import Row, Shape
 
@@ -476,9 +476,27 @@ class GeneratorReader(Generic[T_co]):
         self._source = source
 
     async def pump(self, after: Position | None, until: Position | None, emit: Emit[T_co]) -> None:
-        async with aclosing(self._source.read(after, until)) as batches:
+        async with aclosing(self._read(after, until)) as batches:
             async for batch in batches:
+                if not isinstance(cast("object", batch), Batch):
+                    raise StageError(
+                        f"read() of source {self._source.name!r} yielded {type(batch).__name__},"
+                        " not a Batch; yield Batch(rows, position=...). Nothing of it was written"
+                    )
                 await emit(batch)
+
+    def _read(
+        self, after: Position | None, until: Position | None
+    ) -> AsyncGenerator[Batch[T_co], None]:
+        batches: object = self._source.read(after, until)
+        if not isinstance(batches, AsyncGenerator):
+            if inspect.iscoroutine(batches):
+                batches.close()  # else Python warns that nobody awaited it
+            raise ConfigError(
+                f"read() of source {self._source.name!r} returned {type(batches).__name__}, not an"
+                " async generator; write it as 'async def' with 'yield' in it. Nothing was written"
+            )
+        return batches
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         return await self._source.order(positions)

@@ -650,6 +650,23 @@ async def test_a_source_that_raises_while_it_is_opened_fails_the_run_and_not_its
         await Pipeline("t", Rude(ROWS).into(MemorySink[int]())).run()
 
 
+async def test_a_source_without_batches_is_told_what_to_yield() -> None:
+    class Rows(Source[int]):
+        async def read(self, after: Any, until: Any) -> AsyncGenerator[Any, None]:
+            yield [1, 2]
+
+    class Late(Source[int]):
+        async def read(self, after: Any, until: Any) -> Any:  # type: ignore[override]
+            return [Batch([1])]
+
+    for wrong, said in (
+        (Rows(), r"yielded list, not a Batch; yield Batch\(rows, position=...\)"),
+        (Late(), "returned coroutine, not an async generator"),
+    ):
+        with pytest.raises((PipelineFailedError, ConfigError), match=said):
+            await Pipeline("t", wrong.into(MemorySink[int]())).run()
+
+
 async def test_two_failing_flows_are_both_reported() -> None:
     gate = Gate()
     target = GatedTarget(write=gate)
