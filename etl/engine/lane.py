@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -434,10 +435,18 @@ class Lane:
             if attempt.care is Care.WHOLE:
                 attempt.written += await self.session.write(sink, batches)
                 continue
-            written, refused = await write_sifted(self.session, sink, batches)
+            judge = partial(self._judge, attempt, sink)
+            written, refused = await write_sifted(self.session, sink, batches, judge)
             attempt.written += written
             if refused:
                 attempt.refused[sink] = refused
+
+    async def _judge(self, attempt: _Attempt, sink: int, refused: list[Refused]) -> None:
+        """Judge a group of which only some bad rows are known: more of them make it no better."""
+        attempt.refused[sink] = refused
+        last = refused[-1]
+        reject = reject_of(last.error, last.row, last.ordinal, WRITE_STEP, 0)
+        await self._bad_rows.judge(attempt.counts, reject)
 
     async def _set_aside(self, attempt: _Attempt) -> None:
         """Judge the bad rows of a group and keep them, beside the good ones.

@@ -7,7 +7,7 @@ fail alone. Every row is written in the order of the group, so the last row of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from etl.errors import DataError
 PIECE_ROWS = 5_000
 """Rows of a piece. A savepoint costs as much as some hundred rows, and a bad row makes half a piece
 be written again, on average; see ``tests/benchmarks/bad_rows.py``."""
+
+JUDGED_ROWS = 100
+"""After so many refused rows it is asked whether to go on: each costs as much as hundreds of good
+ones, and of a table that refuses all there can be thousands in a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,16 @@ _Piece = list[_Part]
 
 
 async def write_sifted(
-    session: Session, sink: int, batches: Sequence[Batch[Any]]
+    session: Session,
+    sink: int,
+    batches: Sequence[Batch[Any]],
+    judge: Callable[[list[Refused]], Awaitable[None]],
 ) -> tuple[int, list[Refused]]:
-    """Write a group into one sink but for the rows that it refuses; how many were written."""
+    """Write a group into one sink but for the rows that it refuses; how many were written.
+
+    Args:
+        judge: Told of the rows that were refused so far; raises where they are too many.
+    """
     written = 0
     refused: list[Refused] = []
     todo = _pieces(batches)
@@ -60,6 +71,8 @@ async def write_sifted(
             part = piece[0]
             if _count(piece) == 1:
                 refused.append(Refused(part.batch, part.first, part.rows[0], error))
+                if len(refused) % JUDGED_ROWS == 0:
+                    await judge(refused)
             else:
                 todo += reversed(_cut(piece, error.row))
     return written, refused

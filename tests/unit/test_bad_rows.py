@@ -145,6 +145,21 @@ async def test_a_feed_that_is_wholly_broken_ends_the_run(policy: OnError) -> Non
     assert len(sink.memory.rejects) <= 100
 
 
+async def test_a_table_that_refuses_all_is_noticed_before_each_row_of_a_group_was_tried() -> None:
+    tried: set[int] = set()
+
+    def refuses(row: int, others: Sequence[int]) -> bool:
+        tried.add(row)
+        return True
+
+    sink = MemorySink[int]()
+    sink.memory.refuses = refuses
+    flow = MemorySource(list(range(4000)), batch_rows=4000).into(sink)
+    with pytest.raises(PipelineFailedError, match="500 of the last 4000 rows were refused"):
+        await run(flow, KEEP)
+    assert len(tried) <= 600
+
+
 async def test_max_rows_bounds_a_run_and_not_a_flow_for_ever() -> None:
     sink = MemorySink[int]()
     flow = MemorySource(NUMBERS, batch_rows=1).map(odd).into(sink)
