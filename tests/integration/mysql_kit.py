@@ -76,6 +76,9 @@ CORPUS: Sequence[str] = (
     "INSERT INTO gen (id, a) VALUES (1, 5)",
     "CREATE TABLE enumkey (k enum('z','a','m'), n int, PRIMARY KEY (k, n))",
     "INSERT INTO enumkey VALUES ('z', 1), ('a', 1), ('m', 2), ('z', 2)",
+    r"""CREATE TABLE filled (id int(6) zerofill PRIMARY KEY, d decimal(8,2) unsigned zerofill,
+    e enum('b\\s','it''s','n\nl'))""",
+    r"INSERT INTO filled VALUES (7, 1.5, 'b\\s'), (1234567, NULL, 'n\nl'), (8, 0, 'it''s')",
     "CREATE TABLE shapes (id int PRIMARY KEY, g geometry)",
     "INSERT INTO shapes VALUES (1, ST_GeomFromText('POINT(1 2)')), (2, NULL)",
 )
@@ -93,7 +96,7 @@ ONLY_MYSQL: Sequence[str] = (
 
 TABLES = (
     "ints", "bigs", "nums", "texts", "bytes_", "times", "stamped", "docs", "parent", "child",
-    "nokey", "empty_", 'sel`ect "x" %s :y', "gen", "enumkey", "shapes",
+    "nokey", "empty_", 'sel`ect "x" %s :y', "gen", "enumkey", "filled", "shapes",
 )  # fmt: skip
 
 
@@ -116,7 +119,7 @@ INSERT INTO kinds VALUES
      '[]', '{}', '::1'),
     (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
      NULL, NULL, NULL, NULL, NULL, NULL);
-UPDATE kinds SET f4 = 3.4e38 WHERE id = 2;
+UPDATE kinds SET f4 = 3.4028235e38 WHERE id = 2;
 CREATE TABLE words (w text PRIMARY KEY, n int);
 INSERT INTO words VALUES ('a', 1), ('A', 2), ('a ', 3), ('ä', 4), ('', 5);
 CREATE TABLE lines (id serial PRIMARY KEY, w text REFERENCES words, k int UNIQUE, q int DEFAULT 5);

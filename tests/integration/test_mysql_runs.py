@@ -498,6 +498,8 @@ async def test_a_row_larger_than_the_servers_packet_is_refused(
         ("year", 5, "1901 to 2155"),
         ("binary(3)", b"a", "fills it up"),
         ("float", 1e39, "out of range"),
+        ("float(8,3)", 1.0625, "more than 3 digits"),
+        ("double(20,2)", 1.125, "more than 2 digits"),
         ("double", float("inf"), "infinite"),
         ("json", {"a": float("nan")}, "not JSON"),
         ("int NOT NULL", None, "NULL is not allowed"),

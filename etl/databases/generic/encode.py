@@ -199,14 +199,26 @@ def _float(value: Any, column: TableColumn) -> Any:
             raise Misfit("it has more digits than a floating-point number; use float()")
     elif isinstance(value, Decimal) and Decimal(repr(number)) != value:
         raise Misfit("it has more digits than a floating-point number; use float()")
+    kept = number
     if column.type.kind == "float32":
-        try:
-            kept = _real.unpack(_real.pack(number))[0]
-        except OverflowError:
-            raise Misfit("it is out of range") from None
+        kept = _single(number)  # the greatest one's own text, 3.4028235e38, is too great
         if kept == 0 and number != 0:
             raise Misfit("it would become 0")
-    return number
+    digits = column.type.scale
+    if digits is not None:
+        rounded = round(number, digits)
+        if kept != (_single(rounded) if column.type.kind == "float32" else rounded):
+            why = f"it has more than {digits} digits after the point"
+            raise Misfit(f"{why}; round it in a function")
+    return kept
+
+
+def _single(number: float) -> float:
+    """The nearest number of single precision."""
+    try:
+        return float(_real.unpack(_real.pack(number))[0])
+    except OverflowError:
+        raise Misfit("it is out of range") from None
 
 
 def _text(value: Any, column: TableColumn) -> Any:

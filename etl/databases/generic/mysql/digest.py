@@ -316,7 +316,8 @@ def canonical(form: Form, column: TableColumn, name: str) -> str:
     Args:
         name: The column's, quoted.
     """
-    number = f"({name} + 0)" if column.base in {"bit", "year"} else name
+    is_filled = column.base in {"bit", "year"} or "zerofill" in column.declared  # else with zeros
+    number = f"({name} + 0)" if is_filled else name
     match form:
         case "bytes":
             return f"MD5({name})"

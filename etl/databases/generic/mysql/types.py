@@ -67,6 +67,8 @@ LARGE = frozenset(
 """Of these a single value may be larger than a batch."""
 _DIGITS = re.compile(r"\((\d+)(?:,(\d+))?\)")
 _LABEL = re.compile(r"'((?:[^']|'')*)'")
+_ESCAPED = re.compile(r"''|\\.")
+_ESCAPES = {"0": "\0", "n": "\n", "r": "\r"}
 
 
 def mysql_type(declared: str, *, is_json: bool = False) -> Type:
@@ -98,6 +100,8 @@ def mysql_type(declared: str, *, is_json: bool = False) -> Type:
         kind = _KINDS.get(word, "bytes")
     if kind == "numeric" and word == "decimal":
         precision, scale = first or 10, second or 0
+    elif kind in {"float32", "float64"}:
+        scale = second  # FLOAT(10,2) rounds
     elif word in {"char", "varchar"}:
         length = first
     elif kind in {"time", "timestamp", "timestamptz"}:
@@ -125,7 +129,11 @@ def labels_of(declared: str) -> tuple[str, ...]:
     """The labels of an enum or a set."""
     if base_of(declared) not in {"enum", "set"}:
         return ()
-    return tuple(one.replace("''", "'") for one in _LABEL.findall(declared))
+    return tuple(_ESCAPED.sub(_unescaped, one) for one in _LABEL.findall(declared))
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return _ESCAPES.get(found[0][1], found[0][1])
 
 
 def read_as(column: TableColumn, name: str) -> str:
