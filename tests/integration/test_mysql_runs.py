@@ -194,6 +194,69 @@ async def test_an_incremental_read_brings_what_commits_late(
     assert rows_of(mysql_server, target, "SELECT id FROM t ORDER BY id") == [(1,), (2,), (3,)]
 
 
+@pytest.mark.parametrize("kind", ["datetime(3)", "timestamp", "date"])
+async def test_rows_of_later_times_are_told(
+    mysql_server: MySQLServer, mysql_url: str, kind: str
+) -> None:
+    fill(
+        mysql_server,
+        mysql_url,
+        f"CREATE TABLE t (id int PRIMARY KEY, at {kind} NOT NULL)",
+        "INSERT INTO t VALUES (1, NOW() - INTERVAL 2 DAY)",
+    )
+    spec = ReadSpec(table="t", cursor=("at",))
+    assert await notes_of(mysql_url, spec) == []
+    fill(mysql_server, mysql_url, "INSERT INTO t VALUES (2, NOW() + INTERVAL 2 DAY)")
+
+    (note,) = await notes_of(mysql_url, spec)
+
+    assert "'at' is later than now: 1. " in note
+
+
+async def test_a_table_that_ends_before_the_position_is_told(
+    mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    fill(
+        mysql_server,
+        mysql_url,
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "INSERT INTO t VALUES (1), (7)",
+    )
+    spec = ReadSpec(table="t", cursor=("id",))
+    assert await notes_of(mysql_url, spec, (7,)) == []
+    fill(mysql_server, mysql_url, "DELETE FROM t WHERE id = 7")
+
+    (note,) = await notes_of(mysql_url, spec, (7,))
+
+    assert "below the saved position" in note
+
+
+async def notes_of(url: str, spec: ReadSpec, after: Any = None) -> list[str]:
+    """What a read says."""
+
+    async def emit(batch: Batch[Any]) -> None:
+        assert batch.rows
+
+    async with generic.open_reader(parse_url(url), spec, INFO) as reader:
+        await reader.pump(after, None, emit)
+        return list(reader.notes)
+
+
+async def test_a_text_cursor_of_a_view_is_read_to_its_end(
+    mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    """It is ordered by its bytes, in which the greatest value is another one."""
+    fill(
+        mysql_server,
+        mysql_url,
+        "CREATE TABLE b (id int PRIMARY KEY, w varchar(9) COLLATE utf8mb4_general_ci NOT NULL)",
+        "INSERT INTO b VALUES (1, 'a'), (2, 'B')",
+        "CREATE VIEW v AS SELECT * FROM b",
+    )
+    found = await read(mysql_url, ReadSpec(table="v", cursor=("w",), key=("id",)))
+    assert [row["id"] for row in rows(found)] == [2, 1]
+
+
 async def test_without_the_right_to_see_transactions_settle_is_asked_for(
     mysql_server: MySQLServer, mysql_url: str
 ) -> None:

@@ -181,10 +181,14 @@ class Connection:
         return await self._guarded(run, timeout_s)
 
     async def value(
-        self, statement: sa.Executable | str, parameters: Mapping[str, Any] | None = None
+        self,
+        statement: sa.Executable | str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = STATEMENT_S,
     ) -> Any:
         """The first value of the first row; None where there is no row."""
-        rows = await self.fetch(statement, parameters)
+        rows = await self.fetch(statement, parameters, timeout_s=timeout_s)
         return rows[0][0] if rows else None
 
     async def driver_many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from etl.databases.generic.connect import Connection
+from etl.databases.generic.connect import LONG_S, Connection
 from etl.databases.generic.table import TableColumn
 from etl.errors import ConfigError
 from etl.rows import Kind
@@ -21,6 +22,9 @@ WAIT_S = 10.0
 """How long open transactions are waited for."""
 _POLL_S = 0.1
 _MARGIN = timedelta(milliseconds=200)
+_SOON = timedelta(minutes=1)
+"""Rows of a time within it come with the next run, and are not worth a note."""
+_NUMBERS = (int, Decimal)
 _TIMES: frozenset[Kind] = frozenset({"date", "timestamp", "timestamptz"})
 
 
@@ -32,7 +36,7 @@ class Horizon:
         upper: The bound of the first order column; None: there is none.
         below: How it binds.
         is_empty: There is nothing to read now.
-        note: Why.
+        note: Why, or which rows are left out for longer than a moment.
     """
 
     upper: Any = None
@@ -61,26 +65,55 @@ async def check_rights(
 
 
 async def find_horizon(
-    connection: Connection, lead: TableColumn, origin: str, settle: timedelta | None, where: str
+    connection: Connection,
+    lead: TableColumn,
+    origin: str,
+    settle: timedelta | None,
+    where: str,
+    *,
+    term: str,
+    after: Any,
+    is_table: bool,
 ) -> Horizon:
-    """Find how far to read; the snapshot of the read must be taken after this."""
+    """Find how far to read; the snapshot of the read must be taken after this.
+
+    Args:
+        term: The expression by which the cursor orders the read.
+        after: The cursor's value in the position that the read goes on from.
+    """
     sees = await connection.dialect.sees_transactions(connection) is None
     if lead.type.kind in _TIMES:
-        bound = await connection.dialect.clock(connection) - _MARGIN
+        now = await connection.dialect.clock(connection)
+        bound = now - _MARGIN
         if sees:
             oldest = await connection.dialect.oldest_transaction(connection)
             bound = min(bound, oldest) if oldest is not None else bound
         bound -= settle or timedelta(0)
+        later = now + _SOON
         if lead.type.kind != "timestamptz":
             # Without a zone, the text of an instant depends on the zone of who wrote it: the lower
             # of UTC and of what sessions have by default here.
-            bound += timedelta(seconds=min(0, connection.limits.get("offset_s", 0)))
-        return Horizon(upper=_as_value(bound, lead))
-    name = connection.dialect.quote(lead.name)
-    noted = await connection.value(f"SELECT MAX({name}) FROM {origin}")  # noqa: S608
+            offset_s = connection.limits.get("offset_s", 0)
+            bound += timedelta(seconds=min(0, offset_s))
+            later += timedelta(seconds=max(0, offset_s))
+        note = None
+        if is_table:  # a query may take long, and would be done twice
+            note = await _note_of_later(
+                connection, lead, origin, where, term, _as_value(later, lead)
+            )
+        return Horizon(upper=_as_value(bound, lead), note=note)
+    # By what orders the read: a text's own collation has another greatest value than its bytes.
+    noted = await connection.value(f"SELECT MAX({term}) FROM {origin}", timeout_s=LONG_S)  # noqa: S608
     await connection.rollback()
     if noted is None:
         return Horizon(is_empty=True)
+    if isinstance(noted, _NUMBERS) and isinstance(after, _NUMBERS) and noted < after:
+        return Horizon(
+            is_empty=True,
+            note=f"{where}: its highest {lead.name!r} is below the saved position, so its last rows"
+            " were deleted, or it was emptied, restored or made anew. New rows up to that position"
+            " are not read; --full (full=True), or etl state reset, reads all of them",
+        )
     if settle:
         await asyncio.sleep(settle.total_seconds())
     if sees:
@@ -93,6 +126,22 @@ async def find_horizon(
                 " ended",
             )
     return Horizon(upper=noted, below="<=")
+
+
+async def _note_of_later(
+    connection: Connection, lead: TableColumn, origin: str, where: str, term: str, later: Any
+) -> str | None:
+    """Rows whose time has not come: without a word they would be taken for copied."""
+    count = await connection.value(
+        f"SELECT COUNT(*) FROM {origin} WHERE {term} > :etl_0",  # noqa: S608
+        {"etl_0": later},
+        timeout_s=LONG_S,
+    )
+    if not count:
+        return None
+    return (
+        f"{where}: rows whose {lead.name!r} is later than now: {count}. Each is left out until then"
+    )
 
 
 async def _await_end(connection: Connection) -> str | None:

@@ -257,7 +257,8 @@ class GenericReader:
                 continue
             name = connection.dialect.quote(column.name)
             count = await connection.value(
-                f"SELECT COUNT(*) FROM {self._from} WHERE {name} IS NULL"  # noqa: S608
+                f"SELECT COUNT(*) FROM {self._from} WHERE {name} IS NULL",  # noqa: S608
+                timeout_s=LONG_S,
             )
             if count:
                 what = "cursor" if column.name in self._spec.cursor else "key"
@@ -287,8 +288,16 @@ class GenericReader:
             horizon = Horizon()
             if self._spec.cursor and until is None:  # else an earlier run has found it final
                 lead = self._order.columns[0]
+                dialect = connection.dialect
                 horizon = await find_horizon(
-                    connection, lead, self._from, self._spec.settle, self._where
+                    connection,
+                    lead,
+                    self._from,
+                    self._spec.settle,
+                    self._where,
+                    term=self._terms(dialect)[0],
+                    after=self._bound(dialect, after)[0] if after is not None else None,
+                    is_table=self._order.is_unique,
                 )
                 await connection.rollback()
                 if horizon.note is not None and horizon.note not in self.notes:
@@ -454,7 +463,8 @@ class GenericReader:
         if not (order.columns and order.is_unique and connection.dialect.has_limit):
             return ()  # else the rows are watched, in one piece, for keys that are double
         await connection.dialect.open_snapshot(connection)
-        count = int(await connection.value(f"SELECT COUNT(*) FROM {self._from}"))  # noqa: S608
+        sql = f"SELECT COUNT(*) FROM {self._from}"  # noqa: S608
+        count = int(await connection.value(sql, timeout_s=LONG_S))
         number = min(most, count // least_rows)
         bounds: list[Position] = []
         for at in range(number if number > 1 else 0):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from etl.databases.build import Misfit
+from etl.databases.generic.connect import LONG_S
 from etl.databases.generic.mysql.base import Base
 from etl.databases.generic.table import Table, TableColumn
 from etl.errors import DataError
@@ -132,7 +133,8 @@ class Writing(Base):
             count = await connection.value(
                 f"SELECT COUNT(*) FROM {q(schema)}.{q(child)} AS c LEFT JOIN"  # noqa: S608
                 f" {q(parent_schema)}.{q(parent)} AS p ON {match}"
-                f" WHERE {named} AND p.{q(pairs[0][1])} IS NULL"
+                f" WHERE {named} AND p.{q(pairs[0][1])} IS NULL",
+                timeout_s=LONG_S,
             )
             if count:
                 raise DataError(
