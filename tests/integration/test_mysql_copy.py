@@ -15,6 +15,7 @@ from tests.integration.mysql_kit import (
     TABLES,
     copy,
     fill,
+    name_of,
     of_mysql,
     of_postgres,
     of_sqlite,
@@ -209,6 +210,29 @@ async def test_a_second_copy_replaces_every_table(
     for table in ("parent", "child"):
         one, other = of_mysql(mysql_server, source, table), of_mysql(mysql_server, target, table)
         assert not same(one, other), table
+
+
+async def test_what_the_copy_of_a_table_has_not_is_told(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(
+        mysql_server,
+        source,
+        "CREATE SEQUENCE numbers",
+        "CREATE TABLE t (w varchar(9), n bigint DEFAULT NEXTVAL(numbers), id int AUTO_INCREMENT,"
+        " v varchar(20) DEFAULT 'nextval(x)', KEY (id), PRIMARY KEY (w(3)))",
+        "INSERT INTO t (w) VALUES ('a')",
+    )
+
+    notes = "\n".join(await copy(source, target))
+
+    assert "the default of 'n': nextval(" in notes
+    assert "that 'id' is numbered" in notes
+    assert "the index 't_PRIMARY' (a prefix" in notes
+    made = str(rows_of(mysql_server, target, "SHOW CREATE TABLE t")[0][1])
+    assert "DEFAULT 'nextval(x)'" in made
+    assert name_of(source) not in made
 
 
 async def test_a_replaced_table_must_leave_no_orphans(

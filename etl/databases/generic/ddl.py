@@ -82,6 +82,8 @@ def plan_table(
         )
         if own is not None and own.generated is not None:
             notes.append(f"not carried: what computes {name!r} (the copy has its values)")
+        if own is not None and own.identity is not None and given.identity is None:
+            notes.append(f"not carried: that {name!r} is numbered, which asks for a key led by it")
         declared = _declared(dialect, column, own if is_own else None, rooms.get(name), label)
         behind, lost = dialect.clause(given, declared, column.type.kind, is_own=is_own)
         if lost is not None:
@@ -156,8 +158,8 @@ def _index(
     types: dict[str, str],
     notes: list[str],
 ) -> str | None:
-    if index.constraint == "primary":
-        return None
+    if index.constraint == "primary" and index.columns:
+        return None  # it stands with the columns
     if not index.columns or index.remark or not set(index.columns) <= types.keys():
         notes.append(f"not carried: the index {index.name!r} ({index.remark or 'expressions'})")
         return None

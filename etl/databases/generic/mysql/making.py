@@ -41,7 +41,7 @@ class Making(Base):
         if column.identity is not None and kind in {"int16", "int32", "int64", "dynamic"}:
             words.append("AUTO_INCREMENT")
         elif column.default is not None:
-            default = column.default if is_own else _default(column.default, kind)
+            default = _own_default(column.default) if is_own else _default(column.default, kind)
             if default is None:
                 lost = f"the default of {column.name!r}: {column.default}"
             else:
@@ -73,7 +73,13 @@ class Making(Base):
 
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
+_OF_SEQUENCE = re.compile(r"\b(?:nextval|lastval|setval)\s*\(", re.IGNORECASE)
 _QUOTED = re.compile(r"('(?:[^'\\]|'')*')(?:::.*)?", re.DOTALL)
+
+
+def _own_default(text: str) -> str | None:
+    """A default of the same dialect; None where it would draw on a sequence of the source's."""
+    return None if not text.startswith("'") and _OF_SEQUENCE.search(text) else text
 
 
 def _default(text: str, kind: Kind) -> str | None:
