@@ -539,6 +539,20 @@ async def test_a_row_larger_than_the_servers_packet_is_refused(
     assert rows_of(mysql_server, mysql_url, "SELECT LENGTH(word) FROM t") == [(limit // 3,)]
 
 
+async def test_many_rows_go_in_packets_that_the_server_takes(
+    mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    (usual,) = rows_of(mysql_server, mysql_url, "SELECT @@global.max_allowed_packet")[0]
+    fill(mysql_server, mysql_url, "SET GLOBAL max_allowed_packet = 16384")
+    try:
+        async with Lane(mysql_url, table(mysql_url, "append")) as lane:
+            await lane.write(*(Item(n, "'" * 1000) for n in range(100)), to=(100,))
+    finally:
+        fill(mysql_server, mysql_url, f"SET GLOBAL max_allowed_packet = {usual}")
+
+    assert rows_of(mysql_server, mysql_url, "SELECT COUNT(*) FROM t") == [(100,)]
+
+
 @pytest.mark.parametrize(
     ("declared", "value", "why"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncResult, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -190,6 +191,14 @@ class Connection:
         """The first value of the first row; None where there is no row."""
         rows = await self.fetch(statement, parameters, timeout_s=timeout_s)
         return rows[0][0] if rows else None
+
+    def before_each(self, work: Callable[[Any], None]) -> None:
+        """Do something with the driver's cursor before each statement."""
+
+        def listen(_connection: Any, cursor: Any, *_: Any) -> None:
+            work(cursor)
+
+        event.listen(self._raw.sync_connection, "before_cursor_execute", listen)
 
     async def driver_many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:
         """Run one statement of the driver's own style for many rows."""

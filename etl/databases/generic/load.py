@@ -492,9 +492,9 @@ class Load(BaseLoad[TableColumn]):
             sent = 1024 + sum(_sent_bytes(value) for value in row)
             if sent > limit:
                 raise DataError(
-                    f"{self.label}: row {number + 1} of the batch has {sent >> 20} MiB as it is"
-                    f" sent, and the server's max_allowed_packet is {limit >> 20} MiB. Nothing of"
-                    " this group was written; raise it on the server, and run again",
+                    f"{self.label}: row {number + 1} of the batch has {sent:,} bytes as it is"
+                    f" sent, and the server's max_allowed_packet is {limit:,}. Nothing of this"
+                    " group was written; raise it on the server, and run again",
                     row=number,
                     reason="it is larger than the server's max_allowed_packet",
                 )

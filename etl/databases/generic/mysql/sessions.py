@@ -31,6 +31,9 @@ _STALE_S = 0.12
 _FRESH_S = 15.0
 """How long that is tried."""
 
+_STATEMENT = 1 << 20
+"""Somewhat more than the driver puts into one INSERT of many rows, whatever the server takes."""
+
 _log = logging.getLogger("etl")
 
 # Strict, so that nothing is cut in silence; 0 stays 0 in a numbered column; dates that only this
@@ -60,6 +63,8 @@ class Sessions(Base):
         connection.limits.update(offset_s=round(offset / 60) * 60, packet=packet)
         connection.session = session
         await connection.execute(_SETTINGS)
+        if packet < _STATEMENT:
+            connection.before_each(lambda cursor: _bound(cursor, packet))
 
     def transport(self, driver: Any) -> asyncio.Transport | None:
         """See the class: asyncmy's receive buffer grows as long as the server sends."""
@@ -222,3 +227,10 @@ class Sessions(Base):
     def classify(self, error: BaseException) -> tuple[ErrorClass, str]:
         """See the class."""
         return classified(error)
+
+
+def _bound(cursor: Any, packet: int) -> None:
+    """Let an INSERT of many rows fit into a packet; so much of it is not the statement."""
+    driver = getattr(cursor, "_cursor", None)
+    if hasattr(driver, "max_stmt_length"):
+        cast("Any", driver).max_stmt_length = packet - 64
