@@ -702,6 +702,20 @@ class Surveyor(Protocol):
 
 
 @runtime_checkable
+class Confirming(Protocol):
+    """A target that may fall back to an earlier state while a run goes on: a server whose standby
+    takes over. A flow that has ended would not see it."""
+
+    async def confirm(self, checkpoints: Mapping[CheckpointKey, Checkpoint]) -> None:
+        """Look whether checkpoints are still where this run has left them.
+
+        Raises:
+            TargetWentBackError: Some are not, and no newer run has moved them.
+        """
+        ...
+
+
+@runtime_checkable
 class FlowBuilder(Protocol):
     """A target that makes some of what ``build`` makes for one flow, before it is published."""
 

@@ -62,6 +62,14 @@ class TargetUnavailableError(TransientError):
     """The target database cannot be reached or went away; its transaction was rolled back."""
 
 
+class TargetWentBackError(TargetUnavailableError):
+    """The target is in an earlier state than a run of ours left it in: a standby that lacked the
+    last transactions was promoted, or a backup restored. Rows and position went back together, so
+    the next run goes on from there."""
+
+    is_final = True
+
+
 class CommitInDoubtError(TransientError):
     """The answer to COMMIT was lost: the transaction is in, or it is not.
 

@@ -12,6 +12,7 @@ from etl.errors import (
     ConfigError,
     EtlError,
     PipelineFailedError,
+    TargetWentBackError,
     TransientError,
     exit_code_of,
 )
@@ -133,7 +134,9 @@ def _show_state(screen: Screen, error: PipelineFailedError, *, files_only: bool)
     written = report.rows_written if isinstance(report, Report) else 0
     first = error.errors[0]
     goes_on = "; it goes on from there" if written else ""
-    if files_only:
+    if isinstance(first, TargetWentBackError):
+        stands, goes_on = "the target has what its checkpoints say", "; it goes on from there"
+    elif files_only:
         stands = "what was not written to its end is not in place, and an old file is as it was"
         goes_on = "; it begins anew"
     elif written:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from etl.batch import decode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey
-from etl.errors import ConfigError, FencedError
+from etl.errors import ConfigError, EtlError, FencedError, TargetWentBackError
 
 FIELDS = ("epoch", "position", "complete", "fingerprint", "rows")
 
@@ -58,7 +58,48 @@ def is_done(checkpoint: Checkpoint | None, step: Advance) -> bool:
     )
 
 
-def fenced(key: CheckpointKey) -> FencedError:
+def refused(key: CheckpointKey, epoch: int, highest: int | None) -> EtlError:
+    """Why a checkpoint is not where this run left it.
+
+    Args:
+        epoch: The run's.
+        highest: Of all partitions of the flow and sink that there are now.
+    """
+    if highest is not None and highest > epoch:
+        return _fenced(key)
+    return TargetWentBackError(
+        f"flow {key.flow!r} into {key.sink!r}: the target is not as this run left it: it went back"
+        " to an earlier state (a standby that lacked the last transactions took over, or a backup"
+        " was restored), or its checkpoint was reset. Rows and positions went back together;"
+        " nothing was written since. Run it again"
+    )
+
+
+def check_unmoved(
+    ours: Mapping[CheckpointKey, Checkpoint], found: Mapping[CheckpointKey, Checkpoint]
+) -> None:
+    """Refuse checkpoints that are behind what this run has committed.
+
+    Args:
+        found: All of the pipeline's.
+
+    Raises:
+        TargetWentBackError: Some are. What a newer run did since is no matter.
+    """
+    highest: dict[tuple[str, str], int] = {}
+    for key, one in found.items():
+        owner = (key.flow, key.sink)
+        highest[owner] = max(one.epoch, highest.get(owner, 0))
+    for key, one in ours.items():
+        now = found.get(key)
+        if highest.get((key.flow, key.sink), 0) <= one.epoch and (
+            now is None
+            or (now.epoch, now.position, now.complete) != (one.epoch, one.position, one.complete)
+        ):
+            raise refused(key, one.epoch, None)
+
+
+def _fenced(key: CheckpointKey) -> FencedError:
     """A newer run moved the checkpoint."""
     return FencedError(
         f"flow {key.flow!r} into {key.sink!r}: another run of pipeline {key.pipeline!r} has taken"

@@ -38,6 +38,8 @@ from etl.errors import (
     DataError,
     EtlError,
     FencedError,
+    SchemaMismatchError,
+    TargetWentBackError,
     TransientError,
 )
 from etl.policy import Limits, Retry
@@ -357,8 +359,8 @@ class Lane:
             except EtlError as error:
                 # A newer run drops the staging table under an older one, say: then what failed
                 # here is only the consequence.
-                if not isinstance(error, FencedError) and await self._is_overtaken():
-                    raise self._fenced() from error
+                if not isinstance(error, FencedError):
+                    await self._look_for_others(error)
                 if not self._looks_closer(error, attempt):
                     raise
                 care = Care.STRICT if attempt.at_commit else Care.PIECES
@@ -528,8 +530,10 @@ class Lane:
 
         Reads with a lock, so it waits for the old transaction where that still lives.
 
+        Where a checkpoint is neither at the old nor at the new position, the next try says why.
+
         Raises:
-            FencedError: The checkpoint is neither at the old nor at the new position.
+            FencedError: A newer run took over.
         """
         grace_s = self._limits.abort_grace_s
         try:
@@ -544,34 +548,44 @@ class Lane:
         except asyncio.CancelledError:
             self._on_doubt(self._flow)
             raise
-        at_new = at_old = 0
+        at_new = 0
         for step in steps:
             now = found.get(step.key)
             if now is None and step.removes:
                 at_new += 1
                 continue
-            if now is None or now.epoch != step.epoch:
+            if now is not None and now.epoch > step.epoch:
                 raise self._fenced() from doubt
-            at_new += self._is_after(step, now)
-            at_old += now.position == step.old
-        if at_new == len(steps):
-            return True
-        if at_old == len(steps):
-            return False
-        raise self._fenced() from doubt
+            at_new += now is not None and self._is_after(step, now)
+        return at_new == len(steps)
 
-    async def _is_overtaken(self) -> bool:
-        """Whether a newer run has a checkpoint of the lane's, as far as can be found out."""
+    async def _look_for_others(self, error: EtlError) -> None:
+        """Whether the cause is that the checkpoints moved, as far as can be found out.
+
+        Raises:
+            FencedError: A newer run has one of the lane's.
+            TargetWentBackError: They are in an earlier state, so what was made since is gone.
+        """
         try:
             found = await finish(
                 self.session.load(list(self.checkpoints)), grace_s=self._limits.abort_grace_s
             )
+        except SchemaMismatchError:
+            found = {}  # not even etl's tables are there
         except EtlError:
-            return False
-        return any(one.epoch != self.checkpoints[key].epoch for key, one in found.items())
+            return
+        if any(one.epoch > self.checkpoints[key].epoch for key, one in found.items()):
+            raise self._fenced() from error
+        if not found or any(one.epoch < self.checkpoints[key].epoch for key, one in found.items()):
+            raise TargetWentBackError(
+                f"flow {self._flow!r}: the target went back to an earlier state; rows and positions"
+                " went back together, and nothing was written since. Run it again"
+            ) from error
 
     def _is_after(self, step: Advance, now: Checkpoint) -> bool:
-        if step.removes or now.position != step.new or now.complete != step.complete:
+        if step.removes or now.epoch != step.epoch:
+            return False
+        if now.position != step.new or now.complete != step.complete:
             return False
         # A read of everything may end where the last one ended: then the position says nothing.
         return step.old != step.new or now.rows == self.checkpoints[step.key].rows + step.rows

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
-from etl.connector import FlowBuilder, OpenTarget, Target
+from etl.connector import Confirming, FlowBuilder, OpenTarget, Target
 from etl.engine import failpoints
 from etl.engine.retry import Attempts
 from etl.engine.running import RunningFlow
@@ -42,11 +42,22 @@ class Publisher:
             await self._try(target.name, "finishing the tables", opened.build)
             waiting = [flow for flow in flows if not flow.is_published]
             await self._publish(target, opened, waiting)
+            await self._confirm(target, opened, flows)
             notes = opened.notes
             for flow in flows:
                 for message in notes.get(flow.plan.name, ()):
                     flow.notes.append(message)
                     self._tell(Note(flow=flow.plan.name, message=message))
+
+    async def _confirm(
+        self, target: Target, opened: OpenTarget, flows: Sequence[RunningFlow]
+    ) -> None:
+        """Look whether what has been committed is still there, of all flows that have ended."""
+        ours = {key: one for flow in flows for key, one in flow.unstaged(target).items()}
+        if ours and isinstance(opened, Confirming):
+            await self._try(
+                target.name, "looking at the checkpoints", partial(opened.confirm, ours)
+            )
 
     async def publish_one(self, flow: RunningFlow) -> None:
         """Put the staged tables of one flow in place, which has ended."""

@@ -8,7 +8,16 @@ from time import monotonic
 from typing import Any
 
 from etl.batch import Batch
-from etl.connector import Advance, Instant, Reader, Resting, Session, Target
+from etl.connector import (
+    Advance,
+    Checkpoint,
+    CheckpointKey,
+    Instant,
+    Reader,
+    Resting,
+    Session,
+    Target,
+)
 from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim
@@ -161,6 +170,16 @@ class RunningFlow:
             if claim.plan.target == target
             for step in claim.closing(staged=True)
         ]
+
+    def unstaged(self, target: Target) -> dict[CheckpointKey, Checkpoint]:
+        """The checkpoints in one database that no publication moves, as this run left them."""
+        return {
+            key: checkpoint
+            for claim in self.claims
+            if claim.plan.target == target
+            for key, checkpoint in claim.checkpoints.items()
+            if key.sink not in claim.staged
+        }
 
     @property
     def is_at_one_instant(self) -> bool:

@@ -15,7 +15,14 @@ from etl.databases import postgres
 from etl.databases.database import Database, ReadSpec
 from etl.databases.types import text_decoder
 from etl.databases.url import parse_url
-from etl.errors import ConfigError, DataError, FencedError, SchemaMismatchError
+from etl.errors import (
+    EXIT_TEMPORARY,
+    ConfigError,
+    DataError,
+    FencedError,
+    SchemaMismatchError,
+    TargetWentBackError,
+)
 from etl.rows import Column, Layout, Row, Type, ValueRows
 from tests.integration.postgres_kit import INFO, lane, move, read, run_sql, sql, texts, value
 
@@ -486,6 +493,24 @@ async def test_an_older_run_is_fenced(postgres_url: str) -> None:
                 await old.write([batch({"id": 2})], ("2",))
             await new.write([batch({"id": 3})], ("3",))
     assert await texts(postgres_url, "SELECT id FROM f ORDER BY id") == ["(1)", "(3)"]
+
+
+@pytest.mark.parametrize(
+    "back", ["UPDATE etl_checkpoint SET position = NULL", "DELETE FROM etl_checkpoint"]
+)
+async def test_a_target_that_fell_back_is_not_taken_for_one_that_another_run_has(
+    postgres_url: str, back: str
+) -> None:
+    """A standby that lacked the last transactions has rows and positions of an earlier moment."""
+    await run_sql(postgres_url, "CREATE TABLE f (id int)")
+    async with lane(postgres_url, db(postgres_url).append("f")) as one:
+        await one.write([batch({"id": 1})], ("1",))
+        await run_sql(postgres_url, f"DELETE FROM f; {back}")
+        with pytest.raises(TargetWentBackError) as failure:
+            await one.write([batch({"id": 2})], ("2",))
+    assert failure.value.exit_code == EXIT_TEMPORARY
+    assert failure.value.is_final  # this run's rows do not join on to what is there
+    assert await texts(postgres_url, "SELECT id FROM f") == []
 
 
 async def test_the_settled_checkpoint_is_that_of_the_last_commit(postgres_url: str) -> None:

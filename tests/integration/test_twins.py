@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from etl.errors import (
     AlreadyRunningError,
     FencedError,
     PipelineFailedError,
+    TargetWentBackError,
     exit_code_of,
 )
 from tests.integration.fault_kit import (
@@ -33,6 +35,7 @@ from tests.integration.fault_kit import (
     make_source,
     make_target,
     sql,
+    to_total,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,34 @@ async def until_moved(target: str) -> None:
 def assert_fenced(error: PipelineFailedError) -> None:
     assert isinstance(error.errors[0], FencedError), repr(error.errors[0])
     assert exit_code_of(error) == EXIT_ACTIVE
+
+
+async def test_a_flow_that_had_ended_when_the_target_fell_back_is_missed_at_the_end(
+    databases: tuple[str, str],
+) -> None:
+    """A standby without the last transactions takes over while another flow goes on."""
+    source, target = databases
+    items = Database(source).table("items", row=Item)
+
+    async def fall_back(rows: Sequence[Item]) -> list[Item]:
+        async with sql(target) as connection:
+            await connection.execute(
+                "DELETE FROM copies WHERE id > 60;"
+                "UPDATE etl_checkpoint SET position = '[\"60\"]', complete = false"
+                " WHERE flow = 'first'"
+            )
+        return list(rows)
+
+    first = items.named("first").into(Database(target).append("copies"))
+    second = items.named("second").map_batches(fall_back).map(to_total)
+    last = replace(second.into(Database(target).upsert("totals", key=("kind",))), after=("first",))
+    pipeline = Pipeline(NAME, first, last, limits=SMALL)
+    with pytest.raises(PipelineFailedError) as failure:
+        await bounded(pipeline.run())
+    assert isinstance(failure.value.errors[0], TargetWentBackError)
+
+    await bounded(Pipeline(NAME, first, limits=SMALL).run())
+    await assert_exact(target)
 
 
 @pytest.mark.parametrize("mode", ["append", "add"])

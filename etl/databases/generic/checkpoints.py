@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
-from etl.databases.checkpoints import FIELDS, checkpoint_of, fenced, now, parts
+from etl.databases.checkpoints import FIELDS, checkpoint_of, now, parts, refused
 from etl.databases.generic.connect import Connection
 from etl.errors import DataError, chain
 
@@ -106,7 +106,8 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
     """Move one checkpoint from where this run left it.
 
     Raises:
-        FencedError: It is not there any more: a newer run took over.
+        FencedError: A newer run took over.
+        TargetWentBackError: It is not there any more, and no newer run has moved it.
     """
     here = sa.and_(
         is_key(step.key),
@@ -129,4 +130,7 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
             )
         )
     if changed != 1:
-        raise fenced(step.key)
+        key = step.key
+        of_sink = sa.and_(_C.pipeline == key.pipeline, _C.flow == key.flow, _C.sink == key.sink)
+        highest = await connection.value(sa.select(sa.func.max(_C.epoch)).where(of_sink))
+        raise refused(key, step.epoch, highest)

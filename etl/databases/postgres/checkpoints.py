@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
-from etl.databases.checkpoints import checkpoint_of, parts
+from etl.databases.checkpoints import checkpoint_of, parts, refused
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify
 
@@ -43,6 +43,20 @@ class Checkpoints:
             if row is not None:
                 found[key] = checkpoint_of(row)
         return found
+
+    async def load_all(self, connection: Connection) -> dict[CheckpointKey, Checkpoint]:
+        """All of the pipeline's."""
+        rows = await connection.fetch(
+            "SELECT flow, sink, partition, epoch, position, complete, fingerprint, rows"  # noqa: S608
+            f" FROM {self._table} WHERE pipeline = $1",
+            self.pipeline,
+        )
+        return {
+            CheckpointKey(
+                pipeline=self.pipeline, flow=row[0], sink=row[1], partition=row[2]
+            ): checkpoint_of(tuple(row)[3:])
+            for row in rows
+        }
 
     async def raise_epoch(
         self, connection: Connection, key: CheckpointKey, fingerprint: str
@@ -94,8 +108,22 @@ class Checkpoints:
         assert row is not None
         return checkpoint_of(row)
 
-    async def advance(self, connection: Connection, step: Advance) -> bool:
-        """Move one checkpoint if it is where this run left it; whether it was."""
+    async def advance(self, connection: Connection, step: Advance) -> None:
+        """Move one checkpoint from where this run left it.
+
+        Raises:
+            FencedError: A newer run took over.
+            TargetWentBackError: It is not there any more, and no newer run has moved it.
+        """
+        if not await self._advance(connection, step):
+            highest = await connection.fetchval(
+                f"SELECT max(epoch) FROM {self._table}"  # noqa: S608
+                " WHERE pipeline = $1 AND flow = $2 AND sink = $3",
+                *parts(step.key)[:3],
+            )
+            raise refused(step.key, step.epoch, highest)
+
+    async def _advance(self, connection: Connection, step: Advance) -> bool:
         if step.removes:
             status = await connection.execute(
                 f"DELETE FROM {self._table} WHERE {_KEY} AND epoch = $5"  # noqa: S608

@@ -11,7 +11,7 @@ import asyncpg
 
 from etl.batch import Batch
 from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
-from etl.databases.checkpoints import fenced, parts
+from etl.databases.checkpoints import parts
 from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints
@@ -247,8 +247,7 @@ class PostgresSession:
             with self._working("moving the checkpoints", ROLLED_BACK):
                 connection = await self._get()
                 for step in sorted(steps, key=lambda step: parts(step.key)):
-                    if not await self._checkpoints.advance(connection, step):
-                        raise fenced(step.key)
+                    await self._checkpoints.advance(connection, step)
 
     async def commit(self) -> None:
         """See :meth:`etl.connector.Session.commit`."""

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from etl.connector import Advance, CheckpointKey, RunInfo, Sink
+from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
-from etl.databases.checkpoints import fenced, is_done, parts
+from etl.databases.checkpoints import check_unmoved, is_done, parts
 from etl.databases.postgres import lock
 from etl.databases.postgres.catalogue import find_oids, find_relation
 from etl.databases.postgres.checkpoints import Checkpoints
@@ -198,6 +198,13 @@ class PostgresTarget:
         for load in loads:
             load.described = described
 
+    async def confirm(self, checkpoints: Mapping[CheckpointKey, Checkpoint]) -> None:
+        """See :class:`etl.connector.Confirming`."""
+        with translating("target", "looking at the checkpoints at the end"):
+            async with self._stock.lent() as connection:
+                found = await self._checkpoints.load_all(connection)
+        check_unmoved(checkpoints, found)
+
     async def _put_in_place(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Rename what is renamed, all together; pour the others, parents before children."""
         with translating("target", "publishing", "the old tables are in place"):
@@ -236,8 +243,7 @@ class PostgresTarget:
         """Complete a checkpoint; False where an earlier attempt has done so."""
         if await self._is_published(connection, step):
             return False
-        if not await self._checkpoints.advance(connection, step):
-            raise fenced(step.key)
+        await self._checkpoints.advance(connection, step)
         return True
 
     async def _is_published(self, connection: Connection, step: Advance) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from etl.batch import encode_position
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo
-from etl.databases.checkpoints import FIELDS, checkpoint_of, fenced, now, parts
+from etl.databases.checkpoints import FIELDS, checkpoint_of, now, parts, refused
 from etl.databases.sqlite.connection import Connection
 
 _KEY = "pipeline = ? AND flow = ? AND sink = ? AND partition = ?"
@@ -69,7 +69,8 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
     """Move one checkpoint from where this run left it.
 
     Raises:
-        FencedError: It is not there any more: a newer run took over.
+        FencedError: A newer run took over.
+        TargetWentBackError: It is not there any more, and no newer run has moved it.
     """
     at = (*parts(step.key), step.epoch, encode_position(step.old))
     where = f"WHERE {_KEY} AND epoch = ? AND position IS ?"
@@ -82,4 +83,8 @@ async def advance(connection: Connection, step: Advance, run_id: str) -> None:
             (encode_position(step.new), int(step.complete), step.rows, run_id, now(), *at),
         )
     if changed != 1:
-        raise fenced(step.key)
+        highest = await connection.value(
+            "SELECT max(epoch) FROM etl_checkpoint WHERE pipeline = ? AND flow = ? AND sink = ?",
+            parts(step.key)[:3],
+        )
+        raise refused(step.key, step.epoch, highest)
