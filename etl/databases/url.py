@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from etl.errors import ConfigError
 
@@ -52,7 +52,23 @@ class Url:
         if self.dialect == "sqlite":
             return f"sqlite:///{self.path}"
         port = f":{self.port}" if self.port else ""
-        return f"{self.dialect}://{self.host or ''}{port}/{self.path}"
+        host = f"{self.host or ''}{port}"
+        if len(several := self.hosts) > 1:
+            host = ",".join(f"{name}:{port}" if port else name for name, port in several)
+        return f"{self.dialect}://{host}/{self.path}"
+
+    @property
+    def hosts(self) -> tuple[tuple[str, str], ...]:
+        """Where a PostgreSQL server may be, each host with its port ("" where none is named);
+        of one host, nothing."""
+        options = dict(self.options)
+        names = options.get("host", "").split(",")
+        if self.dialect != "postgresql" or len(names) < 2:
+            return ()
+        ports = options.get("port", "").split(",")
+        if len(ports) == 1:
+            ports *= len(names)
+        return tuple(zip(names, ports, strict=True))
 
     def __str__(self) -> str:
         return self.name
@@ -108,8 +124,11 @@ def _of_server(text: str, dialect: str) -> Url | None:
     """The parts of a URL; None where it cannot be read, as an error would quote it."""
     try:
         parts = urlsplit(text)
-        port = parts.port
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        several: list[tuple[str, str]] = []
+        if dialect == "postgresql" and "," in parts.netloc.rpartition("@")[2]:
+            parts, several = _of_several_hosts(parts)
+        port = parts.port
     except ValueError:
         return None
     if "@" in parts.path or "#" in text:
@@ -117,7 +136,7 @@ def _of_server(text: str, dialect: str) -> Url | None:
         return None
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
-    others: list[tuple[str, str]] = []
+    others = several
     for name, value in options:
         if name == "user":
             user = user or value
@@ -134,6 +153,22 @@ def _of_server(text: str, dialect: str) -> Url | None:
         password=password,
         options=tuple(others),
     )
+
+
+def _of_several_hosts(parts: SplitResult) -> tuple[SplitResult, list[tuple[str, str]]]:
+    """A URL of several hosts as one without, and the options that name them, as libpq has it.
+
+    Raises:
+        ValueError: A port is no number.
+    """
+    user, at, hosts = parts.netloc.rpartition("@")
+    found = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    if not all(one.hostname for one in found):
+        raise ValueError("a host without a name")
+    ports = [str(one.port or "") for one in found]
+    bare = [unquote(one.hostname or "") for one in found]
+    names = [f"[{name}]" if ":" in name else name for name in bare]
+    return parts._replace(netloc=user + at), [("host", ",".join(names)), ("port", ",".join(ports))]
 
 
 def _sqlite(text: str, where: str) -> Url:

@@ -419,3 +419,56 @@ async def test_a_read_only_target_is_a_wrong_configuration(postgres_url: str) ->
     with pytest.raises(ConfigError, match="read-only"):
         async with lane(postgres_url, Database(postgres_url).append("big")) as one:
             await one.write([batch(0, 1)], ("1",))
+
+
+async def test_a_target_that_becomes_read_only_in_a_run_is_about_to_fail_over(
+    postgres_url: str,
+) -> None:
+    name = urlsplit(postgres_url).path.lstrip("/")
+    await run_sql(postgres_url, "CREATE TABLE t (id int, v text)")
+    async with lane(postgres_url, Database(postgres_url).append("t")) as one:
+        await one.write([batch(1, 1)], ("1",))
+        await run_sql(
+            postgres_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'
+        )
+        pid = one.session.connection.get_server_pid()
+        assert await value(postgres_url, f"SELECT pg_terminate_backend({pid}, 5000)")
+        for _ in range(2):  # the loss of the connection, then what the next one finds
+            with pytest.raises(TargetUnavailableError) as failure:
+                await one.write([batch(2, 1)], ("2",))
+        assert "may be about to take over" in str(failure.value)
+        async with sql(postgres_url) as admin:
+            await admin.execute("SET default_transaction_read_only = off")
+            await admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        await one.write([batch(2, 1)], ("2",))  # connects anew
+    assert await value(postgres_url, "SELECT count(*) FROM t") == 2
+
+
+async def test_a_host_that_is_silent_or_a_standby_is_passed_over(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "CONNECT_S", 2.0)
+    await run_sql(postgres_url, "CREATE TABLE t (id int PRIMARY KEY)")
+    parts = urlsplit(postgres_url)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        others = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in (silent, closed))
+        user, at, host = parts.netloc.rpartition("@")
+        several = with_parts(postgres_url, netloc=f"{user}{at}{others},{host}")
+        await open_source(several + "?target_session_attrs=read-write")
+        monkeypatch.setattr(connect, "_PATIENCE_S", 0.1)
+        with pytest.raises(SourceUnavailableError, match="None of the hosts match"):
+            await open_source(several + "?target_session_attrs=standby")
+    assert parse_url(several).name == f"postgresql://{others},{host}{parts.path}"
+
+
+async def test_a_connection_that_is_lost_in_a_run_says_that_what_is_committed_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "_PATIENCE_S", 0.1)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = parse_url(f"postgresql://me@127.0.0.1:{closed.getsockname()[1]}/d")
+        for again, said in ((False, "Nothing was moved"), (True, "What is committed stays")):
+            with pytest.raises(TargetUnavailableError, match=said):
+                await connect.connect(url, "target", "test", again=again)

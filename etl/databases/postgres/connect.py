@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import ssl
@@ -50,6 +51,8 @@ CLOSE_S = 3.0
 _CANCEL_S = 0.5
 """How long a connection may still come up after a cancellation."""
 _TOO_MANY = "53300"  # also the limit of a role or a database
+_NOTHING = "Nothing was moved"
+_STAYS = "What is committed stays"
 _PATIENCE_S = 5.0
 """How long a server that takes no connections is tried at the start: it may be restarting."""
 
@@ -97,10 +100,13 @@ def application_name(info: RunInfo, side: Side) -> str:
     return name[: 63 - len(suffix)] + suffix
 
 
-async def connect(url: Url, side: Side, application: str) -> Connection:
+async def connect(url: Url, side: Side, application: str, *, again: bool = False) -> Connection:
     """Open a connection and pin its settings.
 
     A server that refuses connections is tried again for some seconds.
+
+    Args:
+        again: There was one before, by which something may have been moved.
 
     Raises:
         ConfigError: Wrong password, unknown user or database, unknown option.
@@ -116,11 +122,11 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
             connection = await _open(url, options, trust, application)
             break
         except (*DRIVER_ERRORS, ValueError, asyncpg.ClientConfigurationError) as error:
-            if classify(error) != "not_ready" or loop.time() > until:
+            if not _may_come_up(error) or loop.time() > until:
                 for one in chain(error):
                     # The driver's frames hold the password, and some tools record their variables.
                     one.__traceback__ = None
-                raise _unreachable(error, url, side) from error
+                raise _unreachable(error, url, side, _STAYS if again else _NOTHING) from error
         await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
         await _pin(connection, side)
@@ -129,11 +135,44 @@ async def connect(url: Url, side: Side, application: str) -> Connection:
     except BaseException as error:
         connection.terminate()
         if isinstance(error, DRIVER_ERRORS):
-            raise _unreachable(error, url, side) from error
+            raise _unreachable(error, url, side, _STAYS if again else _NOTHING) from error
         raise
 
 
+def _may_come_up(error: BaseException) -> bool:
+    """Whether a server may take connections in a moment: it restarts, or another takes over."""
+    if isinstance(error, asyncpg.exceptions.TargetServerAttributeNotMatched):
+        return True
+    return classify(error) == "not_ready"
+
+
 async def _open(
+    url: Url, options: Options, trust: ssl.SSLContext | None, application: str
+) -> Connection:
+    hosts = url.hosts
+    if not hosts:
+        return await _open_one(url, options, trust, application)
+    # One by one: the driver would give the first that does not answer the time of all.
+    wanted = options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS") or "any"
+    rounds = ("standby", "any") if wanted == "prefer-standby" else (wanted,)
+    last: BaseException | None = None
+    for wanted in rounds:
+        for host, port in hosts:
+            one = {**options, "host": host, "target_session_attrs": wanted}
+            one.pop("port", None)
+            if port:
+                one["port"] = port
+            try:
+                return await _open_one(url, one, trust, application)
+            except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+                if isinstance(error, asyncpg.PostgresError) and not _may_come_up(error):
+                    raise
+                last = error
+    assert last is not None
+    raise last
+
+
+async def _open_one(
     url: Url, options: Options, trust: ssl.SSLContext | None, application: str
 ) -> Connection:
     opening: asyncio.Task[Connection] = asyncio.ensure_future(
@@ -203,13 +242,13 @@ async def _pin(connection: Connection, side: Side) -> None:
     await connection.fetchval(_SET, list(settings), list(settings.values()))
 
 
-def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
+def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> EtlError:
     unavailable = SourceUnavailableError if side == "source" else TargetUnavailableError
     if isinstance(error, asyncpg.PostgresError):
         text = safe_message(error)
         state = error.sqlstate or ""
         if state.startswith("28") or state in {"3D000", "42501", "22023", "42704"}:
-            return ConfigError(f"{url.name} refused the connection: {text}. Nothing was moved")
+            return ConfigError(f"{url.name} refused the connection: {text}. {stands}")
         if state == _TOO_MANY:
             return unavailable(
                 f"{url.name} takes no more connections: {text}. A run holds one for each flow"
@@ -217,10 +256,10 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
                 " run it again when others have ended, move fewer tables at once (--flows,"
                 " --jobs), or raise max_connections"
             )
-        return unavailable(f"{url.name} takes no connections now: {text}. Nothing was moved")
+        return unavailable(f"{url.name} takes no connections now: {text}. {stands}")
     if isinstance(error, ssl.SSLError | ssl.CertificateError):
         return ConfigError(
-            f"{url.name}: no secure connection: {first_line(error)}. Nothing was moved; check"
+            f"{url.name}: no secure connection: {first_line(error)}. {stands}; check"
             " sslmode and sslrootcert in the URL"
         )
     if isinstance(error, asyncpg.ClientConfigurationError | ValueError) and not isinstance(
@@ -229,21 +268,20 @@ def _unreachable(error: BaseException, url: Url, side: Side) -> EtlError:
         return ConfigError(f"{url.name}: the URL cannot be used: {first_line(error)}")
     if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
         return ConfigError(
-            f"{url.name}: the server offers no TLS, which sslmode asks for. Nothing was moved; turn"
+            f"{url.name}: the server offers no TLS, which sslmode asks for. {stands}; turn"
             " TLS on there, or ask for less with sslmode=prefer"
         )
     if isinstance(error, socket.gaierror):
         return ConfigError(
-            f"{url.name}: the host's name is unknown ({first_line(error)}). Nothing was moved;"
-            " check the URL"
+            f"{url.name}: the host's name is unknown ({first_line(error)}). {stands}; check the URL"
         )
     if isinstance(error, TimeoutError):
         return unavailable(
-            f"{url.name} did not answer within {CONNECT_S:.0f} s. Nothing was moved; check the"
+            f"{url.name} did not answer within {CONNECT_S:.0f} s. {stands}; check the"
             " address and the network"
         )
     return unavailable(
-        f"{url.name} cannot be reached ({first_line(error)}). Nothing was moved; check the"
+        f"{url.name} cannot be reached ({first_line(error)}). {stands}; check the"
         " address, and that the server runs"
     )
 

@@ -74,6 +74,8 @@ class PostgresSession:
         self._is_cut = False  # a statement was cut short: its late cancel may hit the next one
         self._is_working = False
         self._has_savepoint = False
+        self._has_moved = False  # a checkpoint, in a transaction of its own or with rows
+        self._moves = False  # in the open transaction
         self.rejects = Rejects(self, checkpoints)
 
     async def wants_profile(self, sink: int, shape: Shape) -> bool:
@@ -183,7 +185,7 @@ class PostgresSession:
         with self._working("beginning a transaction", "nothing was written"):
             connection = await self._get()
             self._is_open = True
-            self._has_savepoint = False
+            self._has_savepoint = self._moves = False
             await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             if strict:
                 await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
@@ -248,12 +250,14 @@ class PostgresSession:
                 connection = await self._get()
                 for step in sorted(steps, key=lambda step: parts(step.key)):
                     await self._checkpoints.advance(connection, step)
+                self._moves = True
 
     async def commit(self) -> None:
         """See :meth:`etl.connector.Session.commit`."""
         connection = await self._get()
         await commit(connection, self._url)
         self._is_open = False
+        self._has_moved = self._has_moved or self._moves
         for load in self.loads:
             load.committed()
 
@@ -335,6 +339,12 @@ class PostgresSession:
             # An error of the server ends a statement; a cancellation or a time limit cuts it.
             if not isinstance(error, EtlError) or isinstance(error.__cause__, TimeoutError):
                 self._is_cut = True
+            if self._has_moved and isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
+                # It was not so before: a fail-over is going on, and the next try connects anew.
+                self._is_cut = True
+                raise TargetUnavailableError(
+                    f"{error}. It took writes before: a standby may be about to take over"
+                ) from error.__cause__
             raise
         finally:
             self._is_working = False

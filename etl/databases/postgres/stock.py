@@ -23,6 +23,7 @@ class Stock:
         self._application = application
         self._idle: list[Connection] = []
         self._is_closed = False
+        self._has_given = False
 
     async def get(self) -> Connection:
         """One that was given back, or a new one."""
@@ -30,7 +31,9 @@ class Stock:
             connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
-        return await connect(self._url, self._side, self._application)
+        connection = await connect(self._url, self._side, self._application, again=self._has_given)
+        self._has_given = True
+        return connection
 
     @asynccontextmanager
     async def lent(self) -> AsyncGenerator[Connection]:
