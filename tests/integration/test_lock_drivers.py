@@ -27,7 +27,7 @@ from etl.databases.postgres import lock as postgres_lock
 from etl.databases.postgres.connect import close
 from etl.databases.sqlite import lock as sqlite_lock
 from etl.engine.holder import is_alive_here, this_process
-from etl.errors import AlreadyRunningError
+from etl.errors import AlreadyRunningError, ConfigError
 from etl.testing.memory import MemorySource
 
 ROOT = Path(__file__).parents[2]
@@ -303,6 +303,17 @@ async def test_a_link_names_the_same_database(sqlite_url: str, tmp_path: Path) -
     async with running(sqlite_url, info("one")):
         with pytest.raises(AlreadyRunningError):
             await starts(f"sqlite:///{tmp_path / 'link.db'}", info("two"))
+
+
+async def test_a_file_with_a_second_name_is_refused(sqlite_url: str, tmp_path: Path) -> None:
+    """By each name SQLite would keep a log of its own, and two runs would destroy the file."""
+    with closing(sqlite3.connect(tmp_path / "test.db")) as connection:
+        connection.execute("CREATE TABLE t (id int)")
+    (tmp_path / "other.db").hardlink_to(tmp_path / "test.db")
+    with pytest.raises(ConfigError, match="2 names"):
+        await starts(sqlite_url, info("one"))
+    (tmp_path / "other.db").unlink()
+    await starts(sqlite_url, info("one"))
 
 
 async def test_the_lock_outlasts_the_sessions(

@@ -309,9 +309,20 @@ async def open_target_file(url_path: str, where: str) -> tuple[Connection, Seque
 
     Returns:
         The connection and notes.
+
+    Raises:
+        ConfigError: It cannot be made, or has a second name.
     """
     path = path_of(url_path, where)
     make_file(path, where)
+    if (names := path.stat().st_nlink) > 1:
+        # SQLite's log and journal lie beside the name by which a file was opened, so who opens it
+        # by another sees neither. See "How To Corrupt An SQLite Database File", 2.5.
+        raise ConfigError(
+            f"{where}: the file has {names} names (hard links), and SQLite programs that open it by"
+            " different ones destroy it. Nothing was moved; make it a file of its own (cp), or name"
+            " it by symbolic links"
+        )
     connection = await connect_target(path, where)
     try:
         mode = await connection.value("PRAGMA journal_mode")
