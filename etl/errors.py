@@ -223,6 +223,12 @@ _STATES: dict[str, ErrorClass] = {
     "57P01": "lost",
     "57P02": "lost",
     "57P03": "not_ready",
+    # A session that was ended for its time: idle in a transaction (a process that was frozen),
+    # a transaction that took too long, idle; or for its database, which was dropped.
+    "25P03": "lost",
+    "25P04": "lost",
+    "57P04": "lost",
+    "57P05": "lost",
     "53300": "not_ready",
     "40001": "transient",
     "40P01": "transient",

@@ -566,6 +566,7 @@ class Lane:
             FencedError: A newer run has one of the lane's.
             TargetWentBackError: They are in an earlier state, so what was made since is gone.
         """
+        found: Mapping[CheckpointKey, Checkpoint]
         try:
             found = await finish(
                 self.session.load(list(self.checkpoints)), grace_s=self._limits.abort_grace_s

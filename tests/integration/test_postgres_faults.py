@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from etl.batch import Batch
@@ -17,6 +18,7 @@ from etl.connector import RunInfo
 from etl.databases import postgres
 from etl.databases.database import Database, ReadSpec
 from etl.databases.postgres import connect, copying, session
+from etl.databases.postgres.translate import translated
 from etl.databases.url import parse_url
 from etl.errors import (
     CommitInDoubtError,
@@ -472,3 +474,20 @@ async def test_a_connection_that_is_lost_in_a_run_says_that_what_is_committed_st
         for again, said in ((False, "Nothing was moved"), (True, "What is committed stays")):
             with pytest.raises(TargetUnavailableError, match=said):
                 await connect.connect(url, "target", "test", again=again)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.IdleInTransactionSessionTimeoutError,
+        asyncpg.IdleSessionTimeoutError,
+        asyncpg.DatabaseDroppedError,
+        asyncpg.AdminShutdownError,
+    ],
+)
+def test_a_session_that_the_server_ended_is_a_lost_connection(
+    error: type[asyncpg.PostgresError],
+) -> None:
+    """Told in the middle of a statement, before the driver sees the end of the connection."""
+    found = translated(error("terminating connection"), "target", "sink 't'")
+    assert isinstance(found, TargetUnavailableError)
