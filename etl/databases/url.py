@@ -60,7 +60,11 @@ class Url:
     @property
     def hosts(self) -> tuple[tuple[str, str], ...]:
         """Where a PostgreSQL server may be, each host with its port ("" where none is named);
-        of one host, nothing."""
+        of one host, nothing.
+
+        Raises:
+            ConfigError: There are neither as many ports as hosts, nor one.
+        """
         options = dict(self.options)
         names = options.get("host", "").split(",")
         if self.dialect != "postgresql" or len(names) < 2:
@@ -68,6 +72,11 @@ class Url:
         ports = options.get("port", "").split(",")
         if len(ports) == 1:
             ports *= len(names)
+        if len(ports) != len(names):
+            raise ConfigError(
+                f"the URL names {len(names)} hosts and {len(ports)} ports; give one port, or one"
+                " for each host"
+            )
         return tuple(zip(names, ports, strict=True))
 
     def __str__(self) -> str:

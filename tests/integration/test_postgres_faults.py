@@ -462,6 +462,10 @@ async def test_a_host_that_is_silent_or_a_standby_is_passed_over(
         with pytest.raises(SourceUnavailableError, match="None of the hosts match"):
             await open_source(several + "?target_session_attrs=standby")
     assert parse_url(several).name == f"postgresql://{others},{host}{parts.path}"
+    with pytest.raises(ConfigError, match="2 hosts and 3 ports"):
+        await open_source("postgresql:///d?host=a,b&port=1,2,3")
+    with pytest.raises(ConfigError, match="port must be 0-65535"):
+        await open_source("postgresql:///d?host=127.0.0.1&port=99999")
 
 
 async def test_a_connection_that_is_lost_in_a_run_says_that_what_is_committed_stays(

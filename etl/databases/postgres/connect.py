@@ -51,6 +51,8 @@ CLOSE_S = 3.0
 _CANCEL_S = 0.5
 """How long a connection may still come up after a cancellation."""
 _TOO_MANY = "53300"  # also the limit of a role or a database
+# What the driver says of a URL; the last, of a port that no host has.
+_UNUSABLE = (asyncpg.ClientConfigurationError, ValueError, OverflowError)
 _NOTHING = "Nothing was moved"
 _STAYS = "What is committed stays"
 _PATIENCE_S = 5.0
@@ -121,7 +123,7 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
         try:
             connection = await _open(url, options, trust, application)
             break
-        except (*DRIVER_ERRORS, ValueError, asyncpg.ClientConfigurationError) as error:
+        except (*DRIVER_ERRORS, *_UNUSABLE) as error:
             if not _may_come_up(error) or loop.time() > until:
                 for one in chain(error):
                     # The driver's frames hold the password, and some tools record their variables.
@@ -262,9 +264,7 @@ def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> Etl
             f"{url.name}: no secure connection: {first_line(error)}. {stands}; check"
             " sslmode and sslrootcert in the URL"
         )
-    if isinstance(error, asyncpg.ClientConfigurationError | ValueError) and not isinstance(
-        error, asyncpg.PostgresError | OSError
-    ):
+    if isinstance(error, _UNUSABLE) and not isinstance(error, asyncpg.PostgresError | OSError):
         return ConfigError(f"{url.name}: the URL cannot be used: {first_line(error)}")
     if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
         return ConfigError(
