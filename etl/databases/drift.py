@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 REMEDY = (
     "add the column, leave it out of the rows, or let the sink do one of them:"
@@ -45,6 +45,18 @@ def told_computed(names: Sequence[str], label: str) -> list[str]:
     if not names:
         return []
     return [f"{label}: not written, because the table computes it: {_listed(names)}"]
+
+
+def told_merged(collations: Mapping[str, str], label: str) -> list[str]:
+    """The note on a key by which rows that differ are one row in the table."""
+    if not collations:
+        return []
+    names = ", ".join(f"{name!r} ({collation})" for name, collation in collations.items())
+    note = (
+        f"{label}: rows whose keys differ only in what the table's collation takes for the same"
+        f" (upper and lower case, say) become one row: {names}"
+    )
+    return [note]
 
 
 def _listed(names: Sequence[str]) -> str:

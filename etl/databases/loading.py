@@ -7,7 +7,7 @@ database spells it. How a table is looked up, made, staged and written does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from etl.connector import Sink
@@ -18,6 +18,7 @@ from etl.databases.drift import (
     told_computed,
     told_ignored,
     told_lost,
+    told_merged,
     told_unstaged,
 )
 from etl.databases.sql import listed
@@ -50,6 +51,11 @@ class TargetTable(Protocol[C_co]):
     @property
     def columns(self) -> Sequence[C_co]: ...
     def column(self, name: str, /) -> C_co | None: ...
+
+    def loose(self, key: Sequence[str], /) -> Mapping[str, str]:
+        """Of the columns of a unique key those that take some different texts for the same, each
+        with its collation."""
+        ...
 
 
 def staging_name(base: str, pipeline: str, flow: str) -> str:
@@ -146,7 +152,17 @@ class BaseLoad(Generic[C]):
                 f" {self.staging!r} and appended when the run has ended"
             )
         computed = [c.name for c in final.columns if c.generated and c.name in given]
-        return notes + told_computed(computed, self.label)
+        notes += told_computed(computed, self.label)
+        if self.sink.mode == "upsert":
+            types = {c.name: c.type for c in self._shape.columns} if self._shape else {}
+            merged = {
+                name: collation
+                for name, collation in final.loose(self.sink.key).items()
+                # There keys are compared so as a rule, and so the source has no two such rows.
+                if name not in types or types[name].dialect != "mysql"
+            }
+            notes += told_merged(merged, self.label)
+        return notes
 
     # -- what is refused ---------------------------------------------------------------------
 

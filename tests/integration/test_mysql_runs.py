@@ -38,6 +38,7 @@ from etl.errors import (
     TargetUnavailableError,
 )
 from etl.rows import Shape, shape_of
+from tests.integration import sqlite_kit
 from tests.integration.mysql_kit import fill, name_of, rows_of
 from tests.mysql_server import MySQLServer
 
@@ -694,6 +695,22 @@ async def test_a_key_that_no_index_makes_unique_is_refused(
     flow = Database(mysql_url).table("t").into(Database(mysql_url).upsert("t", key=("b",)))
     with pytest.raises(SchemaMismatchError, match="no unique index"):
         await Pipeline("p", flow).run()
+
+
+async def test_keys_that_the_table_takes_for_one_are_told(
+    mysql_server: MySQLServer, mysql_url: str, sqlite_url: str
+) -> None:
+    collation = "utf8mb4_general_ci"
+    table = f"(k varchar(9) CHARACTER SET utf8mb4 COLLATE {collation} PRIMARY KEY)"
+    fill(mysql_server, mysql_url, f"CREATE TABLE s {table}", f"CREATE TABLE t {table}")
+    sqlite_kit.script(
+        sqlite_url, "CREATE TABLE s (k TEXT PRIMARY KEY); INSERT INTO s VALUES ('a'), ('A')"
+    )
+    for url, is_told in ((mysql_url, False), (sqlite_url, True)):
+        flow = Database(url).table("s").into(Database(mysql_url).upsert("t", key="k"))
+        report = await Pipeline("p", flow).run(accept_change=True)
+        assert (f"become one row: 'k' ({collation})" in str(report.flows[0].notes)) == is_told
+    assert len(rows_of(mysql_server, mysql_url, "SELECT k FROM t")) == 1
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])

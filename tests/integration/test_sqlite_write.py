@@ -27,6 +27,7 @@ from etl.errors import (
     SchemaMismatchError,
     TargetUnavailableError,
 )
+from etl.pipeline import Pipeline
 from etl.rows import Column, Shape, Type, shape_of
 from tests.integration.sqlite_kit import (
     INFO,
@@ -205,6 +206,22 @@ async def test_an_upsert_keeps_the_last_row_of_a_key(sqlite_url: str) -> None:
         assert await one.write([Item(1, "a"), Item(2, "b"), Item(1, "c")], (1,)) == 3
         await one.write([Item(2, "d"), Item(3, "e")], (2,))
     assert fetch(sqlite_url, "SELECT * FROM t") == [(1, "c"), (2, "d"), (3, "e")]
+
+
+@pytest.mark.parametrize(("collation", "count"), [("NOCASE", 1), ("BINARY", 2)])
+async def test_keys_that_the_table_takes_for_one_are_told(
+    sqlite_url: str, collation: str, count: int
+) -> None:
+    script(
+        sqlite_url,
+        "CREATE TABLE s (k TEXT PRIMARY KEY); INSERT INTO s VALUES ('a'), ('A');"
+        f" CREATE TABLE t (k TEXT PRIMARY KEY COLLATE {collation})",
+    )
+    database = Database(sqlite_url)
+    flow = database.table("s").into(Database(sqlite_url).upsert("t", key="k"))
+    report = await Pipeline("p", flow).run()
+    assert len(fetch(sqlite_url, "SELECT k FROM t")) == count
+    assert ("become one row: 'k' (NOCASE)" in str(report.flows[0].notes)) == (count == 1)
 
 
 async def test_an_upsert_adds_columns_up(sqlite_url: str) -> None:

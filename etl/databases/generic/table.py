@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -98,6 +99,15 @@ class Table:
     def is_unique(self, names: tuple[str, ...]) -> bool:
         """Whether a unique index makes sure that some columns identify a row."""
         return any(i.unique and i.columns and set(i.columns) <= set(names) for i in self.indexes)
+
+    def loose(self, key: Sequence[str]) -> Mapping[str, str]:
+        """See :class:`etl.databases.loading.TargetTable`."""
+        found = {name: column.collation for name in key if (column := self.column(name))}
+        return {
+            name: collation
+            for name, collation in found.items()
+            if collation is not None and not collation.endswith(("_bin", "binary"))
+        }
 
     def has_index_on(self, names: tuple[str, ...]) -> bool:
         """Whether a unique index is on exactly these columns."""

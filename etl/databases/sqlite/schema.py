@@ -115,6 +115,14 @@ class Table:
         index = self.index_within(names)
         return index if index is not None and set(index.columns) == set(names) else None
 
+    def loose(self, key: Sequence[str]) -> Mapping[str, str]:
+        """See :class:`etl.databases.loading.TargetTable`."""
+        index = self.index_on(key)
+        if index is None:
+            return {}
+        pairs = zip(index.columns, index.collations, strict=True)
+        return {name: collation for name, collation in pairs if collation != "BINARY"}
+
 
 _EXACT_KINDS: Mapping[Affinity, Kind] = {
     "integer": "int64",
