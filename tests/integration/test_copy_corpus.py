@@ -291,7 +291,7 @@ async def tables(url: str) -> set[str]:
 
 
 CURSORS: dict[str, tuple[str, ...]] = {
-    "pg": ("k_composite:b", "k_uuid:k", "k_timestamptz:k", "k_extreme:k", "k_numeric:k"),
+    "pg": ("k_composite:b", "k_uuid:k", "k_timestamptz:k", "k_extreme:k"),
     "lite": ("b_without:a", "b_pk_desc:id", "b_pk_int:id", "b_pk_nocase:id", "a_int:id"),
 }
 
