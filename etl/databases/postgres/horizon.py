@@ -196,9 +196,9 @@ def _refuse_end(selection: Selection, upper: Any) -> None:
     """Refuse a value behind which nothing comes: the position would stay there for ever."""
     if upper in {"NaN", "Infinity"} and selection.casts[0].startswith("numeric"):
         raise DataError(
-            f"{selection.label}: the cursor {selection.order[0]!r} (numeric) is {upper} in some row, and no"
-            " row comes after that: whatever is added would be left out for ever. Nothing was"
-            " moved; correct such rows, or read a query that leaves them out"
+            f"{selection.label}: the cursor {selection.order[0]!r} (numeric) is {upper} in some"
+            " row, and no row comes after that: whatever is added would be left out for ever."
+            " Nothing was moved; correct such rows, or read a query that leaves them out"
         )
 
 
