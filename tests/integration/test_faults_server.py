@@ -37,12 +37,12 @@ from tests.integration.fault_kit import (
     sql,
     until_unlocked,
 )
-from tests.integration.own_postgres import OwnServer, StopMode, own_postgres
+from tests.own_postgres import OwnServer, StopMode, own_postgres
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnServer]:
-    with own_postgres() as one:
+    with own_postgres(max_connections="40") as one:
         yield one
 
 

