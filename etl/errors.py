@@ -69,6 +69,14 @@ class TargetWentBackError(TargetUnavailableError):
 
     is_final = True
 
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: the target is not as this run left it: it went back to an earlier state (a"
+            " standby that lacked the last transactions took over, or a backup was restored), or"
+            " its checkpoint was reset. Rows and positions went back together; nothing was written"
+            " since. Run it again"
+        )
+
 
 class CommitInDoubtError(TransientError):
     """The answer to COMMIT was lost: the transaction is in, or it is not.

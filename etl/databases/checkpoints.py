@@ -67,12 +67,7 @@ def refused(key: CheckpointKey, epoch: int, highest: int | None) -> EtlError:
     """
     if highest is not None and highest > epoch:
         return _fenced(key)
-    return TargetWentBackError(
-        f"flow {key.flow!r} into {key.sink!r}: the target is not as this run left it: it went back"
-        " to an earlier state (a standby that lacked the last transactions took over, or a backup"
-        " was restored), or its checkpoint was reset. Rows and positions went back together;"
-        " nothing was written since. Run it again"
-    )
+    return TargetWentBackError(f"flow {key.flow!r} into {key.sink!r}")
 
 
 def check_unmoved(

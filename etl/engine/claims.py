@@ -116,6 +116,7 @@ _LAYOUT = "key ranges"
 _COLUMNS = "columns"
 _ORDER = "order"
 _MODE = ("sink", "mode")
+_CONTENT = ("source", "content")
 
 
 def _layout_in(fingerprint: str | None) -> Layout | None:
@@ -231,7 +232,7 @@ class Claimant:
                         " again with --full, or after etl state reset"
                     )
 
-    async def claim(self, sessions: Sequence[Session], shape: Shape | None = None) -> Start:
+    async def claim(self, sessions: Sequence[Session], shape: Shape | None) -> Start:
         """Check everything, take the checkpoints over, and find where to read.
 
         Args:
@@ -281,10 +282,14 @@ class Claimant:
             if layout is not None and await session.load(layout.keys(key)):
                 layouts[key] = layout
         anew = {
-            key
+            key: why
             for key, checkpoint in before.items()
-            if self._begins_anew(lane, key, checkpoint, prints[key], is_cut=key in layouts)
+            if (why := self._why_anew(lane, key, checkpoint, prints[key], is_cut=key in layouts))
         }
+        self._start_notes += [
+            f"the load of {sink!r} that was stopped begins anew: {why} changed meanwhile"
+            for sink, why in {key.sink: why for key, why in anew.items()}.items()
+        ]
         self._check_fingerprints(
             {
                 key: one
@@ -302,7 +307,7 @@ class Claimant:
         }
         claim = Claim(plan=lane, session=session)
         return _Found(
-            claim=claim, prints=prints, before=before, layouts=layouts, done=done, anew=anew
+            claim=claim, prints=prints, before=before, layouts=layouts, done=done, anew=set(anew)
         )
 
     async def _layout(self, found: Sequence[_Found]) -> Layout | None:
@@ -552,30 +557,25 @@ class Claimant:
         sink = _sink_of(lane, key)
         return not self._full and not self._plan.incremental and _adds(sink) and found.complete
 
-    def _begins_anew(
+    def _why_anew(
         self, lane: LanePlan, key: CheckpointKey, found: Checkpoint, now: str, *, is_cut: bool
-    ) -> bool:
-        """Whether a staged load that was stopped may not go on, and so is loaded anew.
+    ) -> str | None:
+        """What changed since a staged load was stopped, so that it must not go on.
 
-        With other columns than its first rows, or from a file with another content. Nobody has
-        seen its rows yet; a load that writes into its table goes on, or is refused.
+        Nobody has seen its rows yet, so it is loaded anew; a load that writes into its table goes
+        on, or is refused.
         """
         is_begun = found.position is not None or is_cut
         if self._full or found.complete or not is_begun:
-            return False
+            return None
         if not self._is_staged(_sink_of(lane, key)):
-            return False
-        before, after = (_part_of(text, _COLUMNS) for text in (found.fingerprint, now))
-        other = sorted(set(before) ^ set(after)) if before and after else []
-        why = f"columns {', '.join(map(repr, other))}" if other else None
-        before, after = (_part_of(text, "source", "content") for text in (found.fingerprint, now))
-        if before != after and not self._accept_change:
-            why = "the content of the file"
-        if why is not None:
-            self._start_notes.append(
-                f"the load of {key.sink!r} that was stopped begins anew: {why} changed meanwhile"
-            )
-        return why is not None
+            return None
+        was, is_now = (_part_of(text, *_CONTENT) for text in (found.fingerprint, now))
+        if was != is_now and not self._accept_change:
+            return "the content of the file"
+        had, has = (_part_of(text, _COLUMNS) for text in (found.fingerprint, now))
+        other = sorted(set(had) ^ set(has)) if had and has else []
+        return f"columns {', '.join(map(repr, other))}" if other else None
 
     def _starts_over(self, lane: LanePlan, key: CheckpointKey, found: Checkpoint) -> bool:
         """A ``replace`` that is complete is loaded anew, so its position is not used again."""

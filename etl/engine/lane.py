@@ -217,9 +217,8 @@ class Lane:
         self._expected = {place: starts[key] for place, key in self._keys.items()}
         self._routes = routes
         self._follower = Follower(routes)
-        self._own: dict[Sinks, Own] = {}
         # Of partitions whose batches are all for the same sinks, which is nearly always so.
-        self._own_of = {
+        self._own = {
             route.partition: self._numbers(route.segments[0].sinks)
             for route in routes.values()
             if len(route.segments) == 1
@@ -290,9 +289,9 @@ class Lane:
                 " batch of its own. Use derive, merge or split. Nothing of it was written"
             )
         tokens = batch.tokens
-        sinks = self._own_of.get(tokens[0][0]) if tokens else None
+        sinks = self._own.get(tokens[0][0]) if tokens else None
         if sinks is None:
-            sinks = self._sinks_of(batch)
+            sinks = self._numbers(self._follower.sinks_of(batch))
         if not sinks:
             return  # every sink of this lane has these rows already
         expected = self._expected
@@ -314,13 +313,6 @@ class Lane:
                 raise
             group.is_suspect = True
             group.add(batch, sinks)  # as it is: the write finds the row
-
-    def _sinks_of(self, batch: Batch[Any]) -> Own:
-        wanted = self._follower.sinks_of(batch)
-        own = self._own.get(wanted)
-        if own is None:
-            own = self._own[wanted] = self._numbers(wanted)
-        return own
 
     def _numbers(self, wanted: Sinks) -> Own:
         """Those of the lane's sinks that are among a flow's."""
@@ -360,7 +352,7 @@ class Lane:
                 # A newer run drops the staging table under an older one, say: then what failed
                 # here is only the consequence.
                 if not isinstance(error, FencedError):
-                    await self._look_for_others(error)
+                    await self._check_unmoved(error)
                 if not self._looks_closer(error, attempt):
                     raise
                 care = Care.STRICT if attempt.at_commit else Care.PIECES
@@ -559,8 +551,8 @@ class Lane:
             at_new += now is not None and self._is_after(step, now)
         return at_new == len(steps)
 
-    async def _look_for_others(self, error: EtlError) -> None:
-        """Whether the cause is that the checkpoints moved, as far as can be found out.
+    async def _check_unmoved(self, error: EtlError) -> None:
+        """Look whether an error comes of checkpoints that moved, as far as can be found out.
 
         Raises:
             FencedError: A newer run has one of the lane's.
@@ -578,10 +570,7 @@ class Lane:
         if any(one.epoch > self.checkpoints[key].epoch for key, one in found.items()):
             raise self._fenced() from error
         if not found or any(one.epoch < self.checkpoints[key].epoch for key, one in found.items()):
-            raise TargetWentBackError(
-                f"flow {self._flow!r}: the target went back to an earlier state; rows and positions"
-                " went back together, and nothing was written since. Run it again"
-            ) from error
+            raise TargetWentBackError(f"flow {self._flow!r}") from error
 
     def _is_after(self, step: Advance, now: Checkpoint) -> bool:
         if step.removes or now.epoch != step.epoch:

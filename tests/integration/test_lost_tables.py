@@ -97,8 +97,9 @@ async def test_a_reset_leaves_what_another_pipeline_has_loaded(
     assert 0 < report.rows_written < 100
 
 
-async def stop_in_the_middle(whole: Pipeline) -> None:
-    run = await whole.start(limits=Limits(batch_rows=1, group_rows=1, channel_batches=1))
+async def stop_in_the_middle(whole: Pipeline, *, lanes: int = 1) -> None:
+    limits = Limits(batch_rows=1, group_rows=1, channel_batches=1, lanes=lanes)
+    run = await whole.start(limits=limits)
     while not run.stats()["flows"][0]["rows_written"]:
         await asyncio.sleep(0.01)
     assert (await run.drain()).status == "drained"
@@ -173,6 +174,25 @@ async def test_a_column_that_went_meanwhile_is_left_out_of_all_rows(
     assert (await whole.run()).rows_written == ROWS
     async with target.table("u").open() as found:
         assert [row["w"] async for row in found] == [None] * ROWS
+
+
+async def test_key_ranges_of_other_columns_are_cut_anew(sqlite_url: str, target_url: str) -> None:
+    """Some of them may be complete already."""
+    script(sqlite_url, "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)")
+    insert(sqlite_url, "t", [(i, "x") for i in range(ROWS)])
+    await run_in(target_url, "CREATE TABLE u (id BIGINT PRIMARY KEY, v TEXT, w TEXT)")
+    target = Database(target_url)
+    rows = Database(sqlite_url).table("t").map_batches(slowly)
+    whole = Pipeline("whole", rows.into(target.replace("u")))
+    await stop_in_the_middle(whole, lanes=2)
+    script(sqlite_url, "ALTER TABLE t ADD COLUMN w TEXT; UPDATE t SET w = 'new'")
+
+    report = await whole.run(limits=Limits(batch_rows=20, lanes=2))
+
+    assert report.rows_written == ROWS
+    assert any("key ranges" in note for note in report.flows[0].notes)
+    async with target.table("u").open() as found:
+        assert [row["w"] async for row in found] == ["new"] * ROWS
 
 
 async def test_a_column_that_only_a_function_adds_takes_full(
