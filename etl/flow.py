@@ -133,18 +133,19 @@ class Stage(Generic[T_contra, U_co]):
         return replace(self, options={**self.options, **options})
 
     def __call__(
-        self: Stage[T, U], rows: Iterable[T] = (), **options: Never
+        self: Stage[T, U], rows: Iterable[T] | None = None, **options: Never
     ) -> AsyncGenerator[U, None]:
         """Run the stage alone over rows, in one batch; starts no task.
 
         Raises:
-            ConfigError: Called with options, which ``configured`` sets.
+            ConfigError: Called without rows, or with options, which ``configured`` sets.
         """
-        if options:
+        if rows is None or options:
             names = ", ".join(f"{name}=..." for name in options)
+            instead = f"{self.name}.configured({names})" if options else self.name
             raise ConfigError(
-                f"stage {self.name!r} is called with rows alone; set its options with"
-                f" {self.name}.configured({names})"
+                f"stage {self.name!r} is called with rows alone, to try it; in a stream write"
+                f" {instead}"
             )
         return self._alone(rows)
 

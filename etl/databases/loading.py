@@ -52,9 +52,9 @@ class TargetTable(Protocol[C_co]):
     def columns(self) -> Sequence[C_co]: ...
     def column(self, name: str, /) -> C_co | None: ...
 
-    def loose(self, key: Sequence[str], /) -> Mapping[str, str]:
-        """Of the columns of a unique key those that take some different texts for the same, each
-        with its collation."""
+    def collated(self, key: Sequence[str], /) -> Mapping[str, str]:
+        """Of the columns of a unique key those that are not compared by their bytes, so that some
+        different texts are the same, each with its collation."""
         ...
 
 
@@ -157,7 +157,7 @@ class BaseLoad(Generic[C]):
             types = {c.name: c.type for c in self._shape.columns} if self._shape else {}
             merged = {
                 name: collation
-                for name, collation in final.loose(self.sink.key).items()
+                for name, collation in final.collated(self.sink.key).items()
                 # There keys are compared so as a rule, and so the source has no two such rows.
                 if name not in types or types[name].dialect != "mysql"
             }

@@ -53,31 +53,20 @@ class Url:
             return f"sqlite:///{self.path}"
         port = f":{self.port}" if self.port else ""
         host = f"{self.host or ''}{port}"
-        if len(several := self.hosts) > 1:
-            host = ",".join(f"{name}:{port}" if port else name for name, port in several)
+        if self.hosts:
+            host = ",".join(f"{name}:{port}" if port else name for name, port in self.hosts)
         return f"{self.dialect}://{host}/{self.path}"
 
     @property
     def hosts(self) -> tuple[tuple[str, str], ...]:
         """Where a PostgreSQL server may be, each host with its port ("" where none is named);
-        of one host, nothing.
-
-        Raises:
-            ConfigError: There are neither as many ports as hosts, nor one.
-        """
+        of one host, nothing."""
         options = dict(self.options)
         names = options.get("host", "").split(",")
         if self.dialect != "postgresql" or len(names) < 2:
             return ()
         ports = options.get("port", "").split(",")
-        if len(ports) == 1:
-            ports *= len(names)
-        if len(ports) != len(names):
-            raise ConfigError(
-                f"the URL names {len(names)} hosts and {len(ports)} ports; give one port, or one"
-                " for each host"
-            )
-        return tuple(zip(names, ports, strict=True))
+        return tuple(zip(names, ports * len(names) if len(ports) == 1 else ports, strict=True))
 
     def __str__(self) -> str:
         return self.name
@@ -126,6 +115,11 @@ def parse_url(text: str) -> Url:
         )
     if not url.path:
         raise ConfigError(f"{where} has no database name; write {_FORMS}")
+    hosts, ports = (dict(url.options).get(name, "").count(",") + 1 for name in ("host", "port"))
+    if ports not in {1, hosts}:
+        raise ConfigError(
+            f"{where} names {hosts} hosts and {ports} ports; give one port, or one for each host"
+        )
     return url
 
 
@@ -134,9 +128,9 @@ def _of_server(text: str, dialect: str) -> Url | None:
     try:
         parts = urlsplit(text)
         options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        several: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
         if dialect == "postgresql" and "," in parts.netloc.rpartition("@")[2]:
-            parts, several = _of_several_hosts(parts)
+            parts, others = _of_several_hosts(parts)
         port = parts.port
     except ValueError:
         return None
@@ -145,7 +139,6 @@ def _of_server(text: str, dialect: str) -> Url | None:
         return None
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
-    others = several
     for name, value in options:
         if name == "user":
             user = user or value

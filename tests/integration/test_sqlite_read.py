@@ -272,9 +272,8 @@ async def test_text_times_of_the_present_second_are_left_for_the_next_run(sqlite
     spec = ReadSpec(table="t", cursor=("at",), settle=timedelta(minutes=5))
     assert (await read(sqlite_url, spec)).column("id") == [0]
     insert(sqlite_url, "t", [(9, (now + timedelta(days=2)).strftime("%Y-%m-%d %H:%M:%S"))])
-    assert any(
-        "later than now, in UTC: 1." in note for note in (await read(sqlite_url, spec)).notes
-    )
+    (note,) = [one for one in (await read(sqlite_url, spec)).notes if "later than now" in one]
+    assert "later than now: 1. Each is left out until then, in UTC" in note
 
 
 @dataclass(frozen=True, slots=True)

@@ -518,6 +518,8 @@ async def test_stage_with_options() -> None:
     assert await run_stage(larger.configured(than=2), [1, 2, 3, 4]) == [3, 4]
     with pytest.raises(ConfigError, match=r"larger\.configured\(than=\.\.\.\)"):
         larger(than=2)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="called with rows alone, to try it; in a stream write l"):
+        larger()
 
 
 async def test_run_stage_tries_other_cuts() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from etl.databases.generic.connect import LONG_S, Connection
 from etl.databases.generic.table import TableColumn
+from etl.databases.horizon import told_later, told_lower, told_unseen
 from etl.errors import ConfigError
 from etl.rows import Kind
 
@@ -57,11 +58,7 @@ async def check_rights(
         return
     why = await connection.dialect.sees_transactions(connection)
     if why is not None:
-        raise ConfigError(
-            f"{where}: {why}, so rows that commit late could be missed. Nothing was moved; give"
-            " settle=timedelta(...) (etl copy: --settle SECONDS), longer than any writing"
-            " transaction lasts"
-        )
+        raise ConfigError(told_unseen(where, why))
 
 
 async def find_horizon(
@@ -108,12 +105,7 @@ async def find_horizon(
     if noted is None:
         return Horizon(is_empty=True)
     if isinstance(noted, _NUMBERS) and isinstance(after, _NUMBERS) and noted < after:
-        return Horizon(
-            is_empty=True,
-            note=f"{where}: its highest {lead.name!r} is below the saved position, so its last rows"
-            " were deleted, or it was emptied, restored or made anew. New rows up to that position"
-            " are not read; --full (full=True), or etl state reset, reads all of them",
-        )
+        return Horizon(is_empty=True, note=told_lower(where, lead.name))
     if settle:
         await asyncio.sleep(settle.total_seconds())
     if sees:
@@ -137,11 +129,7 @@ async def _note_of_later(
         {"etl_0": later},
         timeout_s=LONG_S,
     )
-    if not count:
-        return None
-    return (
-        f"{where}: rows whose {lead.name!r} is later than now: {count}. Each is left out until then"
-    )
+    return told_later(where, lead.name, count) if count else None
 
 
 async def _await_end(connection: Connection) -> str | None:

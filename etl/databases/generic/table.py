@@ -29,6 +29,7 @@ class TableColumn:
         numbered: The database numbers it where a row brings none.
         octets: Most bytes of a text or binary string.
         labels: Those of an enum or a set.
+        is_bytewise: Its collation compares as the bytes of UTF-8, also at the end.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TableColumn:
     labels: tuple[str, ...] = ()
     charset: str | None = None
     collation: str | None = None
+    is_bytewise: bool = False
     default: str | None = None
     comment: str | None = None
 
@@ -100,13 +102,13 @@ class Table:
         """Whether a unique index makes sure that some columns identify a row."""
         return any(i.unique and i.columns and set(i.columns) <= set(names) for i in self.indexes)
 
-    def loose(self, key: Sequence[str]) -> Mapping[str, str]:
+    def collated(self, key: Sequence[str]) -> Mapping[str, str]:
         """See :class:`etl.databases.loading.TargetTable`."""
-        found = {name: column.collation for name in key if (column := self.column(name))}
+        found = (column for name in key if (column := self.column(name)) is not None)
         return {
-            name: collation
-            for name, collation in found.items()
-            if collation is not None and not collation.endswith(("_bin", "binary"))
+            column.name: column.collation
+            for column in found
+            if column.collation is not None and not column.is_bytewise
         }
 
     def has_index_on(self, names: tuple[str, ...]) -> bool:

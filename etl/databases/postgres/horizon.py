@@ -27,6 +27,7 @@ from datetime import timedelta
 from typing import Any
 
 from etl.batch import Position
+from etl.databases.horizon import told_later, told_lower, told_unseen
 from etl.databases.postgres.connect import LONG_S, READING, Connection
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
@@ -88,11 +89,7 @@ async def check_rights(
         why = "the user may not see other users' transactions (GRANT pg_read_all_stats)"
     else:
         return
-    raise ConfigError(
-        f"{selection.label}: {why}, so rows that commit late could be missed. Nothing was moved;"
-        " give settle=timedelta(...) (etl copy: --settle SECONDS), longer than any writing"
-        " transaction lasts"
-    )
+    raise ConfigError(told_unseen(selection.label, why))
 
 
 async def find_horizon(
@@ -156,10 +153,8 @@ async def _note_of_later(connection: Connection, selection: Selection, zone: str
     later, never = found["later"], found["never"]
     if not later:
         return None
-    return (
-        f"{selection.label}: rows whose {selection.order[0]!r} is later than now: {later}. Each is"
-        " left out until then" + (f" (of 'infinity', which never comes: {never})" if never else "")
-    )
+    more = f" (of 'infinity', which never comes: {never})" if never else ""
+    return told_later(selection.label, selection.order[0], later, more)
 
 
 async def _noted_horizon(
@@ -175,9 +170,13 @@ async def _noted_horizon(
         timeout=LONG_S,
     )
     if upper is None:
-        note = await _note_of_lower(connection, selection, after) if after is not None else None
-        _refuse_end(selection, after[0] if after is not None and note is None else None)
-        return Horizon(upper=None, below="<=", note=note)
+        if after is None:
+            return Horizon(upper=None, below="<=")
+        if await _is_lower(connection, selection, after):
+            note = told_lower(selection.label, selection.order[0])
+            return Horizon(upper=None, below="<=", note=note)
+        _refuse_end(selection, after[0])
+        return Horizon(upper=None, below="<=")
     _refuse_end(selection, upper)
     await asyncio.sleep(settle.total_seconds())
     blocker = await _wait_for_open(connection)
@@ -202,25 +201,17 @@ def _refuse_end(selection: Selection, upper: Any) -> None:
         )
 
 
-async def _note_of_lower(
-    connection: Connection, selection: Selection, after: Position
-) -> str | None:
-    """A table that ends before the position was emptied, restored or made anew."""
+async def _is_lower(connection: Connection, selection: Selection, after: Position) -> bool:
+    """Whether the table has rows and ends before the position."""
     lead = quote(selection.order[0])
     rows = selection.sql(None, None, None, ordered=False)
-    is_lower = await connection.fetchval(
+    is_lower: bool | None = await connection.fetchval(
         f"SELECT {lead} < $1::text::{selection.casts[0]} FROM ({rows}) AS etl_rows"  # noqa: S608
         f" WHERE {lead} IS NOT NULL ORDER BY {lead} DESC LIMIT 1",
         after[0],
         timeout=LONG_S,
     )
-    if not is_lower:
-        return None
-    return (
-        f"{selection.label}: its highest {selection.order[0]!r} is below the saved position, so its"
-        " last rows were deleted, or it was emptied, restored or made anew. New rows up to that"
-        " position are not read; --full (full=True), or etl state reset, reads all of them"
-    )
+    return bool(is_lower)
 
 
 async def _wait_for_open(connection: Connection) -> str | None:

@@ -318,8 +318,7 @@ async def make_rest(
             )
     for option, value in definition.options:
         async with optional(connection, f"the storage parameter {option}", notes):
-            literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
-            await connection.execute(f"ALTER TABLE {table} SET ({option} = {literal})")
+            await _set_option(connection, f"TABLE {table}", option, value)
     if definition.comment is not None:
         await _comment(connection, f"TABLE {table}", definition.comment)
 
@@ -388,6 +387,11 @@ async def _comment_constraint(
 async def _comment(connection: Connection, what: str, text: str) -> None:
     literal = await connection.fetchval("SELECT quote_literal($1::text)", text)
     await connection.execute(f"COMMENT ON {what} IS {literal}")
+
+
+async def _set_option(connection: Connection, what: str, option: str, value: str) -> None:
+    literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
+    await connection.execute(f"ALTER {what} SET ({option} = {literal})")
 
 
 async def _draw_from(
@@ -481,10 +485,7 @@ async def make_index(
                 await _comment(connection, f"INDEX {qualify(schema, name)}", index.comment)
             await _comment_constraint(connection, name, place, index.remarked)
             for option, value in index.options:
-                literal = await connection.fetchval("SELECT quote_literal($1::text)", value)
-                await connection.execute(
-                    f"ALTER INDEX {qualify(schema, name)} SET ({option} = {literal})"
-                )
+                await _set_option(connection, f"INDEX {qualify(schema, name)}", option, value)
     except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError) as error:
         raise DataError(
             f"table {table!r}: the rows that were loaded are not unique, as its"

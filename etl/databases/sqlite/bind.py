@@ -176,13 +176,13 @@ def _converter(kind: type[Any]) -> Callable[[Any, Affinity], Any] | None:
 
 _AS_IS: Mapping[Affinity, frozenset[type[Any]]] = {
     "blob": frozenset({int, str, bytes, _NONE}),
-    "text": frozenset({int, str, bytes, _NONE}),
+    "text": frozenset({str, bytes, _NONE}),
     "integer": frozenset({int, bytes, _NONE}),
     "numeric": frozenset({int, bytes, _NONE}),
     "real": frozenset({bytes, _NONE}),
 }
-"""Classes that a column of an affinity stores as they are; in a TEXT column an int becomes its
-digits. Others' integers of more than 64 bits are refused by the driver, and found then."""
+"""Classes that a column of an affinity stores as they are. Integers of more than 64 bits are
+refused by the driver, and found then."""
 
 
 def bind_values(values: _Values, column: TableColumn) -> _Values:
@@ -198,8 +198,6 @@ def bind_values(values: _Values, column: TableColumn) -> _Values:
     _refuse_null(values, column)
     as_is = _AS_IS[affinity]
     if kinds <= as_is:
-        if affinity == "text" and int in kinds:
-            return [str(value) if value.__class__ is int else value for value in values]
         return values
     # NaN alone differs from itself.
     if affinity != "text" and kinds <= as_is | {float} and not any(map(ne, values, values)):

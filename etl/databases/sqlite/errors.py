@@ -109,4 +109,5 @@ def translated(where: str, side: Side) -> Generator[None]:
 
 
 def name_of(error: BaseException | None) -> str:
+    """SQLite's name for an error, such as ``SQLITE_IOERR_WRITE``, or its class."""
     return getattr(error, "sqlite_errorname", None) or type(error).__name__

@@ -21,6 +21,7 @@ from etl.connector import Emit, Reader, RunInfo
 from etl.databases.build import sift
 from etl.databases.database import ReadSpec
 from etl.databases.declared import project
+from etl.databases.horizon import told_later, told_lower
 from etl.databases.sql import fold, listed, qualify, quote
 from etl.databases.sqlite.build import Builder
 from etl.databases.sqlite.connection import Connection, open_source
@@ -220,9 +221,11 @@ class SqliteReader:
         if row is not None:
             fields = {field.name for field in dataclass_fields(row)}
             self.shape = shape_of(row, key if set(key) <= fields else ())
+        newest = None
         if self._spec.cursor:
-            await self._refuse_mixed(connection)
-        await self._take_notes(connection)
+            newest = await self._newest(connection)
+            self._refuse_mixed(await self._oldest(connection), newest)
+        await self._take_notes(connection, newest)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -337,9 +340,8 @@ class SqliteReader:
                 f" ... WHERE {quote(name)} IS NOT NULL"
             )
 
-    async def _refuse_mixed(self, connection: Connection) -> None:
+    def _refuse_mixed(self, oldest: Any, newest: Any) -> None:
         """Beside times or numbers another value is the greatest, and nothing comes after it."""
-        oldest, newest = await self._oldest(connection), await self._newest(connection)
         if is_mixed(oldest, newest):
             raise SchemaMismatchError(
                 f"{self._where}: the cursor column {self._spec.cursor[0]!r} holds values of several"
@@ -348,7 +350,7 @@ class SqliteReader:
                 " or read a query that leaves them out"
             )
 
-    async def _take_notes(self, connection: Connection) -> None:
+    async def _take_notes(self, connection: Connection, newest: Any) -> None:
         cursor = self._spec.cursor
         if not self._order.columns:
             self.notes.append(
@@ -365,9 +367,7 @@ class SqliteReader:
                 f"{self._where}: no index serves the cursor, so each run sorts all rows; an index"
                 f" on ({', '.join(self._order.columns)}) avoids that"
             )
-        if self._spec.settle is None and looks_like_seconds(
-            await self._newest(connection), datetime.now(UTC)
-        ):
+        if self._spec.settle is None and looks_like_seconds(newest, datetime.now(UTC)):
             self.notes.append(
                 f"{self._where}: the cursor {cursor[0]!r} seems to count seconds. Rows that come"
                 " later in a second that was read are missed; settle= (etl copy: --settle) leaves"
@@ -735,16 +735,9 @@ class SqliteReader:
                     f"SELECT count(*) FROM {self._from} WHERE {term} > ?",  # noqa: S608
                     (soon,),
                 )
-                note = (
-                    f"{self._where}: rows whose {name!r} is later than now, in UTC: {later}. Each"
-                    " is left out until then"
-                )
+                note = told_later(self._where, name, later, ", in UTC")
         elif isinstance(newest, int) and start and isinstance(start[0], int) and newest < start[0]:
-            note = (
-                f"{self._where}: its highest {name!r} is below the saved position, so its last rows"
-                " were deleted, or it was emptied, restored or made anew. New rows up to that"
-                " position are not read; --full (full=True), or etl state reset, reads all of them"
-            )
+            note = told_lower(self._where, name)
         if note is not None and note not in self.notes:
             self.notes.append(note)
 

@@ -115,7 +115,7 @@ class Table:
         index = self.index_within(names)
         return index if index is not None and set(index.columns) == set(names) else None
 
-    def loose(self, key: Sequence[str]) -> Mapping[str, str]:
+    def collated(self, key: Sequence[str]) -> Mapping[str, str]:
         """See :class:`etl.databases.loading.TargetTable`."""
         index = self.index_on(key)
         if index is None:

@@ -161,6 +161,7 @@ class Catalogue(Base):
             labels=labels_of(declared),
             charset=charset,
             collation=collation,
+            is_bytewise=collation in types.BYTEWISE,
             default=text if not is_generated else None,
             comment=str(comment) if comment else None,
         )

@@ -24,8 +24,6 @@ TOGETHER = 16
 
 _INTS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 _MOMENTS = frozenset({"date", "time", "datetime", "timestamp"})
-_BYTEWISE = frozenset({"utf8mb4_nopad_bin", "utf8mb4_0900_bin"})
-"""Collations that compare as the bytes of UTF-8, also at the end."""
 
 # A hash that is computed in a derived table would be computed anew wherever it is named.
 _SETTINGS = "SET SESSION optimizer_switch = 'derived_merge=off'"
@@ -254,7 +252,7 @@ class _Term:
 
     def __init__(self, column: TableColumn, name: str, text: str, order: Order) -> None:
         self._is_int = order == "native"
-        is_bytewise = column.collation in _BYTEWISE and text == _utf8(name)
+        is_bytewise = column.is_bytewise and text == _utf8(name)
         self.is_indexed = self._is_int or is_bytewise
         # By its bytes: each collation of texts takes some that differ for the same.
         self._is_binary = not self.is_indexed

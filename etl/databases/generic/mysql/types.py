@@ -65,6 +65,8 @@ LARGE = frozenset(
     }
 )
 """Of these a single value may be larger than a batch."""
+BYTEWISE = frozenset({"utf8mb4_nopad_bin", "utf8mb4_0900_bin"})
+"""Collations that compare as the bytes of UTF-8, also at the end."""
 _DIGITS = re.compile(r"\((\d+)(?:,(\d+))?\)")
 _LABEL = re.compile(r"'((?:[^']|'')*)'")
 _ESCAPED = re.compile(r"''|\\.")
