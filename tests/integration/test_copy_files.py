@@ -112,7 +112,7 @@ async def test_sqlite_gets_numbers_as_numbers_and_all_else_as_text(
         (None,) * 6,
     ]
     sqlite_kit.script(sqlite_url, "CREATE TABLE u (i INT, r REAL, n NUMERIC, b BLOB, t TEXT)")
-    path.write_text("i,r,n,b,t\n7,3,1.50,\\x00ff,007\n,,,,\n")
+    path.write_text("i,r,n,b,t\n007,3,1.50,\\x00ff,007\n,,,,\n")
     await copy(path, sqlite_url, rename="u", mode="append")
     assert sqlite_kit.fetch(sqlite_url, "SELECT * FROM u") == [
         (7, 3.0, 1.5, b"\x00\xff", "007"),
