@@ -132,6 +132,10 @@ class Stage(Generic[T_contra, U_co]):
                 raise ConfigError(f"stage {self.name!r} has no option {name!r}")
         return replace(self, options={**self.options, **options})
 
+    def shown_with(self, options: Iterable[str]) -> str:
+        """How a person writes the stage with options: ``drop_nulls.configured(column=...)``."""
+        return f"{self.name}.configured({', '.join(f'{name}=...' for name in options)})"
+
     def __call__(
         self: Stage[T, U], rows: Iterable[T] | None = None, **options: Never
     ) -> AsyncGenerator[U, None]:
@@ -141,8 +145,7 @@ class Stage(Generic[T_contra, U_co]):
             ConfigError: Called without rows, or with options, which ``configured`` sets.
         """
         if rows is None or options:
-            names = ", ".join(f"{name}=..." for name in options)
-            instead = f"{self.name}.configured({names})" if options else self.name
+            instead = self.shown_with(options) if options else self.name
             raise ConfigError(
                 f"stage {self.name!r} is called with rows alone, to try it; in a stream write"
                 f" {instead}"
@@ -294,10 +297,9 @@ class Stream(Generic[T_co]):
             raise ConfigError(f"through({name_of(stage)}): decorate the function with @etl.stage")
         missing = stage.missing
         if missing:
-            given = ", ".join(f"{name}=..." for name in missing)
             raise ConfigError(
                 f"through({stage.name}): the stage needs options; set them with"
-                f" {stage.name}.configured({given})"
+                f" {stage.shown_with(missing)}"
             )
         return self._then(stage)
 
