@@ -2,6 +2,7 @@
 
 The architecture, from the outside in; a lower part may import an upper one, never the other way:
 
+- ``api``: the names of this package, loaded together when the first of them is used.
 - ``errors``, ``batch``, ``policy``, ``rows``: values. What moves, and what can go wrong.
 - ``connector``: what a source and a target database must offer.
 - ``events``: what a run tells.
@@ -15,59 +16,26 @@ The architecture, from the outside in; a lower part may import an upper one, nev
 - ``observe``, ``cli``: progress, and the command ``etl``.
 - ``testing``: connectors in memory and tools to test pipelines with.
 
-Importing ``etl`` opens nothing, reads no environment, and loads no driver.
+Importing ``etl`` opens nothing, reads no environment, and loads nothing: the command
+handles signals before it loads the rest. No name of it loads a driver.
 """
 
-from etl.batch import Batch, Position, Token
-from etl.databases.database import Database
-from etl.errors import (
-    ConfigError,
-    DataError,
-    EtlError,
-    FencedError,
-    PipelineFailedError,
-    RunAbortedError,
-    SchemaMismatchError,
-    StageError,
-    TransientError,
-)
-from etl.events import Report
-from etl.files.file import File
-from etl.flow import Flow, Source, Stage, Stream, merge
-from etl.pipeline import Pipeline, gather
-from etl.policy import DeadLetter, Limits, Retry
-from etl.rows import Row
-from etl.stages import stage
-from etl.verification import Verdict, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Batch",
-    "ConfigError",
-    "DataError",
-    "Database",
-    "DeadLetter",
-    "EtlError",
-    "FencedError",
-    "File",
-    "Flow",
-    "Limits",
-    "Pipeline",
-    "PipelineFailedError",
-    "Position",
-    "Report",
-    "Retry",
-    "Row",
-    "RunAbortedError",
-    "SchemaMismatchError",
-    "Source",
-    "Stage",
-    "StageError",
-    "Stream",
-    "Token",
-    "TransientError",
-    "Verdict",
-    "gather",
-    "merge",
-    "stage",
-    "verify",
-]
+if TYPE_CHECKING:
+    from etl.api import *  # noqa: F403
+    from etl.api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "__all__" or not name.startswith("__"):
+            # Not by "from etl import api", which asks here for "api".
+            api = import_module("etl.api")
+            globals().update((each, getattr(api, each)) for each in ("__all__", *api.__all__))
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("etl.api").__all__})

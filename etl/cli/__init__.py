@@ -10,18 +10,21 @@ import os
 import sys
 from typing import NoReturn
 
-from etl.cli.secrets import Redactor, hide_arguments
 from etl.cli.sigterm import came, end_at_once, handle_signals
-from etl.cli.streams import StandardStreams
-from etl.errors import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
+from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 
 
 def main() -> NoReturn:
     """Run the command with ``sys.argv`` and end the process with its exit code."""
     handle_signals()
-    hide_arguments()
-    streams = StandardStreams(Redactor(sys.argv, os.environ))
+    streams = None
     try:
+        # Imported here, where a signal ends the command as it should.
+        from etl.cli.secrets import Redactor, hide_arguments
+        from etl.cli.streams import StandardStreams
+
+        hide_arguments()
+        streams = StandardStreams(Redactor(sys.argv, os.environ))
         from etl.cli.app import run_command
 
         code = run_command(sys.argv[1:])
@@ -30,8 +33,9 @@ def main() -> NoReturn:
     if code == EXIT_SIGINT and came():
         code = EXIT_SIGTERM
     end_at_once()
-    error = streams.lost
-    if error is not None:
-        sys.stderr.write(f"error: stdout is incomplete: {error.strerror}\n")
+    lost = streams.lost if streams is not None else None
+    if lost is not None:
+        done = "; all else is done" if code == EXIT_DONE else ""
+        sys.stderr.write(f"error: stdout is incomplete: {lost.strerror}{done}\n")
         code = code or EXIT_FAILED
     sys.exit(code)

@@ -195,6 +195,24 @@ def test_a_reader_that_leaves_does_not_end_the_run(write: Write) -> None:
     assert result.stderr == "loaded\nrc 0\n"
 
 
+@pytest.mark.parametrize("module", ["json", "typer"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_loaded_ends_the_command(
+    number: signal.Signals, module: str, tmp_path: Path
+) -> None:
+    sends = f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep({GUARD_S})\n"
+    (tmp_path / f"{module}.py").write_text(sends)
+    result = subprocess.run(
+        [sys.executable, "-m", "etl", "--version"],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=GUARD_S,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (128 + number, "")
+
+
 def test_closed_streams_are_no_failure(write: Write) -> None:
     path = write('p = Pipeline("job", source(25).map(print).into(into("t")))\n')
     result = subprocess.run(
@@ -218,7 +236,9 @@ def test_data_lost_on_a_full_disk_is_a_failure(write: Write) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.endswith("error: stdout is incomplete: No space left on device\n")
+    assert result.stderr.endswith(
+        "error: stdout is incomplete: No space left on device; all else is done\n"
+    )
 
 
 def test_in_a_terminal_the_display_moves_and_the_report_stays(write: Write) -> None:

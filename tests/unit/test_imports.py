@@ -34,8 +34,9 @@ HOUSE = (
     "files",
     "verification",
     "repair",
+    "api",
     "observe",
-    "etl",  # the package itself, which gives the public names
+    "etl",  # the package itself, which gives the names of "api"
     "cli",
     "testing",
 )
@@ -47,10 +48,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 
 HEAVY = ("typer", "rich", "sqlalchemy", "alembic", "asyncpg", "aiosqlite", "pyarrow", "uvloop")
-"""What ``import etl`` must not load: a program that only describes pipelines pays for none."""
+"""What no name of ``etl`` may load: a program that only describes pipelines pays for none."""
 
 MODULES_AT_MOST = 250
-"""Modules that ``import etl`` loads beyond a bare interpreter, the standard library's included."""
+"""Modules that they load beyond a bare interpreter, the standard library's included."""
 
 
 def part_of(file: Path) -> str:
@@ -117,11 +118,25 @@ def test_every_exception_is_still_needed() -> None:
     assert needed == set(EXCEPTIONS)
 
 
-def test_importing_etl_loads_no_driver_and_stays_small() -> None:
+def test_importing_etl_loads_nothing_until_a_name_of_it_is_used() -> None:
+    assert loaded_by("import etl") <= {"etl"} | loaded_by("import importlib, typing")
+
+
+def test_the_names_of_etl_load_no_driver_and_stay_few() -> None:
     bare = loaded_by("pass")
-    loaded = loaded_by("import etl")
+    loaded = loaded_by("from etl import *; Pipeline")
     assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
     assert len(loaded - bare) <= MODULES_AT_MOST, sorted(loaded - bare)
+
+
+def test_the_names_of_etl_are_found_in_every_way() -> None:
+    import etl
+    from etl import api
+
+    assert set(dir(etl)) >= set(api.__all__) == set(etl.__all__)
+    assert etl.Pipeline is api.Pipeline
+    with pytest.raises(AttributeError, match="'etl' has no attribute 'Pipelines'"):
+        etl.Pipelines  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_migrating_code_is_imported_only_to_migrate() -> None:

@@ -1,0 +1,55 @@
+"""What ``etl`` offers: the names that people import from it."""
+
+from etl.batch import Batch, Position, Token
+from etl.databases.database import Database
+from etl.errors import (
+    ConfigError,
+    DataError,
+    EtlError,
+    FencedError,
+    PipelineFailedError,
+    RunAbortedError,
+    SchemaMismatchError,
+    StageError,
+    TransientError,
+)
+from etl.events import Report
+from etl.files.file import File
+from etl.flow import Flow, Source, Stage, Stream, merge
+from etl.pipeline import Pipeline, gather
+from etl.policy import DeadLetter, Limits, Retry
+from etl.rows import Row
+from etl.stages import stage
+from etl.verification import Verdict, verify
+
+__all__ = [
+    "Batch",
+    "ConfigError",
+    "DataError",
+    "Database",
+    "DeadLetter",
+    "EtlError",
+    "FencedError",
+    "File",
+    "Flow",
+    "Limits",
+    "Pipeline",
+    "PipelineFailedError",
+    "Position",
+    "Report",
+    "Retry",
+    "Row",
+    "RunAbortedError",
+    "SchemaMismatchError",
+    "Source",
+    "Stage",
+    "StageError",
+    "Stream",
+    "Token",
+    "TransientError",
+    "Verdict",
+    "gather",
+    "merge",
+    "stage",
+    "verify",
+]
