@@ -138,6 +138,11 @@ class ChaosProxy:
             for link in self._links:
                 link.gates[direction].clear()
 
+    def mute(self) -> None:
+        """Let no answer pass on the connections that are open now; new ones are as before."""
+        for link in self._links:
+            link.gates["to_client"].clear()
+
     def keep_open(self) -> None:
         """Let bytes pass, but not the end of a connection."""
         self._hides_ends = True

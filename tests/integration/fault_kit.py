@@ -182,7 +182,7 @@ def shorten_waits(patch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
     for module in (guard, copying, load):
         patch.setattr(module, "GROUP_S", seconds)
     # The first bytes of a read come at once here; with the real limit a sort may last.
-    patch.setattr(reader, "PATIENT_S", seconds)
+    patch.setattr(guard, "LONGEST_S", seconds)
 
 
 async def until_unlocked(target: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etl.batch import Position
-from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.patience import at_length
 from etl.databases.postgres.selection import Selection
 from etl.databases.sql import quote, quote_all
 
@@ -33,14 +34,15 @@ async def find_chunks(
             origin += f" TABLESAMPLE SYSTEM ({percent:.6f})"
     keys = quote_all(selection.order)
     if not rows:
-        rows = await connection.fetchval(f"SELECT count(*) FROM {origin}", timeout=LONG_S)  # noqa: S608
+        rows = await at_length(connection.fetchval, f"SELECT count(*) FROM {origin}")  # noqa: S608
     number = min(most, rows // least_rows)
     if number < 2:
         return ()
     # Under a name of its own: else the text would be what ORDER BY sorts by.
     texts = ", ".join(f"{quote(n)}::text AS etl_{i}" for i, n in enumerate(selection.order))
     down = ", ".join(f"{quote(name)} DESC" for name in selection.order)
-    found = await connection.fetch(
+    found = await at_length(
+        connection.fetch,
         # The last row of each of the ranges but the last, which goes up to the highest key.
         f"""
         SELECT {texts} FROM (
@@ -51,11 +53,10 @@ async def find_chunks(
         ORDER BY {keys}
         """,  # noqa: S608
         number,
-        timeout=LONG_S,
     )
-    top = await connection.fetchrow(
+    top = await at_length(
+        connection.fetchrow,
         f"SELECT {texts} FROM {selection.origin} ORDER BY {down} LIMIT 1",  # noqa: S608
-        timeout=LONG_S,
     )
     if top is None:
         return ()

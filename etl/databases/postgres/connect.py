@@ -9,8 +9,9 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlencode
 
@@ -37,16 +38,26 @@ from etl.errors import (
 )
 
 if TYPE_CHECKING:
-    Connection: TypeAlias = asyncpg.Connection[Any]
+    _Connection: TypeAlias = asyncpg.Connection[Any]
 else:
-    Connection: TypeAlias = asyncpg.Connection
+    _Connection: TypeAlias = asyncpg.Connection
+
+
+class Connection(_Connection):
+    """A connection of the driver's that knows its server.
+
+    Attributes:
+        open_another: Opens one more to the same host, without the settings of a run.
+    """
+
+    __slots__ = ("open_another",)
+    open_another: Callable[[], Awaitable[Connection]]
+
 
 CONNECT_S = 10.0
 """Longest wait for one connection."""
 COMMAND_S = 60.0
 """Longest wait for a short statement."""
-LONG_S = 7 * 24 * 3600.0
-"""For statements that may take as long as the data is large; dead peers are found by TCP."""
 CLOSE_S = 3.0
 _CANCEL_S = 0.5
 """How long a connection may still come up after a cancellation."""
@@ -191,6 +202,7 @@ async def _open_one(
             # With a cache, types of a table that was changed meanwhile would be taken from it.
             statement_cache_size=0,
             server_settings={"application_name": application},
+            connection_class=Connection,
         )
     )
     try:
@@ -202,6 +214,7 @@ async def _open_one(
             opening.result().terminate()
         raise
     _keep_alive(connection)
+    connection.open_another = partial(_open_one, url, options, trust, application)
     return connection
 
 

@@ -14,25 +14,28 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from etl.databases.postgres.connect import Connection
+from etl.databases.postgres.patience import LONGEST_S, Patience
 from etl.databases.postgres.translate import ConnectionLostError
 
 STALL_S = 300.0
 """Longest time without any progress in the middle of a COPY."""
 GROUP_S = 600.0
 """For the server's own work on one group after its last byte: indexes, triggers, merging."""
-PATIENT_S = 24 * 3600.0
-"""For the server's own work before the first byte of a read: sorting."""
 
 
 class Watch:
     """The deadline of a guarded block; progress pushes it back."""
 
-    def __init__(self, limit: asyncio.Timeout) -> None:
+    def __init__(self, limit: asyncio.Timeout, patience: Patience) -> None:
         self._limit = limit
+        self._patience: Patience | None = patience
         self._loop = asyncio.get_running_loop()
 
     def expect(self, within_s: float) -> None:
         """The next progress must come within this time."""
+        if self._patience is not None:
+            self._patience.end()
+            self._patience = None
         self._limit.reschedule(self._loop.time() + within_s)
 
     def pause(self) -> None:
@@ -41,8 +44,11 @@ class Watch:
 
 
 @asynccontextmanager
-async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Watch]:
+async def guarded(connection: Connection, within_s: float | None = None) -> AsyncGenerator[Watch]:
     """Run a COPY so that it ends when the connection is lost, or when nothing moves in time.
+
+    Args:
+        within_s: For the first progress. None: as long as the server works, which may have to sort.
 
     Raises:
         ConnectionLostError: The connection ended.
@@ -67,15 +73,18 @@ async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Wat
             was_cut = True
             task.cancel()
 
+    patience = Patience(connection)
+    if within_s is None:
+        patience.begin()
     connection.add_termination_listener(on_lost)
     try:
-        async with asyncio.timeout(within_s) as limit:
-            yield Watch(limit)
+        async with asyncio.timeout(LONGEST_S if within_s is None else within_s) as limit:
+            yield Watch(limit, patience)
     except BaseException as error:
         # Other code may have replaced our CancelledError, so the test is on ``lost``.
         if lost:
             if (task.uncancel() if was_cut else task.cancelling()) == 0:
-                raise ConnectionLostError("the connection was lost") from error
+                raise ConnectionLostError(patience.lost) from error
             if not isinstance(error, asyncio.CancelledError):
                 raise asyncio.CancelledError from error  # cancelled from outside as well
         raise
@@ -83,8 +92,9 @@ async def guarded(connection: Connection, within_s: float) -> AsyncGenerator[Wat
         if lost:
             if was_cut:
                 task.uncancel()
-            raise ConnectionLostError("the connection was lost")
+            raise ConnectionLostError(patience.lost)
     finally:
         active = False
         with contextlib.suppress(asyncpg.InterfaceError):
             connection.remove_termination_listener(on_lost)
+        await patience.aclose()

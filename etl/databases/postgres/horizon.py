@@ -28,7 +28,8 @@ from typing import Any
 
 from etl.batch import Position
 from etl.databases.horizon import told_later, told_lower, told_unseen
-from etl.databases.postgres.connect import LONG_S, READING, Connection
+from etl.databases.postgres.connect import READING, Connection
+from etl.databases.postgres.patience import at_length
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
 from etl.errors import ConfigError, DataError
@@ -140,14 +141,14 @@ async def _note_of_later(connection: Connection, selection: Selection, zone: str
     """Rows whose time has not come: without a word they would be taken for copied."""
     lead, cast = quote(selection.order[0]), selection.casts[0]
     rows = selection.sql(None, None, None, ordered=False)
-    found = await connection.fetchrow(
+    found = await at_length(
+        connection.fetchrow,
         f"""
         SELECT count(*) AS later, count(*) FILTER (WHERE NOT isfinite({lead})) AS never
         FROM ({rows}) AS etl_rows,
             (SELECT clock_timestamp() + interval '1 minute' AS instant, {zone} AS zone) AS z
         WHERE {lead} > greatest(instant::{cast}, (instant AT TIME ZONE zone)::{cast})
         """,  # noqa: S608
-        timeout=LONG_S,
     )
     assert found is not None
     later, never = found["later"], found["never"]
@@ -163,11 +164,11 @@ async def _noted_horizon(
     lead = quote(selection.order[0])
     await set_bounds(connection, after, None, None)
     rows = selection.sql(after, None, None, ordered=False)
-    upper: str | None = await connection.fetchval(
+    upper: str | None = await at_length(
+        connection.fetchval,
         # Without a name of its own the text would be what ORDER BY sorts by.
         f"SELECT {lead}::text AS etl_upper FROM ({rows}) AS etl_rows WHERE {lead} IS NOT NULL"  # noqa: S608
         f" ORDER BY {lead} DESC LIMIT 1",
-        timeout=LONG_S,
     )
     if upper is None:
         if after is None:
@@ -205,11 +206,11 @@ async def _is_lower(connection: Connection, selection: Selection, after: Positio
     """Whether the table has rows and ends before the position."""
     lead = quote(selection.order[0])
     rows = selection.sql(None, None, None, ordered=False)
-    is_lower: bool | None = await connection.fetchval(
+    is_lower: bool | None = await at_length(
+        connection.fetchval,
         f"SELECT {lead} < $1::text::{selection.casts[0]} FROM ({rows}) AS etl_rows"  # noqa: S608
         f" WHERE {lead} IS NOT NULL ORDER BY {lead} DESC LIMIT 1",
         after[0],
-        timeout=LONG_S,
     )
     return bool(is_lower)
 

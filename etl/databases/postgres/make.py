@@ -23,9 +23,10 @@ from etl.databases.definition import (
     TableDefinition,
 )
 from etl.databases.postgres.catalogue import NAME_BYTES, cut_name
-from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import spelled_out
 from etl.databases.postgres.needs import read_types
+from etl.databases.postgres.patience import at_length
 from etl.databases.postgres.translate import first_line
 from etl.databases.sql import qualify, quote, quote_all
 from etl.errors import DataError, SchemaMismatchError
@@ -480,7 +481,7 @@ async def make_index(
         statement = f"CREATE {unique}INDEX {quote(name)} ON {place} {index.sql}"
     try:
         async with optional(connection, f"the index {index.name!r}", notes):
-            await connection.execute(statement, timeout=LONG_S)
+            await at_length(connection.execute, statement)
             if index.comment is not None:
                 await _comment(connection, f"INDEX {qualify(schema, name)}", index.comment)
             await _comment_constraint(connection, name, place, index.remarked)
@@ -579,7 +580,7 @@ async def make_foreign_key(
         async with optional(connection, what, notes):
             await connection.execute("SAVEPOINT etl_key")
             try:
-                await connection.execute(statement, timeout=LONG_S)
+                await at_length(connection.execute, statement)
                 await _comment_constraint(connection, key.name, qualify(*table), key.comment)
             except (
                 asyncpg.ForeignKeyViolationError,
@@ -649,10 +650,10 @@ async def _set_sequence(
         within = f"> {low} AND {{0}} <= {high}" if not up else f">= {low} AND {{0}} < {high}"
         given = quote(column)
         numbers.append(
-            await connection.fetchval(
+            await at_length(
+                connection.fetchval,
                 f"SELECT {'max' if up else 'min'}({given})::bigint FROM {table}"  # noqa: S608
                 f" WHERE {given} {within.format(given)}",
-                timeout=LONG_S,
             )
         )
     best = max if up else min

@@ -20,7 +20,7 @@ from etl.databases.postgres.chunks import find_chunks
 from etl.databases.postgres.connect import Connection, close
 from etl.databases.postgres.copying import copy_out
 from etl.databases.postgres.frames import FORM, UNFIT, fitted, rows_of
-from etl.databases.postgres.guard import PATIENT_S, STALL_S, Watch, guarded
+from etl.databases.postgres.guard import STALL_S, Watch, guarded
 from etl.databases.postgres.horizon import check_rights, find_horizon
 from etl.databases.postgres.origin import Origin, Snapshot, open_origin
 from etl.databases.postgres.ranges import (
@@ -293,7 +293,7 @@ class PostgresReader:
             await self._read_frames(connection, after, until, emit)
             await connection.execute("COMMIT")
             return
-        async with guarded(connection, PATIENT_S) as watch:
+        async with guarded(connection) as watch:
             cutter = _Cutter(
                 selection, self._layout, self._build, self._info, watch, emit,
                 keeps_lines=self._keeps_columns,
@@ -376,7 +376,7 @@ class PostgresReader:
         await set_bounds(connection, part.after, part.until, None)
         pieces: list[bytearray] = []
         size = 0
-        async with guarded(connection, PATIENT_S) as watch:
+        async with guarded(connection) as watch:
 
             async def take(piece: bytearray) -> None:
                 nonlocal size

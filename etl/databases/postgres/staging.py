@@ -14,7 +14,7 @@ from etl.databases.postgres.catalogue import (
     cut_name,
     find_relation,
 )
-from etl.databases.postgres.connect import LONG_S, Connection
+from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe, spelled_out
 from etl.databases.postgres.make import (
     free_name,
@@ -24,6 +24,7 @@ from etl.databases.postgres.make import (
     name_indexes,
     set_sequences,
 )
+from etl.databases.postgres.patience import at_length
 from etl.databases.sql import qualify, quote, quote_all
 from etl.errors import DataError, SchemaMismatchError
 
@@ -212,7 +213,7 @@ def _changed(table: Relation) -> SchemaMismatchError:
 async def empty(connection: Connection, table: Relation) -> None:
     """Delete the rows of a table that is to be filled anew."""
     await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
-    await connection.execute(f"DELETE FROM {table.qualified}", timeout=LONG_S)  # noqa: S608
+    await at_length(connection.execute, f"DELETE FROM {table.qualified}")  # noqa: S608
 
 
 async def pour(
@@ -232,15 +233,15 @@ async def pour(
     have = table.by_name
     names = [a.name for a in staging.attributes if not have[a.name].generated]
     columns = quote_all(names)
-    count: int = await connection.fetchval(
+    count: int = await at_length(
+        connection.fetchval,
         f"SELECT count(*) FROM {staging.qualified}",  # noqa: S608  a quoted name
-        timeout=LONG_S,
     )
     over = "OVERRIDING SYSTEM VALUE " if any(have[n].identity == "always" for n in names) else ""
-    status = await connection.execute(
+    status = await at_length(
+        connection.execute,
         f"INSERT INTO {table.qualified} ({columns}) {over}"  # noqa: S608
         f"SELECT {columns} FROM {staging.qualified}",
-        timeout=LONG_S,
     )
     kept = int(status.rpartition(" ")[2])
     if kept != count:
@@ -326,10 +327,10 @@ async def _keep_names(connection: Connection, table: Relation, kept: str) -> Non
         f"{quote(one.name)}::text AS c{n}" for n, one in enumerate(_names_in(table))
     )
     async with spelled_out(connection):
-        await connection.execute(
+        await at_length(
+            connection.execute,
             f"CREATE TEMP TABLE {kept} ON COMMIT DROP AS"  # noqa: S608  quoted names
             f" SELECT ctid AS place, {columns} FROM {table.qualified}",
-            timeout=LONG_S,
         )
 
 
@@ -345,10 +346,10 @@ async def _give_names(connection: Connection, table: Relation, name: str, kept: 
     )
     changed = " OR ".join(differs for _, differs, _, _ in news)
     async with spelled_out(connection):
-        await connection.execute(
+        await at_length(
+            connection.execute,
             f"UPDATE {name} AS t SET {columns} FROM pg_temp.{kept} AS k"  # noqa: S608
             f" WHERE t.ctid = k.place AND ({changed})",
-            timeout=LONG_S,
         )
 
 

@@ -70,6 +70,8 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
     server = next((one for one in chain(error) if isinstance(one, asyncpg.PostgresError)), None)
     code = getattr(server, "sqlstate", None) or ""
     text = safe_message(server) if server is not None else ""
+    if isinstance(error, ConnectionLostError):
+        text = str(error) or text
     if (
         kind == "lost"
         or isinstance(error, ConnectionLostError | asyncpg.InterfaceError)

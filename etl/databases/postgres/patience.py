@@ -1,0 +1,118 @@
+"""Waits for statements that take as long as the data is large, but not for ever.
+
+TCP finds a peer that is dead. It does not find one that is alive and says nothing: a proxy that
+lost its server, a server that is frozen. So after a while another connection asks whether the
+session is still at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from etl.databases.postgres.connect import Connection, close
+from etl.databases.postgres.translate import DRIVER_ERRORS, ConnectionLostError
+from etl.engine.supervise import finish
+from etl.errors import classify
+
+T = TypeVar("T")
+
+LONGEST_S = 7 * 24 * 3600.0
+"""For one statement, whatever its server says."""
+FIRST_S = 60.0
+"""After how long the server is asked for the first time."""
+AGAIN_S = 20.0
+ASK_S = 15.0
+"""Longest wait for its answer."""
+DOUBTS = 3
+"""So often in a row it must be in doubt that the session is at work."""
+
+# A session that waits for us, or cannot get rid of the result, is one whose answer was lost. Where
+# the asking connection itself has another number, a pooler gave it, and numbers mean nothing.
+_ASK = """
+SELECT (a.pid IS NULL OR a.state LIKE 'idle%' OR coalesce(a.wait_event_type = 'Client', false))
+    AND $2 = pg_catalog.pg_backend_pid()
+FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = $1
+"""
+
+
+class Patience:
+    """Cuts a connection that waits for an answer that nobody works on.
+
+    Args:
+        connection: It runs one statement between ``begin`` and ``end``.
+
+    Attributes:
+        lost: Why it was cut, or an empty text.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self.lost = ""
+
+    def begin(self) -> None:
+        """From now on it may take long."""
+        self._timer = asyncio.get_running_loop().call_later(FIRST_S, self._start)
+
+    def end(self) -> None:
+        """The answer has come, or begun to come."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+
+    async def aclose(self) -> None:
+        """End, and wait for the end of what still asks."""
+        self.end()
+        if self._asking is not None:
+            await finish(asyncio.wait({self._asking}))
+
+    def _start(self) -> None:
+        self._asking = asyncio.create_task(self._ask(), name="etl:is the server still at work")
+
+    async def _ask(self) -> None:
+        doubts = 0
+        while True:
+            doubts = doubts + 1 if await self._is_in_doubt() else 0
+            if doubts == DOUBTS:
+                self.lost = "its server does not answer, or works on the statement no more"
+                self._connection.terminate()
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    async def _is_in_doubt(self) -> bool:
+        try:
+            async with asyncio.timeout(ASK_S):
+                another = await self._connection.open_another()
+                try:
+                    ours, its = another.get_server_pid(), self._connection.get_server_pid()
+                    return bool(await another.fetchval(_ASK, its, ours))
+                finally:
+                    await finish(close(another))
+        except DRIVER_ERRORS as error:
+            # One that takes no more connections, or no user of this name any more, is at work.
+            return classify(error) in {"lost", "not_ready", "unknown"}
+
+
+async def at_length(call: Callable[..., Awaitable[T]], sql: str, *arguments: Any) -> T:
+    """Run a statement by a connection's method, as long as the server works on it.
+
+    Args:
+        call: ``connection.execute``, ``fetch``, ``fetchrow`` or ``fetchval``.
+
+    Raises:
+        ConnectionLostError: Its answer was lost.
+    """
+    patience = Patience(cast("Connection", getattr(call, "__self__")))  # noqa: B009
+    patience.begin()
+    try:
+        return await call(sql, *arguments, timeout=LONGEST_S)
+    except DRIVER_ERRORS as error:
+        if patience.lost:
+            raise ConnectionLostError(patience.lost) from error
+        raise
+    finally:
+        await patience.aclose()

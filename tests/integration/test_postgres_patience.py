@@ -1,0 +1,77 @@
+"""Long statements wait as long as their server works on them, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+import pytest
+
+from etl.databases.postgres import connect, patience
+from etl.databases.postgres.connect import Connection, connected
+from etl.databases.postgres.copying import copy_out
+from etl.databases.postgres.guard import guarded
+from etl.databases.postgres.patience import at_length
+from etl.databases.url import parse_url
+from etl.errors import TargetUnavailableError
+from etl.testing.chaos import ChaosProxy
+
+GUARD_S = 30.0
+SLOW = "SELECT pg_sleep(1.5), 7 AS seven"
+QUICK = "SELECT pg_sleep(0.3)"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_S", 0.1)
+    monkeypatch.setattr(patience, "AGAIN_S", 0.1)
+    monkeypatch.setattr(patience, "ASK_S", 1.0)
+    monkeypatch.setattr(connect, "CONNECT_S", 1.0)
+
+
+async def as_a_statement(connection: Connection, sql: str) -> None:
+    await at_length(connection.fetchrow, sql)
+
+
+async def as_a_copy(connection: Connection, sql: str) -> None:
+    async def take(_: object) -> None:
+        watch.expect(GUARD_S)
+
+    async with guarded(connection) as watch:
+        await copy_out(connection, sql, take)
+
+
+Run: TypeAlias = "Callable[[Connection, str], Coroutine[Any, Any, None]]"
+WAYS = pytest.mark.parametrize("run", [as_a_statement, as_a_copy])
+
+
+@WAYS
+async def test_a_server_at_work_is_waited_for(postgres_url: str, run: Run) -> None:
+    async with (
+        ChaosProxy(postgres_url) as proxy,
+        connected(parse_url(proxy.url), "target", "etl/p/run") as connection,
+    ):
+        await run(connection, SLOW)
+        assert proxy.accepted > 1 + patience.DOUBTS  # it was asked often enough to give up
+
+
+@WAYS
+@pytest.mark.parametrize("fault", ["mute", "black_hole"])
+async def test_an_answer_that_was_lost_is_not(postgres_url: str, run: Run, fault: str) -> None:
+    async def loses_its_answer(proxy: ChaosProxy) -> None:
+        async with connected(parse_url(proxy.url), "target", "etl/p/run") as connection:
+            getattr(proxy, fault)()
+            await run(connection, QUICK)
+
+    async with ChaosProxy(postgres_url) as proxy, asyncio.timeout(GUARD_S):
+        with pytest.raises(TargetUnavailableError, match=r"lost \(its server does not answer, or"):
+            await loses_its_answer(proxy)
+
+
+async def test_behind_a_pooler_a_number_that_nobody_has_means_nothing(postgres_url: str) -> None:
+    async with connected(parse_url(postgres_url), "target", "etl/p/run") as connection:
+        sql = patience._ASK
+        own = await connection.fetchval("SELECT pg_backend_pid()")
+        assert await connection.fetchval(sql, 999_999_999, own)
+        assert not await connection.fetchval(sql, 999_999_999, own + 1)
