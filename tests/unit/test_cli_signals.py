@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from etl.cli import sigterm
+from etl.cli import main, sigterm
 from etl.cli.running import RunOptions, run_pipeline
 from etl.cli.screen import Screen
 from etl.cli.signals import StopSignals
@@ -105,6 +106,17 @@ async def test_an_abort_of_the_runs_own_is_said_once() -> None:
         stop.aborts("the drain took longer than 1 s")
         stop.aborts("second signal")
     assert said == ["stopping: the drain took longer than 1 s; rolling back what is not committed"]
+
+
+def test_ctrl_c_while_the_command_starts_ends_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # main puts streams of its own there
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr("etl.cli.hide_arguments", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
+        main()
+    assert repr(end.value) == "SystemExit(130)"
 
 
 def test_a_sigterm_that_python_dropped_ends_the_command_before_it_runs(
