@@ -19,7 +19,7 @@ from etl.connector import (
     Session,
 )
 from etl.engine.plan import FlowPlan
-from etl.flow import Filter, Lookup, MapArrow, Merged, Step, Stream
+from etl.flow import Derived, Filter, Lookup, MapArrow, Merged, Step, Stream
 from etl.rows import Column, Shape, Type, shape_of
 from etl.stages import texts_in
 
@@ -95,8 +95,22 @@ def starts_with_arrow(plan: FlowPlan) -> bool:
     return all(path and isinstance(path[0], MapArrow) for path in paths)
 
 
+def _turns_rows_into_tables(plan: FlowPlan) -> bool:
+    """Whether rows of a source, which functions may have changed, become tables of Arrow."""
+    shared = plan.flow.stream.steps if isinstance(plan.flow.stream.origin, Merged) else ()
+    for branch in plan.flow.branches.values():
+        steps = (*branch.steps, *shared)
+        first = next((at for at, step in enumerate(steps) if isinstance(step, MapArrow)), None)
+        if first is not None:
+            kind = Derived(branch.origin, steps[:first], "").row_type
+            # A dataclass tells the types by itself.
+            if kind is None or not is_dataclass(kind):
+                return True
+    return False
+
+
 async def keep_columns(plan: FlowPlan, readers: Sequence[Reader[Any]]) -> bool:
-    """Let the sources hand on what becomes a table of Arrow quickly, where that is wanted first.
+    """Let the sources hand on what becomes a table of Arrow, quickly where that is wanted first.
 
     Returns:
         Whether a source had to look at its values to know the kinds of its columns.
@@ -104,11 +118,12 @@ async def keep_columns(plan: FlowPlan, readers: Sequence[Reader[Any]]) -> bool:
     Raises:
         SchemaMismatchError: No one kind holds the values of a column.
     """
-    if not starts_with_arrow(plan):
+    is_first = starts_with_arrow(plan)
+    if not is_first and not _turns_rows_into_tables(plan):
         return False
     profiled = False
     for reader in readers:
-        if isinstance(reader, Columnar):
+        if is_first and isinstance(reader, Columnar):
             reader.keep_columns()
         shape = reader.shape
         # The fields of a CSV file are texts to a function, whatever all of them look like.
@@ -117,7 +132,7 @@ async def keep_columns(plan: FlowPlan, readers: Sequence[Reader[Any]]) -> bool:
             for one in (shape.columns if shape is not None else ())
         ):
             shape, profiled = await reader.profile(), True
-        if shape is not None:
+        if is_first and shape is not None:
             schema_of(shape.columns)
     return profiled
 

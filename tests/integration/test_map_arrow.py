@@ -385,6 +385,31 @@ async def test_sqlite_values_are_typed_by_what_the_columns_hold(tmp_path: Path) 
         await Pipeline("q", lite.table("t").map_arrow(noted).into(lite.replace("v"))).run()
 
 
+async def test_rows_of_sqlite_that_a_function_changed_are_typed_in_the_same_way(
+    tmp_path: Path,
+) -> None:
+    import sqlite3
+
+    lite = Database(f"sqlite:///{tmp_path}/s.db")
+    with sqlite3.connect(tmp_path / "s.db") as db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, s TEXT)")
+        db.execute("INSERT INTO t VALUES (1, 5, 'a'), (2, 6, NULL)")
+    seen: list[list[str]] = []
+
+    def changed(row: Row) -> Row:
+        return row.replace(n=row["n"] + 1)
+
+    def noted(table: Any) -> Any:
+        seen.append(list(map(str, table.schema.types)))
+        return table
+
+    await Pipeline("p", lite.table("t").map(changed).map_arrow(noted).into(lite.append("u"))).run()
+
+    assert seen == [["int64", "int64", "string"]]
+    with sqlite3.connect(tmp_path / "s.db") as db:
+        assert list(db.execute("SELECT * FROM u ORDER BY id")) == [(1, 6, "a"), (2, 7, None)]
+
+
 async def test_rows_of_a_function_behind_it_are_values(two: tuple[str, str]) -> None:
     source, target = two
     await run_sql(source, NUMBERS)
