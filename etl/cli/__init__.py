@@ -16,23 +16,23 @@ from etl.errors import EXIT_DONE, EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM
 
 def main() -> NoReturn:
     """Run the command with ``sys.argv`` and end the process with its exit code."""
-    handle_signals()
-    streams = None
+    code, streams = EXIT_SIGINT, None
     try:
+        handle_signals()
         # Imported here, where a signal ends the command as it should.
         from etl.cli.secrets import Redactor, hide_arguments
         from etl.cli.streams import StandardStreams
 
-        hide_arguments()
         streams = StandardStreams(Redactor(sys.argv, os.environ))
+        hide_arguments()
         from etl.cli.app import run_command
 
         code = run_command(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules were imported
-        code = EXIT_SIGINT
+        end_at_once()
+    except KeyboardInterrupt:  # before the command began, or when it had ended
+        end_at_once()
     if code == EXIT_SIGINT and came():
         code = EXIT_SIGTERM
-    end_at_once()
     lost = streams.lost if streams is not None else None
     if lost is not None:
         done = "; all else is done" if code == EXIT_DONE else ""

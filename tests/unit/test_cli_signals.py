@@ -108,15 +108,31 @@ async def test_an_abort_of_the_runs_own_is_said_once() -> None:
     assert said == ["stopping: the drain took longer than 1 s; rolling back what is not committed"]
 
 
-def test_ctrl_c_while_the_command_starts_ends_it_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("moment", "code"),
+    [
+        ("secrets.Redactor", 130),
+        ("secrets.hide_arguments", 130),
+        ("app.run_command", 130),
+        ("end_at_once", 0),
+    ],
+)
+def test_ctrl_c_as_the_command_begins_or_ends_prints_no_traceback(
+    moment: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    coming = iter([signal.SIGINT])
+
+    def interrupted(*_: object) -> None:
+        for number in coming:
+            signal.raise_signal(number)
+
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main puts streams of its own there
     monkeypatch.setattr(sys, "stderr", sys.stderr)
-    monkeypatch.setattr("etl.cli.hide_arguments", lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("etl.cli.app.run_command", lambda _: 0)
+    monkeypatch.setattr(f"etl.cli.{moment}", interrupted)
     with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
         main()
-    assert repr(end.value) == "SystemExit(130)"
+    assert repr(end.value) == f"SystemExit({code})"
 
 
 def test_a_sigterm_that_python_dropped_ends_the_command_before_it_runs(
