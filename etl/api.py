@@ -3,6 +3,7 @@
 from etl.batch import Batch, Position, Token
 from etl.databases.database import Database
 from etl.errors import (
+    AlreadyRunningError,
     ConfigError,
     DataError,
     EtlError,
@@ -23,6 +24,7 @@ from etl.stages import stage
 from etl.verification import Verdict, verify
 
 __all__ = [
+    "AlreadyRunningError",
     "Batch",
     "ConfigError",
     "DataError",

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from etl import Batch, Database, Pipeline, Report, stage
+from etl import AlreadyRunningError, Batch, Database, Pipeline, Report, stage
 from etl.errors import (
     EXIT_ACTIVE,
-    AlreadyRunningError,
     FencedError,
     PipelineFailedError,
     TargetWentBackError,
