@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ import pytest
 
 from etl import Database, Pipeline
 from etl.connector import CheckpointKey, OpenTarget, RunInfo
+from etl.databases.postgres import connect as postgres_connect
 from etl.databases.postgres import lock as postgres_lock
-from etl.databases.postgres.connect import close
+from etl.databases.postgres.connect import close, connect
+from etl.databases.postgres.translate import Side
 from etl.databases.sqlite import lock as sqlite_lock
+from etl.databases.url import parse_url
 from etl.engine.holder import is_alive_here, this_process
-from etl.errors import AlreadyRunningError, ConfigError
+from etl.errors import AlreadyRunningError, ConfigError, SourceUnavailableError
 from etl.testing.memory import MemorySource
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +273,90 @@ async def test_behind_a_pooler_no_lock_is_left_with_it(
                 assert await _advisory_locks(postgres_url) == 0
                 await starts(pooled, info("two"))
     assert "behind a connection pooler" in caplog.text
+
+
+_READY = b"Z\x00\x00\x00\x05I"
+"""ReadyForQuery, outside of a transaction."""
+
+
+class SharedPooler(Pooler):
+    """Gives each transaction the one session that it has, whoever asks."""
+
+    async def __aenter__(self) -> str:
+        url = await super().__aenter__()
+        self._turn = asyncio.Lock()
+        self._up_reader, self._up = await asyncio.open_connection(
+            self._parts.hostname, self._parts.port
+        )
+        self._greeting = b""
+        return url
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._up.close()
+        await super().__aexit__(*exc_info)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await self._share(reader, writer)
+        writer.close()
+
+    async def _share(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        start = await reader.readexactly(4)
+        start += await reader.readexactly(struct.unpack("!I", start)[0] - 4)
+        if not self._greeting:
+            self._up.write(start)
+            self._greeting = await self._answer(start)
+        key = self._greeting.find(b"K\x00\x00\x00\x0c")
+        pooled = struct.pack("!I", 77)
+        writer.write(self._greeting[: key + 5] + pooled + self._greeting[key + 9 :])
+        while (data := await reader.read(65536)) and data[:1] != b"X":
+            async with self._turn:
+                self._up.write(data)
+                writer.write(answer := await self._answer(data))
+                while not answer.endswith(_READY):
+                    data = await reader.read(65536)
+                    self._up.write(data)
+                    writer.write(answer := await self._answer(data))
+
+    async def _answer(self, asked: bytes) -> bytes:
+        """Up to ReadyForQuery, or to the description that was flushed."""
+        ends = b"nTE" if asked.endswith(b"H\x00\x00\x00\x04") else b"Z"
+        answer = b""
+        while True:
+            head = await self._up_reader.readexactly(5)
+            answer += head
+            answer += await self._up_reader.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+            if head[:1] in ends:
+                return answer
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_a_pooler_that_gives_each_transaction_a_session_is_refused(
+    postgres_url: str, side: Side
+) -> None:
+    """Its other clients would get the settings: on the source's side, a read-only session."""
+    async with SharedPooler(postgres_url) as pooled:
+        with pytest.raises(ConfigError, match="pool_mode=session"):
+            await connect(parse_url(f"{pooled}?sslmode=disable"), side, "etl/test")
+        other = await asyncpg.connect(pooled, ssl=False, statement_cache_size=0)
+        async with other.transaction():
+            assert await other.fetchval("SHOW default_transaction_read_only") == "off"
+            assert await other.fetchval("SHOW lock_timeout") == "0"
+            assert await other.fetchval("SHOW row_security") == "on"
+        await other.close()
+
+
+async def test_a_session_that_does_not_come_is_not_waited_for_long(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler greets at once, and lets the first statement wait."""
+    monkeypatch.setattr(postgres_connect, "CONNECT_S", 1.0)
+    async with SharedPooler(postgres_url) as pooled:
+        other = await asyncpg.connect(pooled, ssl=False, statement_cache_size=0)
+        await other.execute("BEGIN")
+        with pytest.raises(SourceUnavailableError, match="default_pool_size"):
+            await connect(parse_url(f"{pooled}?sslmode=disable"), "source", "etl/test")
+        await other.close()
 
 
 async def _advisory_locks(url: str) -> Any:

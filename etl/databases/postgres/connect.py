@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import asyncpg
 
 from etl.connector import RunInfo
+from etl.databases.postgres.pooled import has_own_session, session_of
 from etl.databases.postgres.tls import Options, options_of, trust_of, warn_where_unverified
 from etl.databases.postgres.translate import (
     DRIVER_ERRORS,
@@ -94,11 +95,14 @@ SETTINGS: Mapping[str, str] = {
     "tcp_keepalives_count": "3",
 }
 
-# Settings that this server's version has; the others are left out.
+# Settings that this server's version has; the others are left out. Nothing is set where the
+# session has not the process number $3: that is a pooler's, and others may get it next.
 _SET = """
-SELECT pg_catalog.count(set_config(wanted.name, wanted.value, false))
-FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
-WHERE current_setting(wanted.name, true) IS NOT NULL
+SELECT pg_catalog.pg_backend_pid() = $3 AND 0 <= (
+    SELECT pg_catalog.count(set_config(wanted.name, wanted.value, false))
+    FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
+    WHERE current_setting(wanted.name, true) IS NOT NULL
+)
 """
 
 
@@ -142,7 +146,11 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
                 raise _unreachable(error, url, side, _STAYS if again else _NOTHING) from error
         await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
-        await _pin(connection, side)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await _pin(connection, side, url, partial(_open, url, options, trust, application))
+        except TimeoutError as error:
+            raise _no_session(url, side, _STAYS if again else _NOTHING) from error
         warn_where_unverified(connection, url)
         return connection
     except BaseException as error:
@@ -250,11 +258,35 @@ def _keep_alive(connection: Connection) -> None:
                 sock.setsockopt(level, number, value)
 
 
-async def _pin(connection: Connection, side: Side) -> None:
+async def _pin(
+    connection: Connection, side: Side, url: Url, another: Callable[[], Awaitable[Connection]]
+) -> None:
     settings = dict(SETTINGS)
     if side == "source":
         settings["default_transaction_read_only"] = "on"
-    await connection.fetchval(_SET, list(settings), list(settings.values()))
+    wanted = list(settings), list(settings.values())
+    pinned = await connection.fetchval(_SET, *wanted, connection.get_server_pid())
+    # Behind a pooler, which greets with a process number of its own.
+    if not pinned and await has_own_session(connection, another):
+        pinned = await connection.fetchval(_SET, *wanted, await session_of(connection))
+    if not pinned:
+        raise ConfigError(
+            f"{url.name} is a connection pooler that gives each transaction or statement another"
+            " session, and etl needs a session of its own: its settings and temporary tables"
+            " would be other clients'. Nothing was moved; give the server's own address, or a pool"
+            " with pool_mode=session"
+        )
+
+
+def _no_session(url: Url, side: Side, stands: str) -> EtlError:
+    unavailable = SourceUnavailableError if side == "source" else TargetUnavailableError
+    return unavailable(
+        f"{url.name} took a connection, but no session answered on it within {CONNECT_S:.0f} s:"
+        " the server hangs, or it is a connection pooler that is paused or has none left. A run"
+        f" holds one for each flow (table) and lane that is at work, and one or two more. {stands};"
+        " run it again, with a larger pool (PgBouncer: default_pool_size), or move fewer tables at"
+        " once (--flows, --jobs)"
+    )
 
 
 def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> EtlError:
