@@ -346,6 +346,29 @@ async def test_a_pooler_that_gives_each_transaction_a_session_is_refused(
         await other.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no such database: nosuch", "no such database"),
+        ("unsupported startup parameter: options", "ignore_startup_parameters"),
+    ],
+)
+async def test_what_a_pooler_refuses_is_to_be_corrected(said: str, told: str) -> None:
+    """PgBouncer gives the SQLSTATE of a broken protocol, which would be tried again."""
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        fields = f"SFATAL\0C08P01\0M{said}\0\0".encode()
+        writer.write(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = parse_url(f"postgresql://me@127.0.0.1:{port}/nosuch?sslmode=disable")
+        with pytest.raises(ConfigError, match=told):
+            await connect(url, "target", "etl/test")
+
+
 async def test_a_session_that_does_not_come_is_not_waited_for_long(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

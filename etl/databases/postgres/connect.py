@@ -62,6 +62,10 @@ COMMAND_S = 60.0
 CLOSE_S = 3.0
 _CANCEL_S = 0.5
 """How long a connection may still come up after a cancellation."""
+# PgBouncer gives everything this one SQLSTATE; its messages are English wherever it runs.
+_POOLER = "08P01"
+_POOLER_REFUSES = ("no such database", "no such user", "authentication failed")
+_POOLER_KNOWS_NOT = "unsupported startup parameter"
 _TOO_MANY = "53300"  # also the limit of a role or a database
 # What the driver says of a URL; the last, of a port that no host has.
 _UNUSABLE = (asyncpg.ClientConfigurationError, ValueError, OverflowError)
@@ -295,6 +299,14 @@ def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> Etl
         text = safe_message(error)
         state = error.sqlstate or ""
         if state.startswith("28") or state in {"3D000", "42501", "22023", "42704"}:
+            return ConfigError(f"{url.name} refused the connection: {text}. {stands}")
+        if state == _POOLER and _POOLER_KNOWS_NOT in text:
+            return ConfigError(
+                f"{url.name} refused the connection: {text}. {stands}; leave it out of the URL, or"
+                " add it to the pooler's list (PgBouncer: ignore_startup_parameters, which then"
+                " ignores it)"
+            )
+        if state == _POOLER and any(one in text for one in _POOLER_REFUSES):
             return ConfigError(f"{url.name} refused the connection: {text}. {stands}")
         if state == _TOO_MANY:
             return unavailable(
