@@ -54,6 +54,7 @@ async def test_a_deadlock_is_tried_again(postgres_database: Callable[[], str]) -
         "TimeZone = 'America/New_York'",
         "default_transaction_isolation = 'serializable'",
         "standard_conforming_strings = off",
+        "array_nulls = off",
     ],
 )
 async def test_settings_of_the_databases_change_no_value(
@@ -62,13 +63,14 @@ async def test_settings_of_the_databases_change_no_value(
     source, target = postgres_database(), postgres_database()
     table = (
         "CREATE TABLE public.f (id int PRIMARY KEY, d date, i interval, b bytea, x float8,"
-        " t timestamptz, s text);"
+        " t timestamptz, s text, a text[]);"
     )
     await run_sql(
         source,
         table
         + "INSERT INTO public.f VALUES (1, '2024-02-01', '1 mon -2 days 03:04:05', '\\x00ff5c',"
-        " 0.1::float8 + 0.2, '2024-07-01 12:00+02', E'a\\\\b''c')",
+        " 0.1::float8 + 0.2, '2024-07-01 12:00+02', E'a\\\\b''c',"
+        " array[NULL, 'NULL'])",
     )
     for url in (source, target):
         await run_sql(url, f'ALTER DATABASE "{urlsplit(url).path[1:]}" SET {setting}')

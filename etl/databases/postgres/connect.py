@@ -84,6 +84,8 @@ SETTINGS: Mapping[str, str] = {
     "lc_monetary": "C",
     "standard_conforming_strings": "on",
     "xmloption": "content",
+    # Off, NULL as an element of an array is read as the text 'NULL'.
+    "array_nulls": "on",
     "default_transaction_isolation": "read committed",
     # A policy that would hide rows becomes an error.
     "row_security": "off",
