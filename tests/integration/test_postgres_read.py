@@ -222,7 +222,8 @@ async def test_row_security_is_an_error_and_not_a_short_read(postgres_url: str) 
         name = f"r{await connection.fetchval('SELECT pg_backend_pid()')}"
         await connection.execute(
             f"CREATE ROLE {name} LOGIN PASSWORD '{name}'; CREATE TABLE t (id int PRIMARY KEY);"
-            f"INSERT INTO t VALUES (1); GRANT SELECT ON t TO {name};"
+            f"INSERT INTO t VALUES (1); CREATE TABLE seen (id int PRIMARY KEY);"
+            f"GRANT SELECT ON t, seen TO {name};"
             "ALTER TABLE t ENABLE ROW LEVEL SECURITY"
         )
     url = parse_url(postgres_url)
@@ -232,7 +233,7 @@ async def test_row_security_is_an_error_and_not_a_short_read(postgres_url: str) 
             async with postgres.open_reader(other, ReadSpec(table="t"), INFO) as reader:
                 await reader.pump(None, None, _ignore)
         with pytest.raises(ConfigError, match="settle="):
-            async with postgres.open_reader(other, ReadSpec(table="t", cursor=("id",)), INFO):
+            async with postgres.open_reader(other, ReadSpec(table="seen", cursor=("id",)), INFO):
                 pass
     finally:
         await run_sql(postgres_url, f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -61,6 +61,7 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
 async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefinition]:
     """See :meth:`etl.databases.database.Driver.describe`."""
     async with connected(url, "source", "etl/list") as connection:
+        await _check_usage(connection, url, {one.schema for one in tables})
         oids: list[int | None] = [
             await connection.fetchval(
                 "SELECT pg_catalog.to_regclass($1)::oid::bigint", qualify(one.schema, one.name)
@@ -74,6 +75,20 @@ async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefin
             f"{url.name}: table {gone[0]!r} was dropped meanwhile. Nothing was moved; run again"
         )
     return [found[oid] for oid in oids if oid is not None]
+
+
+async def _check_usage(connection: Connection, url: Url, schemas: set[str | None]) -> None:
+    rows = await connection.fetch(
+        "SELECT nspname::text AS name FROM pg_catalog.pg_namespace WHERE nspname = ANY($1::text[])"
+        " AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE') ORDER BY nspname",
+        [name for name in schemas if name is not None],
+    )
+    if rows:
+        names = ", ".join(repr(row["name"]) for row in rows)
+        raise ConfigError(
+            f"{url.name}: the user has no right to the tables in schema {names}. Nothing was moved;"
+            f" grant USAGE on it, or leave it out (etl copy: --exclude '{rows[0]['name']}.*')"
+        )
 
 
 async def check(url: Url) -> Sequence[Finding]:

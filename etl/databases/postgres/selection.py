@@ -331,10 +331,10 @@ async def select(connection: Connection, spec: ReadSpec) -> Selection:
 
 
 async def check_readable(connection: Connection, selection: Selection) -> None:
-    """Refuse columns that the user may not read, before anything is made for their rows.
+    """Refuse columns and rows that the user may not read, before anything is made for them.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: There may be some.
     """
     relation = selection.relation
     if relation is None or selection.has_steps:  # which columns SQL looks at, only the server knows
@@ -354,6 +354,13 @@ async def check_readable(connection: Connection, selection: Selection) -> None:
         raise ConfigError(
             f"{selection.label}: the user has no right to read column {names}. Nothing was moved;"
             " grant SELECT on the table, or leave it out (etl copy: --exclude)"
+        )
+    hides = "SELECT pg_catalog.row_security_active($1::bigint::oid)"
+    if await connection.fetchval(hides, relation.oid):
+        raise ConfigError(
+            f"{selection.label}: row-level security may hide rows of it from this user. Nothing was"
+            " moved; read it as its owner or as a role with BYPASSRLS, or leave it out (etl copy:"
+            " --exclude)"
         )
 
 

@@ -100,7 +100,7 @@ def translated(error: BaseException, side: Side, where: str, state: str = "") ->
         return _data_error(server, where, tail)
     if kind == "rights":
         hint = (
-            "the database is read-only (a standby?)"
+            "the database is read-only (a standby, or default_transaction_read_only)"
             if code == "25006"
             else "the user has no right to that"
         )
