@@ -154,7 +154,7 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
     try:
         try:
             async with asyncio.timeout(CONNECT_S):
-                await _pin(connection, side, url, partial(_open, url, options, trust, application))
+                await _pin(connection, side, url)
         except TimeoutError as error:
             raise _no_session(url, side, _STAYS if again else _NOTHING) from error
         warn_where_unverified(connection, url)
@@ -264,16 +264,14 @@ def _keep_alive(connection: Connection) -> None:
                 sock.setsockopt(level, number, value)
 
 
-async def _pin(
-    connection: Connection, side: Side, url: Url, another: Callable[[], Awaitable[Connection]]
-) -> None:
+async def _pin(connection: Connection, side: Side, url: Url) -> None:
     settings = dict(SETTINGS)
     if side == "source":
         settings["default_transaction_read_only"] = "on"
     wanted = list(settings), list(settings.values())
     pinned = await connection.fetchval(_SET, *wanted, connection.get_server_pid())
     # Behind a pooler, which greets with a process number of its own.
-    if not pinned and await has_own_session(connection, another):
+    if not pinned and await has_own_session(connection):
         pinned = await connection.fetchval(_SET, *wanted, await session_of(connection))
     if not pinned:
         raise ConfigError(

@@ -8,15 +8,10 @@ which way it works, so a second connection tries to get the session of the first
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import asyncpg
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    Connection: TypeAlias = asyncpg.Connection[Any]
-else:
-    Connection: TypeAlias = asyncpg.Connection
+    from etl.databases.postgres.connect import Connection
 
 _ROUNDS = 4
 """In a busy pool a client may get the same session several times by chance."""
@@ -25,18 +20,13 @@ _QUEUED_S = 0.3
 _MOMENT_S = 0.05
 
 
-async def has_own_session(
-    connection: Connection, another: Callable[[], Awaitable[Connection]]
-) -> bool:
+async def has_own_session(connection: Connection) -> bool:
     """Whether a pooled connection has one session for as long as it lives.
 
     Nothing is set in a session, and the second connection is closed again.
-
-    Args:
-        another: Opens a second connection in the same way.
     """
     mine = await session_of(connection)
-    other = await another()
+    other = await connection.open_another()
     asking = asyncio.ensure_future(session_of(other))
     try:
         await asyncio.wait({asking}, timeout=_QUEUED_S)
