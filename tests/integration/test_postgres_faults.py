@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -378,6 +380,44 @@ async def test_an_unknown_database_or_user_is_a_wrong_configuration(postgres_url
     assert "s3cr3t" not in str(caught.value)
 
 
+async def test_a_password_file_that_was_not_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pgpass"
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+
+    async def refuses(*_args: object, **_kwargs: object) -> NoReturn:
+        raise asyncpg.InvalidPasswordError("password authentication failed")
+
+    monkeypatch.setattr(asyncpg, "connect", refuses)
+
+    async def refused(url: str) -> str:
+        with pytest.raises(ConfigError, match="password authentication failed") as caught:
+            await connect.connect(parse_url(url), "target", "test")
+        return str(caught.value)
+
+    named = f"postgresql://me@warehouse/d?passfile={file}"
+    assert f"{str(file)!r}, which is not there" in await refused(named)
+    file.touch(0o600)
+    assert "passfile" not in await refused(named)
+    file.chmod(0o644)
+    assert "others may read as well" in await refused(named)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    assert "others may read as well" in await refused("postgresql://me@warehouse/d")
+    assert "passfile" not in await refused("postgresql://me:s3cr3t@warehouse/d")
+
+
+async def test_a_home_that_may_not_be_read_is_a_wrong_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def looks(*_args: object, **_kwargs: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/.postgresql/postgresql.key")
+
+    monkeypatch.setattr(asyncpg, "connect", looks)
+    with pytest.raises(ConfigError, match=r"'/root/\.postgresql/postgresql\.key' cannot be read"):
+        await connect.connect(parse_url("postgresql://me@warehouse/d"), "target", "test")
+
+
 async def test_a_server_that_is_not_there_is_tried_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -478,6 +518,28 @@ async def test_a_connection_that_is_lost_in_a_run_says_that_what_is_committed_st
         for again, said in ((False, "Nothing was moved"), (True, "What is committed stays")):
             with pytest.raises(TargetUnavailableError, match=said):
                 await connect.connect(url, "target", "test", again=again)
+
+
+async def test_a_name_that_is_not_known_may_be_known_again_once_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's network forgets the name of a server that restarts."""
+    monkeypatch.setattr(connect, "_PATIENCE_S", 0.1)
+    answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def looked_up(*_args: object, **_kwargs: object) -> NoReturn:
+        raise answer
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up)
+    url = parse_url("postgresql://me@warehouse/d")
+    with pytest.raises(ConfigError, match="the host's name is unknown"):
+        await connect.connect(url, "target", "test")
+    with pytest.raises(TargetUnavailableError, match="What is committed stays"):
+        await connect.connect(url, "target", "test", again=True)
+    # No server of names answers: nobody has said that there is none of this name.
+    answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    with pytest.raises(TargetUnavailableError, match="Nothing was moved"):
+        await connect.connect(url, "target", "test")
 
 
 @pytest.mark.parametrize(

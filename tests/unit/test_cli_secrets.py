@@ -55,6 +55,11 @@ def test_a_password_that_is_a_common_word_does_not_garble_messages(url: str) -> 
     assert Redactor([url])(message) == message
 
 
+def test_a_user_without_a_password_does_not_garble_the_host_of_the_same_name() -> None:
+    message = "postgresql://warehouse:5432/warehouse cannot be reached"
+    assert Redactor(["postgresql://warehouse@warehouse:5432/warehouse"])(message) == message
+
+
 def test_json_stays_json_and_is_redacted() -> None:
     record = {
         "password": 's3cr3t-77"x', "n": 1, "text": "password=\"s3cr3t-77\" and pwd='s3cr3t-77'",

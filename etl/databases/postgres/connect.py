@@ -19,7 +19,13 @@ import asyncpg
 
 from etl.connector import RunInfo
 from etl.databases.postgres.pooled import has_own_session, session_of
-from etl.databases.postgres.tls import Options, options_of, trust_of, warn_where_unverified
+from etl.databases.postgres.tls import (
+    Options,
+    options_of,
+    trust_of,
+    unused_password_file,
+    warn_where_unverified,
+)
 from etl.databases.postgres.translate import (
     DRIVER_ERRORS,
     Side,
@@ -66,11 +72,10 @@ _CANCEL_S = 0.5
 _POOLER = "08P01"
 _POOLER_REFUSES = ("no such database", "no such user", "authentication failed")
 _POOLER_KNOWS_NOT = "unsupported startup parameter"
+_WRONG_PASSWORD = "28P01"
 _TOO_MANY = "53300"  # also the limit of a role or a database
 # What the driver says of a URL; the last, of a port that no host has.
 _UNUSABLE = (asyncpg.ClientConfigurationError, ValueError, OverflowError)
-_NOTHING = "Nothing was moved"
-_STAYS = "What is committed stays"
 _PATIENCE_S = 5.0
 """How long a server that takes no connections is tried at the start: it may be restarting."""
 
@@ -149,20 +154,20 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
                 for one in chain(error):
                     # The driver's frames hold the password, and some tools record their variables.
                     one.__traceback__ = None
-                raise _unreachable(error, url, side, _STAYS if again else _NOTHING) from error
+                raise _unreachable(error, url, side, again) from error
         await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await _pin(connection, side, url)
         except TimeoutError as error:
-            raise _no_session(url, side, _STAYS if again else _NOTHING) from error
+            raise _no_session(url, side, again) from error
         warn_where_unverified(connection, url)
         return connection
     except BaseException as error:
         connection.terminate()
         if isinstance(error, DRIVER_ERRORS):
-            raise _unreachable(error, url, side, _STAYS if again else _NOTHING) from error
+            raise _unreachable(error, url, side, again) from error
         raise
 
 
@@ -170,7 +175,12 @@ def _may_come_up(error: BaseException) -> bool:
     """Whether a server may take connections in a moment: it restarts, or another takes over."""
     if isinstance(error, asyncpg.exceptions.TargetServerAttributeNotMatched):
         return True
-    return classify(error) == "not_ready"
+    return _has_no_answer_on_names(error) or classify(error) == "not_ready"
+
+
+def _has_no_answer_on_names(error: BaseException) -> bool:
+    """Whether no server of names answers: a network or a resolver that is still to come up."""
+    return isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
 
 
 async def _open(
@@ -282,7 +292,12 @@ async def _pin(connection: Connection, side: Side, url: Url) -> None:
         )
 
 
-def _no_session(url: Url, side: Side, stands: str) -> EtlError:
+def _stands(again: bool) -> str:
+    return "What is committed stays" if again else "Nothing was moved"
+
+
+def _no_session(url: Url, side: Side, again: bool) -> EtlError:
+    stands = _stands(again)
     unavailable = SourceUnavailableError if side == "source" else TargetUnavailableError
     return unavailable(
         f"{url.name} took a connection, but no session answered on it within {CONNECT_S:.0f} s:"
@@ -293,13 +308,15 @@ def _no_session(url: Url, side: Side, stands: str) -> EtlError:
     )
 
 
-def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> EtlError:
+def _unreachable(error: BaseException, url: Url, side: Side, again: bool) -> EtlError:
+    stands = _stands(again)
     unavailable = SourceUnavailableError if side == "source" else TargetUnavailableError
     if isinstance(error, asyncpg.PostgresError):
         text = safe_message(error)
         state = error.sqlstate or ""
         if state.startswith("28") or state in {"3D000", "42501", "22023", "42704"}:
-            return ConfigError(f"{url.name} refused the connection: {text}. {stands}")
+            why = unused_password_file(url) if state == _WRONG_PASSWORD else ""
+            return ConfigError(f"{url.name} refused the connection: {text}{why}. {stands}")
         if state == _POOLER and _POOLER_KNOWS_NOT in text:
             return ConfigError(
                 f"{url.name} refused the connection: {text}. {stands}; leave it out of the URL, or"
@@ -328,9 +345,17 @@ def _unreachable(error: BaseException, url: Url, side: Side, stands: str) -> Etl
             f"{url.name}: the server offers no TLS, which sslmode asks for. {stands}; turn"
             " TLS on there, or ask for less with sslmode=prefer"
         )
-    if isinstance(error, socket.gaierror):
+    # In a container's network a name goes while its server restarts.
+    if isinstance(error, socket.gaierror) and not (again or _has_no_answer_on_names(error)):
         return ConfigError(
-            f"{url.name}: the host's name is unknown ({first_line(error)}). {stands}; check the URL"
+            f"{url.name}: the host's name is unknown ({first_line(error)}). {stands}; check the"
+            " URL (a container's network knows only the names of containers that run)"
+        )
+    if isinstance(error, PermissionError) and error.filename:
+        # The driver looks into ~/.postgresql, and HOME may be the home of another user.
+        return ConfigError(
+            f"{url.name}: the file {str(error.filename)!r} cannot be read. {stands}; let this user"
+            " read it, or set HOME to a folder of this user's own"
         )
     if isinstance(error, TimeoutError):
         return unavailable(

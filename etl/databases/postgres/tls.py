@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -66,11 +67,38 @@ def options_of(url: Url) -> Options:
         _refuse_lacking(url, f"the environment variable {variable}", os.environ.get(variable, ""))
     for name, variable in _FILES.items():
         path = options.get(name) or os.environ.get(variable, "")
-        if path and not (name == "sslrootcert" and path == _SYSTEM) and not Path(path).is_file():
+        if not path or (name == "sslrootcert" and path == _SYSTEM):
+            continue
+        if lack := _lack_of(path):
             raise ConfigError(
-                f"{url.name}: {name} (or {variable}) names the file {path!r}, which is not there"
+                f"{url.name}: {name} (or {variable}) names the file {path!r}, which {lack}"
             )
     return options
+
+
+def _lack_of(path: str) -> str:
+    """Why a file is of no use to this user; empty where it is."""
+    try:
+        if not Path(path).is_file():
+            return "is not there"
+    except PermissionError:  # of its folder
+        return "cannot be read"
+    return "" if os.access(path, os.R_OK) else "cannot be read"
+
+
+def unused_password_file(url: Url) -> str:
+    """Why a password file that was named gave no password; empty where it may have given one.
+
+    The driver, like libpq, passes over a file that it cannot use, and the server then only says
+    that the password is wrong.
+    """
+    path = dict(url.options).get("passfile") or os.environ.get("PGPASSFILE")
+    if not path or url.password is not None or os.environ.get("PGPASSWORD"):
+        return ""
+    lack = _lack_of(path)
+    if not lack and Path(path).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        lack = "others may read as well, so that it is not used: make its mode 0600"
+    return f" (PGPASSFILE, or passfile, names the file {path!r}, which {lack})" if lack else ""
 
 
 def _refuse_lacking(url: Url, where: str, value: str) -> None:
