@@ -21,6 +21,7 @@ WORKDIR /home/etl
 COPY pipelines pipelines
 ENV PATH=/opt/etl/bin:$PATH PYTHONUNBUFFERED=1
 USER etl
-# The exec form: etl is process 1 and gets the SIGTERM of docker stop, for which it drains.
+# The exec form: etl gets the SIGTERM of docker stop, for which it drains. docker run --init lets it
+# hear one in its first half second, too.
 ENTRYPOINT ["etl"]
 CMD ["--help"]

@@ -9,6 +9,7 @@ quotes names of the program, not values.
 from __future__ import annotations
 
 import os
+import threading
 from opcode import opmap
 from pathlib import Path
 from traceback import extract_tb
@@ -75,6 +76,8 @@ def says_no_value(error: BaseException) -> bool:
     code = trace.tb_frame.f_code
     if isinstance(error, KeyError):  # a column that a row has not got
         return code.co_filename == f"{_OWN_FOLDER}rows.py"
+    if isinstance(error, RuntimeError):  # the system gives this process no more threads
+        return code.co_filename == threading.__file__
     # Whatever a "raise" in Python says was written by somebody.
     return isinstance(error, _OF_PYTHON) and code.co_code[trace.tb_lasti] != _RAISE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from typing import Literal
 
 import pytest
@@ -278,6 +279,16 @@ def test_what_the_interpreter_says_of_types_and_names_is_shown() -> None:
     assert "NameError: name 'missing' is not defined" in interpreted("missing")
     for code in ("int('secret')", "{}['secret']", "raise TypeError('secret')"):
         assert interpreted(code).partition(" (")[0] in {"ValueError", "KeyError", "TypeError"}
+
+
+def test_a_thread_that_the_system_does_not_give_is_told() -> None:
+    before = threading.stack_size(1 << 47)  # more than there are addresses
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    assert "RuntimeError: can't start new thread" in named(caught.value)
 
 
 def test_the_whole_chain_on_request_without_the_password() -> None:
