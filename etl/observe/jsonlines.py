@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from etl.events import Event
@@ -14,9 +15,13 @@ _WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """The event as a plain dict: ``event`` names it (``run_started``), then all its fields."""
+    """The event as a plain dict: ``event`` names it (``run_started``), then all its fields.
+
+    ``time`` is now, in ISO 8601 and UTC.
+    """
     name = _WORD_START.sub("_", type(event).__name__).lower()
-    return {"event": name, **asdict(event)}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {"event": name, "time": now, **asdict(event)}
 
 
 def as_line(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
@@ -331,6 +332,9 @@ def test_json_lines_hold_every_event_with_its_fields() -> None:
     assert [record["event"] for record in records] == [
         "run_started", "note", "committed", "retrying", "state_changed", "flow_ended", "run_ended"
     ]  # fmt: skip
+    times = [datetime.fromisoformat(record.pop("time")) for record in records]
+    assert times == sorted(times)
+    assert (datetime.now(UTC) - times[0]).total_seconds() < 60
     assert records[2] == {
         "event": "committed", "flow": "a", "rows": 1, "total_rows": 1200, "seconds": 0.25
     }  # fmt: skip
