@@ -55,10 +55,12 @@ class Connection(_Connection):
 
     Attributes:
         open_another: Opens one more to the same host, without the settings of a run.
+        is_pooled: A pooler stands between.
     """
 
-    __slots__ = ("open_another",)
+    __slots__ = ("is_pooled", "open_another")
     open_another: Callable[[], Awaitable[Connection]]
+    is_pooled: bool
 
 
 CONNECT_S = 10.0
@@ -239,6 +241,7 @@ async def _open_one(
         raise
     _keep_alive(connection)
     connection.open_another = partial(_open_one, url, options, trust, application)
+    connection.is_pooled = False
     return connection
 
 
@@ -280,7 +283,8 @@ async def _pin(connection: Connection, side: Side, url: Url) -> None:
         settings["default_transaction_read_only"] = "on"
     wanted = list(settings), list(settings.values())
     pinned = await connection.fetchval(_SET, *wanted, connection.get_server_pid())
-    # Behind a pooler, which greets with a process number of its own.
+    # A pooler greets with a process number of its own.
+    connection.is_pooled = not pinned
     if not pinned and await has_own_session(connection):
         pinned = await connection.fetchval(_SET, *wanted, await session_of(connection))
     if not pinned:

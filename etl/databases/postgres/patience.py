@@ -25,20 +25,22 @@ FIRST_S = 60.0
 AGAIN_S = 20.0
 ASK_S = 15.0
 """Longest wait for its answer."""
-DOUBTS = 3
-"""So often in a row it must be in doubt that the session is at work."""
+ENOUGH = 12
+"""Doubts in a row, by which the session is given up."""
+_DENIED, _NO_ANSWER = 4, 1
+"""What an answer counts; a server may be too busy to give one."""
 
-# A session that waits for us, or cannot get rid of the result, is one whose answer was lost. Where
-# the asking connection itself has another number, a pooler gave it, and numbers mean nothing.
+# A session that waits for us, or cannot get rid of the result, is one whose answer was lost.
 _ASK = """
-SELECT (a.pid IS NULL OR a.state LIKE 'idle%' OR coalesce(a.wait_event_type = 'Client', false))
-    AND $2 = pg_catalog.pg_backend_pid()
+SELECT a.pid IS NULL OR a.state LIKE 'idle%' OR coalesce(a.wait_event_type = 'Client', false)
 FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = $1
 """
 
 
 class Patience:
     """Cuts a connection that waits for an answer that nobody works on.
+
+    Not behind a pooler: it gives sessions numbers of its own, and may have none left to ask by.
 
     Args:
         connection: It runs one statement between ``begin`` and ``end``.
@@ -55,6 +57,8 @@ class Patience:
 
     def begin(self) -> None:
         """From now on it may take long."""
+        if self._connection.is_pooled:
+            return
         self._timer = asyncio.get_running_loop().call_later(FIRST_S, self._start)
 
     def end(self) -> None:
@@ -76,25 +80,26 @@ class Patience:
     async def _ask(self) -> None:
         doubts = 0
         while True:
-            doubts = doubts + 1 if await self._is_in_doubt() else 0
-            if doubts == DOUBTS:
+            doubt = await self._doubt()
+            doubts = doubts + doubt if doubt else 0
+            if doubts >= ENOUGH:
                 self.lost = "its server does not answer, or works on the statement no more"
                 self._connection.terminate()
                 return
             await asyncio.sleep(AGAIN_S)
 
-    async def _is_in_doubt(self) -> bool:
+    async def _doubt(self) -> int:
         try:
             async with asyncio.timeout(ASK_S):
                 another = await self._connection.open_another()
                 try:
-                    ours, its = another.get_server_pid(), self._connection.get_server_pid()
-                    return bool(await another.fetchval(_ASK, its, ours))
+                    number = self._connection.get_server_pid()
+                    return _DENIED if await another.fetchval(_ASK, number) else 0
                 finally:
                     await finish(close(another))
         except DRIVER_ERRORS as error:
             # One that takes no more connections, or no user of this name any more, is at work.
-            return classify(error) in {"lost", "not_ready", "unknown"}
+            return _NO_ANSWER if classify(error) in {"lost", "not_ready", "unknown"} else 0
 
 
 async def at_length(call: Callable[..., Awaitable[T]], sql: str, *arguments: Any) -> T:
