@@ -7,7 +7,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Hundreds of processes are started by the tests: each would compile all of etl where the environment
+# (that of many images) keeps Python from writing what it compiled.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONDONTWRITEBYTECODE=
 
 # The first interpreter that is new enough; PYTHON=/path/to/python names another one.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
