@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 from etl.databases.postgres.connect import Connection
@@ -138,25 +138,50 @@ class Relation:
         )
 
 
-_FIND = """
-SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
-    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs
-FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.oid = pg_catalog.to_regclass($1)
+# In one answer: a table is looked at a dozen times in a run, and each answer is a round trip.
+_COLUMNS = """
+ARRAY(
+    SELECT ROW(
+        a.attname::text, a.attnum::int, a.attnotnull AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = a.attrelid
+                AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated
+        ), a.atthasdef, a.attidentity::text, a.attgenerated::text, a.atttypid::bigint, a.atttypmod
+    )
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY a.attnum
+)
 """
 
-_COLUMNS = """
-SELECT a.attrelid::bigint AS relation, a.attname::text AS name, a.attnum::int AS number,
-    a.attnotnull AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = a.attrelid
-            AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated
-    ) AS notnull, a.atthasdef AS default, a.attidentity::text AS identity,
-    a.attgenerated::text AS generated, a.atttypid::bigint AS type, a.atttypmod AS typmod
-FROM pg_catalog.pg_attribute AS a
-WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attrelid, a.attnum
+_INDEXES = """
+ARRAY(
+    SELECT ROW(
+        ARRAY(
+            SELECT a.attname::text
+            FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+            LEFT JOIN pg_catalog.pg_attribute AS a
+                ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.place <= i.indnkeyatts
+            ORDER BY k.place
+        ), i.indisunique AND i.indimmediate, i.indisexclusion, i.indisprimary, m.amname = 'btree'
+    )
+    FROM pg_catalog.pg_index AS i
+    JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid
+    JOIN pg_catalog.pg_am AS m ON m.oid = x.relam
+    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    ORDER BY NOT i.indisprimary, i.indexrelid
+)
 """
+
+_RELATIONS = f"""
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
+    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs,
+    {_COLUMNS} AS columns, {_INDEXES} AS indexes
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+"""  # noqa: S608  constants
+_FIND = f"{_RELATIONS} WHERE c.oid = pg_catalog.to_regclass($1)"
+_EACH = f"{_RELATIONS} WHERE c.oid = ANY($1::oid[])"
 
 # Domains resolve to what they are based on. A user's type is named with its schema, which
 # format_type leaves out where the search_path makes it visible; an array with its element's.
@@ -191,25 +216,6 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = e.typnamespace
 WHERE t.typtype <> 'd'
 """
 
-_INDEXES = """
-SELECT i.indrelid::bigint AS relation, i.indisprimary AS primary,
-    i.indisunique AND i.indimmediate AS unique, i.indisexclusion AS exclusion,
-    am.amname = 'btree' AS ordered,
-    ARRAY(
-        SELECT a.attname::text
-        FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
-        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-        WHERE k.place <= i.indnkeyatts
-        ORDER BY k.place
-    ) AS columns
-FROM pg_catalog.pg_index AS i
-JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-JOIN pg_catalog.pg_am AS am ON am.oid = c.relam
-WHERE i.indrelid = ANY($1::oid[]) AND i.indisvalid AND i.indpred IS NULL
-    AND i.indexprs IS NULL
-ORDER BY NOT i.indisprimary, i.indexrelid
-"""
-
 
 async def find_relation(connection: Connection, name: str) -> Relation | None:
     """The relation that a user's name means, or None. A bare name follows the search_path."""
@@ -219,14 +225,14 @@ async def find_relation(connection: Connection, name: str) -> Relation | None:
             raise ConfigError(
                 f"the name {part!r} is longer than the {NAME_BYTES} bytes that PostgreSQL keeps"
             )
-    found = await connection.fetchrow(_FIND, qualify(schema, table))
-    return (await _described(connection, [found]))[0] if found is not None else None
+    found = await connection.ask(_FIND, qualify(schema, table))
+    return (await _described(connection, found))[0] if found else None
 
 
 async def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
     """The relations that some users' names mean, of those that exist; in one round trip."""
     quoted = [qualify(*split_name(name)) for name in names]
-    rows = await connection.fetch(
+    rows = await connection.ask(
         "SELECT DISTINCT found::oid::bigint AS oid FROM ("
         " SELECT pg_catalog.to_regclass(name) AS found FROM unnest($1::text[]) AS name"
         ") AS f WHERE found IS NOT NULL",
@@ -265,42 +271,17 @@ async def get_relation(connection: Connection, name: str, what: str = "table") -
     )
 
 
-async def relations_of(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[Relation]:
-    """Relations from rows with oid, schema, name, kind and heirs."""
-    return await _described(connection, rows)
+async def relations_of(connection: Connection, oids: Sequence[int]) -> dict[int, Relation]:
+    """Relations by their oids; without those that are gone."""
+    found = await _described(connection, await connection.ask(_EACH, list(oids)))
+    return {relation.oid: relation for relation in found}
 
 
 async def _described(connection: Connection, found: Sequence[Mapping[str, Any]]) -> list[Relation]:
-    oids = [row["oid"] for row in found]
-    columns = await connection.fetch(_COLUMNS, oids)
-    indexes = await connection.fetch(_INDEXES, oids)
-    types = await describe_types(connection, {(row["type"], row["typmod"]) for row in columns})
-    attributes: dict[int, list[Attribute]] = {oid: [] for oid in oids}
-    for row in columns:
-        type_, cast = types[row["type"], row["typmod"]]
-        identity = row["identity"]
-        attributes[row["relation"]].append(
-            Attribute(
-                column=Column(name=row["name"], type=type_, nullable=not row["notnull"]),
-                number=row["number"],
-                type_oid=row["type"],
-                cast=cast,
-                default=row["default"] or bool(identity),
-                identity=("always" if identity == "a" else "default") if identity else None,
-                generated=bool(row["generated"]),
-            )
-        )
-    of_relation: dict[int, list[Index]] = {oid: [] for oid in oids}
-    for row in indexes:
-        of_relation[row["relation"]].append(
-            Index(
-                columns=tuple(row["columns"]),
-                unique=row["unique"],
-                exclusion=row["exclusion"],
-                primary=row["primary"] and row["unique"],
-                ordered=row["ordered"],
-            )
-        )
+    columns = {row["oid"]: [_ColumnRow(*one) for one in row["columns"]] for row in found}
+    types = await describe_types(
+        connection, {(one.type_oid, one.typmod) for some in columns.values() for one in some}
+    )
     return [
         Relation(
             oid=row["oid"],
@@ -308,11 +289,51 @@ async def _described(connection: Connection, found: Sequence[Mapping[str, Any]])
             name=row["name"],
             kind=row["kind"],
             heirs=row["heirs"],
-            attributes=tuple(attributes[row["oid"]]),
-            indexes=tuple(of_relation[row["oid"]]),
+            attributes=tuple(
+                _attribute(one, *types[one.type_oid, one.typmod]) for one in columns[row["oid"]]
+            ),
+            indexes=tuple(_index(*one) for one in row["indexes"]),
         )
         for row in found
     ]
+
+
+class _ColumnRow(NamedTuple):
+    """A row of ``_COLUMNS``."""
+
+    name: str
+    number: int
+    required: bool
+    default: bool
+    identity: str
+    generated: str
+    type_oid: int
+    typmod: int
+
+
+def _attribute(row: _ColumnRow, type_: Type, cast: str) -> Attribute:
+    identity = row.identity
+    return Attribute(
+        column=Column(name=row.name, type=type_, nullable=not row.required),
+        number=row.number,
+        type_oid=row.type_oid,
+        cast=cast,
+        default=row.default or bool(identity),
+        identity=("always" if identity == "a" else "default") if identity else None,
+        generated=bool(row.generated),
+    )
+
+
+def _index(
+    columns: Sequence[str], unique: bool, exclusion: bool, primary: bool, ordered: bool
+) -> Index:
+    return Index(
+        columns=tuple(columns),
+        unique=unique,
+        exclusion=exclusion,
+        primary=primary and unique,
+        ordered=ordered,
+    )
 
 
 _FIRST_OWN_OID = 16384
@@ -333,7 +354,7 @@ async def describe_types(
         # The driver knows oid[] and text[]; for other arrays it asks each new session's catalogue,
         # which takes longer than all that is asked here.
         oids, mods = [oid for oid, _ in pairs], [str(mod) for _, mod in pairs]
-        rows = await connection.fetch(_TYPES, oids, mods)
+        rows = await connection.ask(_TYPES, oids, mods)
         for row in rows:
             known[row["asked"], row["asked_mod"]] = (
                 postgres_type(
@@ -357,7 +378,7 @@ async def fingerprint(connection: Connection, name: str) -> str | None:
     Returns:
         None where the relation is gone.
     """
-    found: str | None = await connection.fetchval(
+    found: str | None = await connection.ask_value(
         """
         SELECT c.oid::text || ' ' || c.relkind::text || ' ' || string_agg(
             concat_ws(' ', a.attnum, quote_ident(a.attname), a.atttypid::bigint, a.atttypmod,

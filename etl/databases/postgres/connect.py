@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlencode
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 
 from etl.connector import RunInfo
 from etl.databases.postgres.pooled import has_own_session, session_of
@@ -58,9 +59,30 @@ class Connection(_Connection):
         is_pooled: A pooler stands between.
     """
 
-    __slots__ = ("is_pooled", "open_another")
+    __slots__ = ("_asked", "is_pooled", "open_another")
     open_another: Callable[[], Awaitable[Connection]]
     is_pooled: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_pooled = False
+        self._asked: dict[str, PreparedStatement[Any]] = {}
+
+    async def ask(self, question: str, *arguments: Any) -> list[Any]:
+        """Ask the catalogue: a constant text, whose answer has the same types for ever.
+
+        The server prepares it once for the connection, so that it takes one round trip from then
+        on. Not for users' tables: the types of theirs would be those that they had at first.
+        """
+        statement = self._asked.get(question)
+        if statement is None:
+            statement = self._asked[question] = await self.prepare(question)
+        return await statement.fetch(*arguments)
+
+    async def ask_value(self, question: str, *arguments: Any) -> Any:
+        """As :meth:`ask`, for the first value of the first row; None where there is no row."""
+        rows = await self.ask(question, *arguments)
+        return rows[0][0] if rows else None
 
 
 CONNECT_S = 10.0
@@ -241,7 +263,6 @@ async def _open_one(
         raise
     _keep_alive(connection)
     connection.open_another = partial(_open_one, url, options, trust, application)
-    connection.is_pooled = False
     return connection
 
 

@@ -210,18 +210,23 @@ ORDER BY relation, place, what
 """
 
 
+# From left to right: the path that there was is read first.
+_SPELL_OUT = """
+SELECT pg_catalog.current_setting('search_path'), pg_catalog.set_config('search_path', '', false)
+"""
+
+
 @asynccontextmanager
 async def spelled_out(connection: Connection) -> AsyncGenerator[None]:
     """Let the server write every name with its schema, for the length of a block."""
-    before: str = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
-    await connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
+    before = await connection.ask_value(_SPELL_OUT)
     try:
         yield
     finally:
         if not connection.is_closed():
             # The end of a transaction that failed sets it back, too.
             with suppress(asyncpg.InFailedSQLTransactionError):
-                await connection.execute(
+                await connection.ask(
                     "SELECT pg_catalog.set_config('search_path', $1, false)", before
                 )
 
@@ -229,7 +234,7 @@ async def spelled_out(connection: Connection) -> AsyncGenerator[None]:
 async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, TableDefinition]:
     """The definitions of relations by their oids."""
     async with spelled_out(connection):
-        tables = await connection.fetch(_TABLES, oids)
+        tables = await connection.ask(_TABLES, oids)
         columns = await _grouped(connection, _COLUMNS, oids)
         sequences = await _grouped(connection, _SEQUENCES, oids)
         firsts = await _first_numbers(connection, sequences)
@@ -286,7 +291,7 @@ async def _grouped(
     connection: Connection, query: str, oids: Sequence[int]
 ) -> defaultdict[int, list[Mapping[str, Any]]]:
     found: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in await connection.fetch(query, oids):
+    for row in await connection.ask(query, oids):
         found[row["relation"]].append(row)
     return found
 

@@ -19,9 +19,7 @@ from etl.databases.url import Url
 from etl.errors import ConfigError, EtlError, SchemaMismatchError
 
 _TABLES = """
-SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
-    c.relkind::text AS kind, c.relhassubclass AND c.relkind <> 'p' AS heirs,
-    c.relispartition AS partition
+SELECT c.oid::bigint AS oid, c.relispartition AS partition
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
@@ -46,15 +44,16 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
     """The user's tables and views with their shapes; those of the search_path first."""
     async with connected(url, "source", "etl/list") as connection:
         rows = await connection.fetch(_TABLES)
-        relations = await relations_of(connection, rows)
+        relations = await relations_of(connection, [row["oid"] for row in rows])
     return [
         TableInfo(
             name=relation.name,
             schema=relation.schema,
             shape=relation.shape,
-            kind="partition" if row["partition"] else _KINDS[row["kind"]],
+            kind="partition" if row["partition"] else _KINDS[relation.kind],
         )
-        for row, relation in zip(rows, relations, strict=True)
+        for row in rows
+        if (relation := relations.get(row["oid"])) is not None
     ]
 
 
@@ -63,7 +62,7 @@ async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefin
     async with connected(url, "source", "etl/list") as connection:
         await _check_usage(connection, url, {one.schema for one in tables})
         oids: list[int | None] = [
-            await connection.fetchval(
+            await connection.ask_value(
                 "SELECT pg_catalog.to_regclass($1)::oid::bigint", qualify(one.schema, one.name)
             )
             for one in tables

@@ -70,7 +70,7 @@ async def make_schema(connection: Connection, schema: str, label: str) -> None:
     Raises:
         SchemaMismatchError: It is missing, and the user may not make it.
     """
-    if await connection.fetchval(
+    if await connection.ask_value(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", schema
     ):
         return
@@ -449,7 +449,7 @@ async def missing_indexes(
     connection: Connection, definition: TableDefinition, schema: str, table: str
 ) -> list[IndexDefinition]:
     """The indexes of a definition that a table has not got yet."""
-    rows = await connection.fetch(
+    rows = await connection.ask(
         """
         SELECT c.relname::text AS name FROM pg_catalog.pg_index AS i
         JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
@@ -515,7 +515,7 @@ async def name_indexes(
         ),
     ]:
         now = qualify(schema, temporary_name(built_as, name))
-        if await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NULL", now):
+        if await connection.ask_value("SELECT pg_catalog.to_regclass($1) IS NULL", now):
             continue
         free = await free_name(connection, schema, name)
         await connection.execute(f"ALTER {kind} {now} RENAME TO {quote(free)}")
@@ -524,7 +524,7 @@ async def name_indexes(
 async def free_name(connection: Connection, schema: str, name: str) -> str:
     """The name, or the first one after it that nothing in the schema has."""
     tried, number = name, 0
-    while not await connection.fetchval(
+    while not await connection.ask_value(
         "SELECT pg_catalog.to_regclass($1) IS NULL", qualify(schema, tried)
     ):
         number += 1
@@ -537,7 +537,7 @@ async def missing_foreign_keys(
     connection: Connection, definition: TableDefinition, schema: str, table: str
 ) -> list[ForeignKey]:
     """The foreign keys of a definition that a table has not got yet."""
-    rows = await connection.fetch(
+    rows = await connection.ask(
         "SELECT conname::text AS name FROM pg_catalog.pg_constraint"
         " WHERE contype = 'f' AND conrelid = pg_catalog.to_regclass($1)",
         qualify(schema, table),

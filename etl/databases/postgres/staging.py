@@ -133,7 +133,7 @@ async def check_rename(
     Raises:
         SchemaMismatchError: Names it, and ``swap="rewrite"``.
     """
-    rows = await connection.fetch(
+    rows = await connection.ask(
         _OBSTACLES, relation.oid, qualify(relation.schema, staging), list(together)
     )
     if rows:
@@ -191,7 +191,7 @@ SELECT concat_ws(E'\n',
 async def is_like(connection: Connection, staging: Relation, table: Relation) -> bool:
     """Whether a staging table is what :func:`make_like` would make now."""
     of_staging, of_table = [
-        await connection.fetchval(_LIKENESS, one.oid) for one in (staging, table)
+        await connection.ask_value(_LIKENESS, one.oid) for one in (staging, table)
     ]
     return bool(of_staging == of_table)
 
