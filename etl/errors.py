@@ -32,6 +32,19 @@ class EtlError(Exception):
     exit_code: ClassVar[int] = EXIT_FAILED
     detail: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class with ``args``, the message alone: some take more or other
+        # arguments. Where an error cannot be read again, the pool of processes that it came
+        # through is broken, and nobody learns what failed.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[EtlError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EtlError:
+    """An error as it was, from a pickle or a copy."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
 
 class ConfigError(EtlError):
     """The set-up is wrong: a URL, a name, an option, a pipeline. Nothing was moved."""
