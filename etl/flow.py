@@ -34,7 +34,7 @@ from typing import (
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError, DataError, StageError
-from etl.policy import Limits, OnError, Retry, check_on_error
+from etl.policy import Limits, OnError, Retry, check_limits, check_on_error, check_retry
 from etl.rows import Row, Shape
 
 T = TypeVar("T")
@@ -108,11 +108,16 @@ class Stage(Generic[T_contra, U_co]):
         """The options without a default that are not set."""
         return [
             one.name
-            for one in inspect.signature(self.function).parameters.values()
-            if one.kind is one.KEYWORD_ONLY
-            and one.default is one.empty
+            for one in self._known
+            if one.default is one.empty
+            and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
             and one.name not in self.options
         ]
+
+    @property
+    def _known(self) -> list[inspect.Parameter]:
+        """What follows the batches: options are passed as keywords, however they are written."""
+        return [*inspect.signature(self.function).parameters.values()][1:]
 
     def apply(
         self: Stage[T, U], batches: AsyncIterator[Batch[T]]
@@ -126,7 +131,7 @@ class Stage(Generic[T_contra, U_co]):
         Raises:
             ConfigError: The stage has no such option.
         """
-        known = inspect.signature(self.function).parameters
+        known = {one.name for one in self._known}
         for name in options:
             if name not in known:
                 raise ConfigError(f"stage {self.name!r} has no option {name!r}")
@@ -230,12 +235,12 @@ class Stream(Generic[T_co]):
         Raises:
             ConfigError: Not an async function, or no concurrency.
         """
-        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  the method, to see whether it is async
-        ):
+        if not is_async(function):
             raise ConfigError(f"map_batches({name_of(function)}): the function must be async")
-        if concurrency < 1:
-            raise ConfigError("map_batches(concurrency=...) must be at least 1")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigError("map_batches(concurrency=...) takes a whole number of at least 1")
+        if retry is not None:
+            check_retry(retry, f"map_batches({name_of(function)})")
         return self._then(MapBatches(function, concurrency, retry))
 
     def map_arrow(self, function: Callable[[Any], Any]) -> Stream[Row]:
@@ -281,10 +286,15 @@ class Stream(Generic[T_co]):
             key: The key to look for; None matches nothing.
             combine: Makes the new row; gets None where there is no match.
         """
+        if not isinstance(side, Stream):
+            raise ConfigError(
+                f"lookup: the side is a source, as database.table(...), not {type(side).__name__}"
+            )
         if isinstance(side.origin, Merged) or any(
             not isinstance(step, Map | Filter | FlatMap) for step in side.steps
         ):
             raise ConfigError("lookup: the side is one source, with row functions at most")
+        _plain(side_key, "lookup")
         return self._then(Lookup(side, side_key, _plain(key, "lookup"), _plain(combine, "lookup")))
 
     def through(self, stage: Stage[T_co, U]) -> Stream[U]:
@@ -327,14 +337,18 @@ class Stream(Generic[T_co]):
             TransientError: The source cannot be reached (by ``async with``).
             PipelineFailedError: The read or a step failed (by ``async for``).
         """
-        from etl.reading import open_rows
+        from etl.reading import OpenRows
 
-        return open_rows(self, limits=limits, retry=retry)
+        if limits is not None:
+            check_limits(limits, "open()")
+        if retry is not None:
+            check_retry(retry, "open()")
+        return OpenRows(self, limits=limits, retry=retry)
 
     def named(self, name: str) -> Stream[T_co]:
         """The same stream under a name of its own: the ``flow`` of its checkpoints."""
-        if not name:
-            raise ConfigError("named(): the name is empty")
+        if not isinstance(name, str) or not name:
+            raise ConfigError("named() takes a text that is not empty")
         return Derived(self.origin, self.steps, name)
 
     @overload
@@ -539,6 +553,12 @@ def merge(*streams: Stream[T]) -> Stream[T]:
     Raises:
         ConfigError: Fewer than two, a merge of merges, or two of the same name.
     """
+    for stream in streams:
+        if not isinstance(stream, Stream):
+            raise ConfigError(
+                "merge() takes streams, each by itself, as merge(a, b), not"
+                f" {type(stream).__name__}"
+            )
     if len(streams) < 2:
         raise ConfigError("merge() takes at least two streams")
     if any(isinstance(stream.origin, Merged) for stream in streams):
@@ -594,10 +614,17 @@ def name_of(function: object) -> str:
     return getattr(function, "__qualname__", None) or type(function).__name__
 
 
+def is_async(function: object) -> bool:
+    """Whether a function, or an object that is called as one, must be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  the method, to see whether it is async
+    )
+
+
 def _plain(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{where}() takes a function, not {type(function).__name__}")
-    if inspect.iscoroutinefunction(function):
+    if is_async(function):
         raise ConfigError(
             f"{where}({name_of(function)}) takes a plain function; map_batches() takes async ones"
         )

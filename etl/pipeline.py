@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
 
 from etl.connector import RunInfo
 from etl.engine.holder import this_process
@@ -17,8 +17,8 @@ from etl.engine.supervise import finish
 from etl.engine.survey import survey
 from etl.errors import ConfigError
 from etl.events import Observer, Report
-from etl.flow import Flow
-from etl.policy import Limits, OnError, Retry, check_on_error
+from etl.flow import Flow, is_async, name_of
+from etl.policy import Limits, OnError, Retry, check_limits, check_on_error, check_retry
 from etl.secrets import holds_url_with_password
 from etl.verdict import FlowSurvey
 
@@ -69,8 +69,10 @@ class Pipeline:
             )
         self.name = name
         self.flows = flows
-        self.limits = limits or Limits()
-        self.retry = retry or Retry()
+        self.limits = Limits() if limits is None else limits
+        check_limits(self.limits, f"pipeline {name!r}")
+        self.retry = Retry() if retry is None else retry
+        check_retry(self.retry, f"pipeline {name!r}")
         check_on_error(on_error, f"pipeline {name!r}")
         self.on_error: OnError = on_error
         self.one_instant = one_instant
@@ -83,6 +85,8 @@ class Pipeline:
         """What a run will do; ``explain()`` has it in lines. Connects to nothing."""
         if on_error is not None:
             check_on_error(on_error, f"pipeline {self.name!r}")
+        if limits is not None:
+            check_limits(limits, f"pipeline {self.name!r}")
         return make_plan(
             self.name,
             self.flows,
@@ -106,6 +110,8 @@ class Pipeline:
         """Run to the end. Cancelling it rolls open transactions back; a rerun is exact.
 
         Args:
+            observers: Plain functions that are called with each event of the run (see
+                ``etl.events``), on the event loop: they must not block.
             full: Read everything again, whatever the positions say.
             accept_change: Keep the positions although source, key or sink changed.
             take_over: Start although another run of it is active: that one is fenced off, and
@@ -144,6 +150,7 @@ class Pipeline:
         See :meth:`run` for arguments and errors.
         """
         plan = self.plan(limits, on_error)
+        _check_observers(observers, self.name)
         return await start(
             plan,
             retry=self.retry,
@@ -200,6 +207,7 @@ class Pipeline:
                 ``FlowSurvey.refusal`` instead.
             TransientError: A database cannot be reached.
         """
+        plan = self.plan(limits, on_error)
         limits = limits or self.limits
         info = RunInfo(
             pipeline=self.name,
@@ -207,7 +215,7 @@ class Pipeline:
             batch_rows=limits.batch_rows,
             batch_bytes=limits.batch_nbytes,
         )
-        return await survey(self.plan(limits, on_error), info)
+        return await survey(plan, info)
 
     async def retry_rejects(
         self, *, module: str = "__main__", take_over: bool = False
@@ -241,6 +249,24 @@ class Pipeline:
         return f"<Pipeline {self.name!r} of {', '.join(flow.name for flow in self.flows)}>"
 
 
+def _check_observers(given: object, name: str) -> None:
+    """Refuse what would be called in vain: each error of an observer is only logged."""
+    if not isinstance(given, Iterable):
+        raise ConfigError(
+            f"pipeline {name!r}: observers= takes a list of functions, as observers=[show]"
+        )
+    for one in cast("Iterable[object]", given):
+        if not callable(one):
+            raise ConfigError(
+                f"pipeline {name!r}: observers= takes functions, not {type(one).__name__}"
+            )
+        if is_async(one):
+            raise ConfigError(
+                f"pipeline {name!r}: observer {name_of(one)} is async, and nothing would await it."
+                " Write it as a plain function; it may put events into an asyncio.Queue"
+            )
+
+
 async def gather(
     *pipelines: Pipeline, on_failure: Literal["abort", "drain", "continue"] = "abort"
 ) -> list[Report]:
@@ -250,10 +276,20 @@ async def gather(
         on_failure: What happens to the others when one fails.
 
     Raises:
-        ConfigError: Two pipelines have the same name.
+        ConfigError: Two pipelines have the same name, or one is none.
         BaseExceptionGroup: Several failed.
         EtlError: The only failure.
     """
+    for one_of_them in pipelines:
+        if not isinstance(one_of_them, Pipeline):
+            raise ConfigError(
+                f"gather() takes pipelines, each by itself, as gather(a, b), not"
+                f" {type(one_of_them).__name__}"
+            )
+    if on_failure not in ("abort", "drain", "continue"):
+        raise ConfigError(
+            f'gather(): on_failure={on_failure!r} is neither "abort", "drain" nor "continue"'
+        )
     names = [pipeline.name for pipeline in pipelines]
     if len(set(names)) < len(names):
         raise ConfigError("gather(): two pipelines have the same name")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import isnan
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 from etl.errors import ConfigError
@@ -15,6 +17,9 @@ WORKER_BYTES = 40 * MIB
 """What a worker process takes for itself, before it holds a row."""
 COPIES_OF_A_ROW = 3
 """How often a row may exist at once: as it is read, as it is written, in a driver's buffers."""
+
+_DIGITS = 30
+"""Of a size; a float has no room for several hundred of them."""
 
 _UNITS = {
     "b": 1,
@@ -30,12 +35,14 @@ def parse_size(text: str | int) -> int:
     Raises:
         ConfigError: Not a size.
     """
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise ConfigError(f"{text!r} is not a size; write for example 256MiB")
     if isinstance(text, int):
         size = text
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
         unit = _UNITS.get((match[2] or "b").lower()) if match else None
-        if match is None or unit is None:
+        if match is None or unit is None or len(match[1]) > _DIGITS:
             raise ConfigError(f"{text!r} is not a size; write for example 256MiB")
         size = int(float(match[1]) * unit)
     if size <= 0:
@@ -88,12 +95,12 @@ class Limits:
         object.__setattr__(self, "memory_bytes", memory)
         object.__setattr__(self, "batch_nbytes", parse_size(self.batch_bytes))
         for name in ("batch_rows", "channel_batches", "group_rows", "flows", "lanes", "processes"):
-            if getattr(self, name) < 1:
+            if _whole(self, name) < 1:
                 raise ConfigError(f"Limits({name}=...) must be at least 1")
         for name in ("stall_after_s", "abort_grace_s"):
-            if getattr(self, name) <= 0:
+            if _number(self, name) <= 0:
                 raise ConfigError(f"Limits({name}=...) must be positive")
-        if self.drain_s < 0:
+        if _number(self, "drain_s") < 0:
             raise ConfigError("Limits(drain_s=...) must not be negative")
 
     @property
@@ -137,9 +144,9 @@ class Retry:
     total_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if _whole(self, "attempts") < 1:
             raise ConfigError("Retry(attempts=...) counts the first try too; it is at least 1")
-        if min(self.base_s, self.cap_s, self.total_s) < 0:
+        if min(_number(self, name) for name in ("base_s", "cap_s", "total_s")) < 0:
             raise ConfigError("Retry: times must not be negative")
 
 
@@ -164,11 +171,11 @@ class DeadLetter:
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_share_from"):
-            if getattr(self, name) < 0:
+            if _whole(self, name) < 0:
                 raise ConfigError(f"DeadLetter({name}=...) must not be negative")
-        if self.window_rows < 1:
+        if _whole(self, "window_rows") < 1:
             raise ConfigError("DeadLetter(window_rows=...) must be at least 1")
-        if not 0 <= self.max_share <= 1:
+        if not 0 <= _number(self, "max_share") <= 1:
             raise ConfigError(
                 "DeadLetter(max_share=...) is a part of 1; 0.1 is a tenth of the rows"
             )
@@ -191,3 +198,41 @@ def check_on_error(given: object, where: str) -> None:
         raise ConfigError(
             f'{where}: on_error={given!r} is neither "fail", "skip" nor a DeadLetter(...)'
         )
+
+
+def check_limits(given: object, where: str) -> None:
+    """Refuse what are no limits.
+
+    Raises:
+        ConfigError: With the name of what they were given to.
+    """
+    if not isinstance(given, Limits):
+        raise ConfigError(
+            f"{where}: limits= takes Limits(...), as Limits(memory='128MiB'), not {given!r}"
+        )
+
+
+def check_retry(given: object, where: str) -> None:
+    """Refuse what is no policy of retries.
+
+    Raises:
+        ConfigError: With the name of what it was given to.
+    """
+    if not isinstance(given, Retry):
+        raise ConfigError(f"{where}: retry= takes Retry(...), as Retry(attempts=3), not {given!r}")
+
+
+def _whole(policy: object, name: str) -> int:
+    value = getattr(policy, name)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(
+            f"{type(policy).__name__}({name}=...) takes a whole number, not {value!r}"
+        )
+    return int(value)
+
+
+def _number(policy: object, name: str) -> float:
+    value = getattr(policy, name)
+    if isinstance(value, bool) or not isinstance(value, Real) or isnan(value):
+        raise ConfigError(f"{type(policy).__name__}({name}=...) takes a number, not {value!r}")
+    return float(value)

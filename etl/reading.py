@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from etl.batch import Batch
 from etl.connector import (
@@ -34,25 +35,47 @@ T = TypeVar("T")
 _BATCHES = 2  # that wait for the reader; what is read ahead waits in the run's own channels
 
 
-@asynccontextmanager
-async def open_rows(
-    stream: Stream[T], *, limits: Limits | None, retry: Retry | None
-) -> AsyncGenerator[AsyncGenerator[T, None], None]:
-    """See :meth:`etl.flow.Stream.open`."""
-    limits = limits or Limits()
-    channel: Channel[Batch[Any]] = Channel(
-        f"{stream.flow_name}: to the reader", max_items=_BATCHES, max_bytes=limits.memory_bytes
-    )
-    sink: Sink[Any] = Sink(target=_Reader(channel), table="the reader", mode="append")
-    pipeline = Pipeline(stream.flow_name, stream.into(sink), limits=limits, retry=retry)
-    run = await pipeline.start()
-    watch = asyncio.create_task(_watch(run, channel), name=f"etl:reader of {stream.flow_name}")
-    try:
-        async with aclosing(_rows(channel)) as rows:
-            yield rows
-    finally:
-        await run.abort()  # where it goes on: nobody takes its rows any more
-        await watch
+class OpenRows(Generic[T]):
+    """See :meth:`etl.flow.Stream.open`.
+
+    A class, since the event loop closes each generator that is left when it ends by itself: one
+    would be closed here while the generator of a user, in which the block stands, is closing it.
+    """
+
+    def __init__(self, stream: Stream[T], *, limits: Limits | None, retry: Retry | None) -> None:
+        self._stream = stream
+        self._limits = limits or Limits()
+        self._retry = retry
+        self._is_open = False
+
+    async def __aenter__(self) -> AsyncGenerator[T, None]:
+        if self._is_open:
+            raise ConfigError("open() is for one 'async with'; call it again for another one")
+        self._is_open = True
+        name = self._stream.flow_name
+        channel: Channel[Batch[T]] = Channel(
+            f"{name}: to the reader", max_items=_BATCHES, max_bytes=self._limits.memory_bytes
+        )
+        sink: Sink[T] = Sink(target=_Reader(channel), table="the reader", mode="append")
+        flow = self._stream.into(sink)
+        self._run = await Pipeline(name, flow, limits=self._limits, retry=self._retry).start()
+        self._watch = asyncio.create_task(_watch(self._run, channel), name=f"etl:reader of {name}")
+        self._rows = _rows(channel)
+        return self._rows
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._run.abort()  # where it goes on: nobody takes its rows any more
+        finally:
+            await self._watch
+            # Another task that waits for a row is told by the channel, which has ended.
+            with suppress(RuntimeError):
+                await self._rows.aclose()
 
 
 async def _watch(run: Run, channel: Channel[Batch[Any]]) -> None:

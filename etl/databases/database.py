@@ -443,6 +443,11 @@ class Database:
         return await driver_of(url).wants_profile(url, sink, shape)
 
     def _source(self, name: str, spec: ReadSpec) -> DatabaseSource[Any]:
+        if spec.settle is not None and not isinstance(spec.settle, timedelta):
+            raise ConfigError(
+                f"{spec.label}: settle= takes a timedelta, as timedelta(seconds=30), not"
+                f" {spec.settle!r}"
+            )
         if spec.settle is not None and spec.settle < timedelta(0):
             raise ConfigError(f"{spec.label}: settle= must not be negative")
         if spec.settle is not None and not spec.cursor:
@@ -472,7 +477,7 @@ class DatabaseSource(Source[T_co], Generic[T_co]):
             equal: Columns and the value that each must have; None: that it is NULL. Values never
                 become SQL.
         """
-        if not condition.strip() and not equal:
+        if not isinstance(condition, str) or not (condition.strip() or equal):
             raise ConfigError(f"{self.spec.label}: where() takes a condition")
         for value in equal.values():
             if value is not None:

@@ -14,7 +14,7 @@ from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.nodes import Breather
 from etl.engine.retry import Attempts
 from etl.engine.supervise import guard
-from etl.errors import StageError, TransientError, is_about_a_row
+from etl.errors import EtlError, StageError, TransientError, is_about_a_row
 from etl.flow import MapBatches, name_of
 from etl.foreign import because_of, named
 from etl.stages import reject_of
@@ -145,10 +145,12 @@ class _Calls:
             )
         return result
 
-    def _failed(self, error: Exception) -> StageError:
+    def _failed(self, error: Exception) -> EtlError:
+        # What the function itself calls passing is passing to whoever decides about another run.
+        kind = TransientError if isinstance(error, TransientError) else StageError
         return because_of(
             error,
-            StageError(
+            kind(
                 f"{self.label} failed: {named(error)}. The batch was not written and the"
                 " checkpoint did not move"
             ),

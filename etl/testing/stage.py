@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from etl.batch import Batch, Token
 from etl.flow import Stage
 from etl.stages import through_stage
+from etl.testing.memory import MemorySource
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -30,7 +31,9 @@ async def run_stage(
     Raises:
         ConservationError: The stage lost, repeated or reordered a token.
         AssertionError: The output depends on where batches end.
+        ConfigError: It is no stage, or lacks an option that has no default.
     """
+    MemorySource(rows).through(stage)  # refuses what a stream would
     result = await _run(stage, rows, batch, empty_between=False)
     for size, empty in ((1, False), (batch, True), (max(1, len(rows)), False)):
         other = await _run(stage, rows, size, empty_between=empty)

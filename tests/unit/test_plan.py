@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from etl import Batch, ConfigError, Limits, Pipeline, Stream, merge, stage
+from etl import Batch, ConfigError, Database, Limits, Pipeline, Stream, merge, stage
 from etl.engine.plan import Plan
 from etl.flow import Flow
 from etl.policy import KIB, MIB
@@ -260,3 +260,23 @@ def test_an_upsert_needs_a_key_and_only_an_upsert_takes_one() -> None:
         MemorySink[int](mode="upsert")
     with pytest.raises(ConfigError, match="options of upsert"):
         MemorySink[int](mode="append", key=("id",))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: source().named(3),  # type: ignore[arg-type]
+        lambda: merge([source(), source()]),  # type: ignore[arg-type]
+        lambda: source().map_batches(same, concurrency="8"),  # type: ignore[arg-type]
+        lambda: source().map_batches(same, retry=3),  # type: ignore[arg-type]
+        lambda: source().lookup([1], side_key=str, key=str, combine=max),  # type: ignore[arg-type]
+        lambda: source().lookup(source(), side_key="id", key=str, combine=max),  # type: ignore[arg-type]
+        lambda: Database("sqlite:///a.db").table("t").where(3),  # type: ignore[arg-type]
+        lambda: Database("postgresql://h/a").table("t", cursor="c", settle=30),  # type: ignore[call-overload]
+    ],
+)
+def test_arguments_of_another_type_are_refused_when_they_are_given(
+    make: Callable[[], object],
+) -> None:
+    with pytest.raises(ConfigError):
+        make()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import ConfigError, Limits, Retry
+from etl import ConfigError, DeadLetter, Limits, Retry
 from etl.engine.retry import Attempts
 from etl.policy import MIB, parse_size
 
@@ -50,6 +50,15 @@ def test_limits_know_their_bytes() -> None:
         {"channel_batches": 0},
         {"group_rows": -1},
         {"drain_s": -0.1},
+        {"memory": 1.5},
+        {"memory": True},
+        {"memory": "9" * 400},
+        {"batch_rows": "10"},
+        {"lanes": 1.5},
+        {"lanes": True},
+        {"drain_s": None},
+        {"stall_after_s": "60"},
+        {"abort_grace_s": float("nan")},
     ],
 )
 def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
@@ -57,10 +66,28 @@ def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
         Limits(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base_s": -1}, {"cap_s": -1}, {"total_s": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"base_s": -1},
+        {"cap_s": -1},
+        {"total_s": -1},
+        {"attempts": "3"},
+        {"attempts": 2.5},
+        {"base_s": float("nan")},
+        {"total_s": None},
+    ],
+)
 def test_a_wrong_retry_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Retry(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"max_rows": None}, {"max_share": "0.1"}, {"window_rows": 1.5}])
+def test_a_wrong_dead_letter_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        DeadLetter(**wrong)
 
 
 @given(

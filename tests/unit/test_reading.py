@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from etl import Batch, ConfigError, Limits, PipelineFailedError, Position, Source, merge, stage
+from etl import (
+    Batch,
+    ConfigError,
+    Limits,
+    PipelineFailedError,
+    Position,
+    RunAbortedError,
+    Source,
+    merge,
+    stage,
+)
 from etl.errors import SourceUnavailableError, chain
 
 
@@ -147,3 +157,55 @@ async def test_a_database_that_cannot_be_reached_is_told_at_once(tmp_path: Any) 
     with pytest.raises(ConfigError, match="no such file"):
         async with Database(f"sqlite:///{tmp_path}/none.db").table("t").open():
             pass
+
+
+async def test_an_open_serves_one_block() -> None:
+    opened = Numbers(1).open()
+    async with opened:
+        pass
+    with pytest.raises(ConfigError, match="call it again"):
+        async with opened:
+            pass
+
+
+async def test_another_task_that_waits_for_a_row_is_told_when_the_block_ends() -> None:
+    class Silent(Source[int]):
+        async def read(
+            self, after: Position | None, until: Position | None
+        ) -> AsyncGenerator[Batch[int], None]:
+            await asyncio.Event().wait()
+            yield Batch([1], position=(1,))
+
+    async def first(rows: AsyncGenerator[int, None]) -> int:
+        return await anext(rows)
+
+    async with Silent().open() as rows:
+        waits = asyncio.create_task(first(rows))
+        await asyncio.sleep(0.01)
+    with pytest.raises(RunAbortedError):
+        await waits
+
+
+def test_a_generator_around_open_may_be_left_when_the_loop_ends() -> None:
+    source = Numbers(10_000)
+    kept: list[AsyncGenerator[int, None]] = []
+    told: list[dict[str, Any]] = []
+
+    async def own() -> AsyncGenerator[int, None]:
+        async with source.open() as rows:
+            async for row in rows:
+                yield row
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        kept.append(own())
+        await anext(kept[0])
+        # As asyncio.run does before it closes the generators.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    asyncio.run(main())
+    assert not told
+    assert source.closed == 1

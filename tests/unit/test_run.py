@@ -1633,6 +1633,43 @@ async def test_gather_cancelled_aborts_all() -> None:
     assert not others()
 
 
+@pytest.mark.parametrize(
+    ("observers", "message"),
+    [
+        (print, r"observers=\[show\]"),
+        (["show"], "takes functions, not str"),
+        ([asyncio.sleep], "observer sleep is async"),
+    ],
+)
+async def test_observers_that_would_be_called_in_vain_are_refused(
+    observers: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await Pipeline("p", MemorySource(ROWS).into(MemorySink())).run(observers=observers)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"limits": "64MiB"}, {"limits": {"lanes": 2}}, {"retry": 3}, {"retry": False}]
+)
+async def test_policies_of_another_type_are_refused(wrong: Any) -> None:
+    flow = MemorySource(ROWS).into(MemorySink())
+    with pytest.raises(ConfigError, match=r"takes (Limits|Retry)\(\.\.\.\)"):
+        Pipeline("p", flow, **wrong)
+    with pytest.raises(ConfigError, match=r"takes (Limits|Retry)\(\.\.\.\)"):
+        MemorySource(ROWS).open(**wrong)
+    if "limits" in wrong:
+        with pytest.raises(ConfigError, match=r"takes Limits\(\.\.\.\)"):
+            await Pipeline("p", flow).run(**wrong)
+
+
+async def test_gather_refuses_what_is_no_pipeline_and_what_is_no_policy() -> None:
+    pipeline = Pipeline("p", MemorySource(ROWS).into(MemorySink()))
+    with pytest.raises(ConfigError, match=r"gather\(a, b\), not list"):
+        await gather([pipeline])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_failure='stop'"):
+        await gather(pipeline, on_failure="stop")  # type: ignore[arg-type]
+
+
 async def test_gather_refuses_two_of_the_same_name() -> None:
     with pytest.raises(ConfigError, match="same name"):
         await gather(failing(), failing())

@@ -23,6 +23,8 @@ from etl import (
     ConfigError,
     Database,
     DataError,
+    Pipeline,
+    PipelineFailedError,
     Retry,
     StageError,
     Token,
@@ -36,7 +38,7 @@ from etl.errors import ConservationError
 from etl.flow import Filter, FlatMap, Map, MapBatches
 from etl.rows import Column, Layout, Type
 from etl.stages import RowStep, fuse, texts_in, through_stage
-from etl.testing import MemorySource, run_stage
+from etl.testing import MemorySink, MemorySource, run_stage
 
 Batches = AsyncIterator[Batch[int]]
 Out = AsyncGenerator[Batch[int], None]
@@ -535,6 +537,21 @@ async def test_run_stage_tries_other_cuts() -> None:
     assert found == [0, 2]
 
 
+async def test_run_stage_refuses_what_a_stream_would() -> None:
+    @stage
+    async def options(batches: Batches, first: int, *, second: int) -> Out:
+        async for batch in batches:
+            yield batch.derive([row + first + second for row in batch.rows])
+
+    with pytest.raises(ConfigError, match=r"options\.configured\(first=\.\.\., second=\.\.\.\)"):
+        await run_stage(options, [1])
+    with pytest.raises(ConfigError, match="no option 'batches'"):
+        options.configured(batches=1)
+    with pytest.raises(ConfigError, match=r"@etl\.stage"):
+        await run_stage(options.function, [1])  # type: ignore[arg-type]
+    assert await run_stage(options.configured(first=1, second=2), [1]) == [4]
+
+
 async def test_run_stage_finds_a_dropped_batch() -> None:
     with pytest.raises(ConservationError):
         await run_stage(stage(drops_empty), [0, 0, 5], batch=1)
@@ -831,11 +848,22 @@ async def test_a_passing_failure_is_tried_again_by_the_policy(
     assert [attempt for _, attempt, _, _ in mapping.retries] == [1, 2]
 
 
+@pytest.mark.parametrize("retry", [None, Retry(attempts=2, base_s=0)])
+async def test_a_call_that_says_it_fails_for_now_may_be_run_again(retry: Retry | None) -> None:
+    async def down(rows: Sequence[int]) -> Sequence[int]:
+        raise TransientError("503")
+
+    flow = MemorySource([1]).map_batches(down, retry=retry).into(MemorySink())
+    with pytest.raises(PipelineFailedError, match="down failed: TransientError: 503") as failure:
+        await Pipeline("p", flow).run()
+    assert failure.value.retryable
+
+
 async def test_retries_end_with_the_last_error() -> None:
     flaky = Flaky(5, TransientError("still down"))
     mapping = Mapping(flaky, 1, Retry(attempts=3, base_s=0.0))
     await mapping.give([1])
-    with pytest.raises(StageError, match="still down"):
+    with pytest.raises(TransientError, match="still down"):
         await mapping.start()
     assert flaky.calls == 3
 
@@ -850,7 +878,7 @@ async def test_other_errors_and_calls_without_a_policy_are_not_tried_again(
     flaky = Flaky(1, error)
     mapping = Mapping(flaky, 1, retry)
     await mapping.give([1])
-    with pytest.raises(StageError):
+    with pytest.raises((StageError, TransientError)):
         await mapping.start()
     assert flaky.calls == 1
 
