@@ -1,7 +1,9 @@
 """What ``etl`` offers: the names that people import from it."""
 
 from etl.batch import Batch, Position, Token
+from etl.connector import Sink
 from etl.databases.database import Database
+from etl.engine.run import Run
 from etl.errors import (
     AlreadyRunningError,
     ConfigError,
@@ -41,8 +43,10 @@ __all__ = [
     "Report",
     "Retry",
     "Row",
+    "Run",
     "RunAbortedError",
     "SchemaMismatchError",
+    "Sink",
     "Source",
     "Stage",
     "StageError",

@@ -18,7 +18,18 @@ from enum import Enum
 from itertools import chain
 from operator import methodcaller
 from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NewType,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 from uuid import UUID
 
 from etl.errors import ConfigError
@@ -586,7 +597,9 @@ def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:
     """
     if not is_dataclass(row):
         raise ConfigError(f"{row!r} is not a dataclass")
-    hints = get_type_hints(row)
+    if not dataclass_fields(row):
+        raise ConfigError(f"{row.__name__} has no fields, so it names no columns")
+    hints = hints_of(row)
     columns: list[Column] = []
     for one in dataclass_fields(row):
         hint, nullable = strip_optional(hints[one.name])
@@ -608,10 +621,32 @@ def shape_of(row: type[Any], key: Sequence[str] = ()) -> Shape:
     return Shape(columns=tuple(columns), key=tuple(key))
 
 
+def hints_of(row: type[Any]) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, as types.
+
+    Raises:
+        ConfigError: One names something that its module has not got.
+    """
+    try:
+        return get_type_hints(row)
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        raise ConfigError(
+            f"the annotations of {row.__name__} cannot be read: {error}. Their names must be those"
+            " of the module, imported also where no type checker runs"
+        ) from error
+
+
 def strip_optional(hint: Any) -> tuple[Any, bool]:
-    """``(X, True)`` for ``X | None``, else ``(hint, False)``."""
+    """``(X, True)`` for ``X | None``, else ``(hint, False)``; a ``NewType`` is what it stands for.
+
+    So is ``Final[X]``.
+    """
+    if isinstance(hint, NewType):
+        return strip_optional(hint.__supertype__)
+    if get_origin(hint) is Final:
+        return strip_optional(get_args(hint)[0])
     if get_origin(hint) in {Union, UnionType}:
         rest = [arg for arg in get_args(hint) if arg is not type(None)]
         if len(rest) == 1 and len(get_args(hint)) == 2:
-            return rest[0], True
+            return strip_optional(rest[0])[0], True
     return hint, False

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from enum import Enum
-from typing import Any, NoReturn, Protocol, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeVar, get_origin
 from uuid import UUID
 
 from etl.batch import Reject
 from etl.errors import ConfigError, DataError, is_about_a_row
-from etl.rows import Row, strip_optional
+from etl.rows import Row, hints_of, strip_optional
 from etl.stages import ENTERS_ALL, READ_STEP, reject_of
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def fields_of(row: type[Any]) -> tuple[list[Field], bool]:
     Raises:
         ConfigError: One of them cannot be given.
     """
-    hints = get_type_hints(row)
+    hints = hints_of(row)
     fields = [field for field in dataclass_fields(row) if field.init]
     if len(fields) < len(dataclass_fields(row)):
         raise ConfigError(f"{row.__name__}: a field with init=False cannot be read from a row")

@@ -23,6 +23,8 @@ from etl import (
     Report,
     Retry,
     Row,
+    Run,
+    Sink,
     Source,
     Stage,
     Stream,
@@ -30,7 +32,6 @@ from etl import (
     merge,
     stage,
 )
-from etl.connector import Sink
 from etl.testing import MemorySink, MemorySource, run_stage
 
 
@@ -239,3 +240,10 @@ assert_type(Pages().map(to_fact).into(facts_sink), Flow)
 
 def sink_of(rows: Iterable[Fact]) -> Sink[Fact]:
     return facts_sink
+
+
+# -- Runs ---------------------------------------------------------------------------------------
+
+
+async def runs(pipeline: Pipeline) -> None:
+    assert_type(await pipeline.start(), Run)

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
 from itertools import permutations
-from typing import Any, Optional
+from typing import Any, Final, NewType, Optional
 from uuid import UUID
 
 import pytest
@@ -27,6 +27,8 @@ from etl.rows import (
 
 INT = Type(kind="int64", name="bigint", dialect="postgresql")
 TEXT = Type(kind="text", name="text", dialect="postgresql")
+
+UserId = NewType("UserId", int)
 
 
 class Decoder:
@@ -269,6 +271,35 @@ class Complex:
 def test_a_field_that_no_column_can_hold_is_named(row: type[Any]) -> None:
     with pytest.raises(ConfigError, match=rf"{row.__name__}\.value"):
         shape_of(row)
+
+
+def test_a_new_type_and_a_final_are_what_they_stand_for() -> None:
+    @dataclass
+    class User:
+        id: UserId
+        boss: UserId | None
+        name: Final[str]
+
+    assert [(one.type.kind, one.nullable) for one in shape_of(User).columns] == [
+        ("int64", False),
+        ("int64", True),
+        ("text", False),
+    ]
+
+
+def test_a_dataclass_that_names_no_columns_or_unknown_types_is_refused() -> None:
+    @dataclass
+    class Empty:
+        pass
+
+    @dataclass
+    class Unknown:
+        id: Missing  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigError, match="Empty has no fields"):
+        shape_of(Empty)
+    with pytest.raises(ConfigError, match=r"annotations of Unknown .* 'Missing' is not defined"):
+        shape_of(Unknown)
 
 
 def test_the_shape_of_what_is_not_a_dataclass_is_refused() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from enum import Enum
 from operator import methodcaller
-from typing import Any, TypeGuard, get_origin, get_type_hints
+from typing import Any, TypeGuard, get_origin
 
 from etl.batch import Position
 from etl.databases.database import ReadSpec
@@ -17,7 +17,7 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.sql import quote, quote_all
 from etl.databases.types import NULL, Decoder, plain_reader, text_decoder, unescape
 from etl.errors import ConfigError, DataError, SchemaMismatchError
-from etl.rows import Column, Kind, Layout, Row, Shape, Type, shape_of, strip_optional
+from etl.rows import Column, Kind, Layout, Row, Shape, Type, hints_of, shape_of, strip_optional
 
 _SIZES: Mapping[Kind, str] = {"text": "", "bytes": "", "json": "::text", "numeric": "::text"}
 """Kinds whose values may be large, with the cast whose result's size is at least theirs."""
@@ -600,7 +600,7 @@ Argument = Callable[[int, Column, type[Any], bool, dict[str, Any]], str]
 def _compiled(
     row: type[Any], columns: Sequence[Column], width: int, proven: bool, argument: Argument
 ) -> Builder:
-    hints = get_type_hints(row)
+    hints = hints_of(row)
     places = {column.name: i for i, column in enumerate(columns)}
     names: dict[str, Any] = {"make": row, "split": _split, "NULL": NULL, "unescape": unescape}
     arguments: list[str] = []
