@@ -92,6 +92,7 @@ class Run:
             tell=self._tell,
             home=home,
         )
+        self._loop = asyncio.get_running_loop()
         self._root = asyncio.create_task(self._run(), name=f"etl:run {plan.pipeline}")
 
     async def started(self) -> None:
@@ -111,7 +112,10 @@ class Run:
         Raises:
             PipelineFailedError: A flow failed; ``errors`` has the causes.
             RunAbortedError: It was aborted; also where another task that waited was cancelled.
+            ConfigError: It goes on in another event loop (so has each method that ends it).
         """
+        if not self._root.done():
+            self._check_loop()
         try:
             return await wait_for_root(self._root)
         except asyncio.CancelledError as cancel:
@@ -120,6 +124,19 @@ class Run:
                 raise
             # Nobody cancelled this waiter, so it must not see a cancellation.
             raise self._aborted("another task that waited for it was cancelled") from cancel
+
+    def _check_loop(self) -> None:
+        """Refuse another thread or loop: a drain would be half done there, with no deadline."""
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if not is_here:
+            raise ConfigError(
+                f"the run of pipeline {self._plan.pipeline!r} goes on in another event loop. From"
+                " another thread, keep the loop that started it and call"
+                " loop.call_soon_threadsafe(run.request_drain), or run.request_abort"
+            )
 
     async def _ended(self) -> None:
         """Wait for the end, whatever it is; for a caller that has no use for the error."""
@@ -135,6 +152,7 @@ class Run:
         """
         if self.state not in {"starting", "running"}:
             return
+        self._check_loop()
         if self.state == "starting":
             self.request_abort(reason)  # nothing was read yet: there is nothing to finish
             return
@@ -150,6 +168,7 @@ class Run:
         """Cancel everything and roll open transactions back. Returns at once."""
         if self._root.done() or self._abort_reason is not None:
             return
+        self._check_loop()
         self._abort_reason = reason
         self._change("aborting", reason)
         self._root.cancel()

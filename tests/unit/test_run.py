@@ -1211,6 +1211,30 @@ async def test_a_drain_that_finds_the_source_exhausted_completes() -> None:
     assert sink.rows == ROWS
 
 
+async def test_another_thread_is_told_how_to_drain_and_changes_nothing() -> None:
+    async def never(rows: Sequence[int]) -> Sequence[int]:
+        await asyncio.Event().wait()
+        return rows
+
+    run = await Pipeline("p", MemorySource(ROWS).map_batches(never).into(MemorySink())).start()
+
+    def elsewhere() -> None:
+        for ask in (run.request_drain, run.request_abort):
+            with pytest.raises(ConfigError, match="call_soon_threadsafe"):
+                ask()
+        for end in (run.wait, run.drain, run.abort):
+            with pytest.raises(ConfigError, match="call_soon_threadsafe"):
+                asyncio.run(end())
+
+    await asyncio.to_thread(elsewhere)
+    assert run.state == "running"
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: loop.call_soon_threadsafe(run.request_abort))
+    with pytest.raises(RunAbortedError):
+        await run.wait()
+    await asyncio.to_thread(lambda: asyncio.run(run.abort()))
+
+
 async def test_asking_twice_for_a_drain_is_the_same_as_once() -> None:
     source = BlockingSource(ROWS, after_batches=2)
     sink = MemorySink[int]()
