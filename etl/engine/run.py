@@ -140,7 +140,8 @@ class Run:
 
     async def _ended(self) -> None:
         """Wait for the end, whatever it is; for a caller that has no use for the error."""
-        await finish(asyncio.wait({self._root}))
+        if not self._root.done():  # its own loop may have ended since, and would call nobody back
+            await finish(asyncio.wait({self._root}))
         if not self._root.cancelled():
             self._root.exception()  # retrieved, or the loop would report it
 
