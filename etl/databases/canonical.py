@@ -115,6 +115,8 @@ def _between_postgres(one: Type, other: Type) -> Form:
     kinds = {one.kind, other.kind}
     if one.kind == "bytes":
         return "bytes"
+    if one.name == other.name and one.name.startswith("character("):
+        return "padded"  # SQL_ASCII pads to as many bytes, the other encodings to characters
     if one.name == other.name or kinds <= _INTS:
         return "plain" if one.kind in _PLAIN else "text"
     if kinds <= {"numeric", *_INTS}:

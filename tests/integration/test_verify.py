@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import secrets
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,7 @@ from etl.errors import AlreadyRunningError, ConfigError
 from etl.repair import repair_all
 from etl.verification import Pair, Verdict, verify_all
 from tests.integration.postgres_kit import run_sql, value
+from tests.postgres_server import Server
 
 EXAMPLES = 25
 
@@ -509,6 +512,74 @@ def test_a_repair_rewrites_the_rows_that_differ(
     out, err = capsys.readouterr()
     assert "3 rows deleted, 303 written" in err
     assert "equal, 900 rows" in out
+
+
+@pytest.fixture
+def database_with(postgres_server: Server) -> Iterator[Callable[[str], str]]:
+    """Makes databases with options; skips where the server was built without what they name."""
+    names: list[str] = []
+
+    def make(options: str) -> str:
+        name = f"etl_test_{secrets.token_hex(6)}"
+        try:
+            postgres_server.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 {options}')
+        except asyncpg.FeatureNotSupportedError as error:
+            pytest.skip(str(error))
+        names.append(name)
+        return postgres_server.database(name)
+
+    yield make
+    for name in names:
+        postgres_server.drop(name)
+
+
+# Each orders these otherwise than the bytes of UTF-8 do.
+ORDERED = {
+    "icu": "ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER icu ICU_LOCALE 'en'",
+    "win": "ENCODING 'WIN1252' LOCALE 'C'",
+    "utf16le": "PRAGMA encoding = 'UTF-16le'",
+}
+
+
+@pytest.mark.parametrize("kind", list(ORDERED))
+@pytest.mark.parametrize("odd_side", [0, 1])
+def test_one_row_that_differs_is_found_whatever_orders_the_texts(
+    kind: str,
+    odd_side: int,
+    database_with: Callable[[str], str],
+    make: Callable[[str], str],
+    small_ranges: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if kind == "utf16le":
+        odd, other = make("lite"), make("lite")
+        lite(odd, ORDERED[kind], "CREATE TABLE made (a)", "DROP TABLE made")
+    else:
+        odd, other = database_with(ORDERED[kind]), make("pg")
+    source, target = (odd, other) if odd_side == 0 else (other, odd)
+    signs = ["a", "B", "_", "é", "Ü", "€", "œ"]
+    keys = ", ".join(f"('{sign}{number}')" for number in range(60) for sign in signs)
+    asyncio.run(run(source, "CREATE TABLE t (k text PRIMARY KEY NOT NULL, v text)"))
+    asyncio.run(run(source, f"INSERT INTO t (k) VALUES {keys}"))
+    assert run_command(["copy", source, target]) == 0
+    asyncio.run(run(target, "UPDATE t SET v = 'x' WHERE k = 'œ7'"))
+    if odd_side == 0:
+        asyncio.run(run(target, "INSERT INTO t VALUES ('東京', 'which the source cannot hold')"))
+    capsys.readouterr()
+    assert run_command(["verify", source, target]) == 1
+    assert "1 changed" in capsys.readouterr().out
+    assert run_command(["verify", source, target, "--repair"]) == 0
+    assert "equal, 420 rows" in capsys.readouterr().out
+
+
+async def test_characters_that_are_padded_to_bytes_are_equal_to_padded_characters(
+    database_with: Callable[[str], str], make: Callable[[str], str]
+) -> None:
+    source, target = make("pg"), database_with("ENCODING 'SQL_ASCII' LOCALE 'C'")
+    await run_sql(source, "CREATE TABLE t (id int PRIMARY KEY, c char(5))")
+    await run_sql(source, "INSERT INTO t VALUES (1, 'é'), (2, 'a')")
+    await copy_t(source, target)
+    assert (await compare_t(source, target)).equal
 
 
 PARENTS = """

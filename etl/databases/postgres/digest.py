@@ -29,16 +29,22 @@ _INTS: frozenset[Kind] = frozenset({"int16", "int32", "int64"})
 _MOST_ARGUMENTS = 90  # a function takes a hundred
 _EXACT = 1 << 53  # integers up to this are exact in double precision
 
-# Column numbers whose values PostgreSQL compares by their bytes, as COLLATE "C" does.
+# Columns whose values PostgreSQL compares by their bytes, as COLLATE "C" does. A database of ICU's
+# has a locale of the system too, which orders nothing. Up to PostgreSQL 14 no database names its
+# provider; the one that is built in, from 17 on, compares bytes.
 _BYTEWISE = """
 SELECT a.attname::text
 FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_collation AS c ON c.oid = a.attcollation
-WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND (
-    c.collcollate IN ('C', 'POSIX') OR c.collname = 'default' AND (
-        SELECT d.datcollate IN ('C', 'POSIX') FROM pg_catalog.pg_database AS d
-        WHERE d.datname = current_database()
-    )
-)
+    JOIN pg_catalog.pg_database AS d ON d.datname = current_database()
+WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND CASE c.collprovider
+    WHEN 'c' THEN c.collcollate IN ('C', 'POSIX')
+    WHEN 'b' THEN true
+    WHEN 'd' THEN CASE coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
+        WHEN 'c' THEN d.datcollate IN ('C', 'POSIX')
+        ELSE to_jsonb(d) ->> 'datlocprovider' = 'b'
+    END
+    ELSE false
+END
 """
 
 
@@ -149,7 +155,9 @@ class PostgresDigests:
         self._terms: list[_Term] = []
         for place, order in zip(agreement.key, agreement.orders, strict=True):
             attribute = attributes[place]
-            self._terms.append(_term(attribute, texts[place], order, attribute.name in bytewise))
+            self._terms.append(
+                _term(attribute, texts[place], order, attribute.name in bytewise, is_utf8=is_utf8)
+            )
         self._names = [quote(attributes[place].name) for place in agreement.key]
         self._has_nulls = any(attributes[place].column.nullable for place in agreement.key)
         self._from = relation.qualified
@@ -271,8 +279,7 @@ class PostgresDigests:
     def _compare(self, operator: str, key: Key, arguments: _Arguments) -> str:
         left = ", ".join(term.order for term in self._terms)
         right = ", ".join(
-            f"{arguments.add(str(value))}::{term.cast}"
-            for term, value in zip(self._terms, key, strict=True)
+            term.given(str(value), arguments) for term, value in zip(self._terms, key, strict=True)
         )
         return f"({left}) {operator} ({right})"
 
@@ -298,20 +305,31 @@ class _Term:
     """One column of a key in SQL: what it is ordered by, and how its value is read and given."""
 
     def __init__(
-        self, order: str, shown: str, cast: str, *, is_int: bool, is_indexed: bool
+        self, order: str, shown: str, cast: str | None, *, is_int: bool, is_indexed: bool
     ) -> None:
         self.order = order
         self.shown = shown
-        self.cast = cast
+        self._cast = cast
         self.is_int = is_int
         self.is_indexed = is_indexed
 
+    def given(self, value: str, arguments: _Arguments) -> str:
+        """A value that the column is compared with."""
+        if self._cast is None:
+            return f"decode({arguments.add(value.encode().hex())}, 'hex')"
+        return f"{arguments.add(value)}::{self._cast}"
 
-def _term(attribute: Attribute, text: str, order: Order, is_bytewise: bool) -> _Term:
+
+def _term(
+    attribute: Attribute, text: str, order: Order, is_bytewise: bool, *, is_utf8: bool
+) -> _Term:
     name = quote(attribute.name)
     if order == "native":
         is_int = attribute.column.type.kind in _INTS
         return _Term(name, f"{name}::text", attribute.cast, is_int=is_int, is_indexed=True)
+    if not is_utf8:
+        # Its bytes may have another order, and the other side characters that it lacks.
+        return _Term(f"convert_to({text}, 'UTF8')", text, None, is_int=False, is_indexed=False)
     if text == name and is_bytewise:
         return _Term(name, name, "text", is_int=False, is_indexed=True)
     return _Term(f'({text}) COLLATE "C"', text, "text", is_int=False, is_indexed=False)

@@ -79,7 +79,8 @@ async def open_snapshot(url: Url, *, side: Side) -> AsyncGenerator[SqliteSnapsho
     try:
         await connection.execute("BEGIN")
         await connection.value("SELECT count(*) FROM sqlite_schema")  # now the snapshot is taken
-        yield SqliteSnapshot(connection)
+        encoding = await connection.value("PRAGMA encoding")
+        yield SqliteSnapshot(connection, is_utf8=encoding == "UTF-8")
     finally:
         connection.poison()  # what still runs is not waited for
         await connection.close()
@@ -88,8 +89,9 @@ async def open_snapshot(url: Url, *, side: Side) -> AsyncGenerator[SqliteSnapsho
 class SqliteSnapshot:
     """See :class:`etl.databases.digest.Snapshot`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, is_utf8: bool) -> None:
         self.connection = connection
+        self._is_utf8 = is_utf8
         self._tables: dict[str, Table] = {}
         self._bytewise: set[str] = set()
 
@@ -144,6 +146,7 @@ class SqliteSnapshot:
             agreement,
             side,
             is_bytewise=table.name in self._bytewise,
+            is_utf8=self._is_utf8,
         )
         await digests.prepare()
         return digests
@@ -154,6 +157,7 @@ class SqliteDigests:
 
     Args:
         is_bytewise: No column of the table has a collation of its own.
+        is_utf8: Texts are compared by their bytes in UTF-8; else by those in UTF-16.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class SqliteDigests:
         side: int,
         *,
         is_bytewise: bool,
+        is_utf8: bool,
     ) -> None:
         self._connection = connection
         self._agreement = agreement
@@ -181,16 +186,19 @@ class SqliteDigests:
             else f"{_function(agreement.columns[place].form)}({quote(name)})"
             for name, order, place in zip(names, agreement.orders, agreement.key, strict=True)
         ]
+        self._order = "{}" if is_utf8 else f"{_IN_UTF8}({{}})"
         by_index = table.row_number is not None and names == [table.row_number]
         by_index = by_index or any(
             list(index.columns) == names and set(index.collations) == {"BINARY"}
             for index in table.unique
         )
-        in_order = is_bytewise and all(order == "native" for order in agreement.orders)
+        in_order = is_bytewise and is_utf8
+        in_order = in_order and all(order == "native" for order in agreement.orders)
         self._together = 1 if by_index and in_order else TOGETHER
 
     async def prepare(self) -> None:
         """Make the functions that its statements call."""
+        await self._connection.create_function(_IN_UTF8, _in_utf8)
         for place, order in zip(self._agreement.key, self._agreement.orders, strict=True):
             if order == "bytes":
                 form = self._forms[place]
@@ -229,11 +237,12 @@ class SqliteDigests:
         """See the protocol."""
         values: list[Any] = []
         where = self._within(within, values)
+        order = ", ".join(map(self._order.format, self._terms))
         shown = ", ".join(f"{term} AS k{n}" for n, term in enumerate(self._terms))
         names = ", ".join(f"k{n}" for n in range(len(self._terms)))
         return await self._connection.fetch(
-            f"SELECT {names} FROM (SELECT {shown}, row_number() OVER (ORDER BY"  # noqa: S608
-            f" {', '.join(self._terms)}) AS n FROM {self._from} WHERE {where})"
+            f"SELECT {names} FROM (SELECT {shown}, row_number() OVER (ORDER BY {order}) AS n"  # noqa: S608
+            f" FROM {self._from} WHERE {where})"
             f" WHERE n % {every:d} = 0 ORDER BY n",
             values,
         )
@@ -335,8 +344,9 @@ class SqliteDigests:
 
     def _compare(self, operator: str, key: Key, values: list[Any]) -> str:
         values += key
-        marks = ", ".join("?" * len(key))
-        return f"({', '.join(self._terms)}) {operator} ({marks})"
+        left = ", ".join(map(self._order.format, self._terms))
+        right = ", ".join([self._order.format("?")] * len(key))
+        return f"({left}) {operator} ({right})"
 
 
 # -- rows as hashes --------------------------------------------------------------------------
@@ -535,6 +545,14 @@ _PLAINLY: Mapping[Form, str] = {
     "uuid": "lower({})",
 }
 """Keys whose text in SQL is the one that is compared."""
+
+
+_IN_UTF8 = "etl_in_utf8"
+
+
+def _in_utf8(value: Any) -> Any:
+    """What orders a value in a file of UTF-16 as in one of UTF-8: for a text, its bytes' digits."""
+    return _encoded(value).hex() if isinstance(value, str) else value
 
 
 def _constant(value: object) -> str:
