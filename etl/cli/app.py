@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -717,11 +718,17 @@ def check(
     return asyncio.run(check_all(screen, urls))
 
 
+# A name in double quotes, with the quotes in it doubled, or one up to the next comma.
+_COLUMN = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^,]*?))\s*,')
+
+
 def _columns(text: str | None, option: str) -> tuple[str, ...]:
-    """Names from ``a,b``."""
+    """Names from ``a,b``; in double quotes one that holds a comma, or spaces at an end."""
     if text is None:
         return ()
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(
+        quoted.replace('""', '"') or plain for quoted, plain in _COLUMN.findall(f"{text},")
+    )
     if "" in names:
         raise ConfigError(f"{option}: a column's name is empty in {text!r}; write {option} a,b")
     return names

@@ -160,7 +160,7 @@ def test_options_of_the_command_are_names(
     way: str, postgres_database: Callable[[], str], tmp_path: Path
 ) -> None:
     name = HOSTILE[0]
-    q, inner = quote(name), quote("c'; DROP TABLE canary; --")
+    q, inner = quote(name), quote(" c'; DROP TABLE canary; --, n")
     urls: list[str] = []
     for number, kind in enumerate(way):
         path = tmp_path / f"{number}.db"
@@ -175,13 +175,12 @@ def test_options_of_the_command_are_names(
         )
     )
     in_schema = ["--target-schema", name] if way[1] == "p" else []
-    column = "c'; DROP TABLE canary; --"
     with forked_etl(tmp_path, {"SOURCE": urls[0], "TARGET": urls[1]}) as etl:
         copy = ("copy", "env:SOURCE", "env:TARGET")
         for options in (
             ["--table", q, *in_schema],
             ["--table", q, "--as", quote(name + "2"), "--mode", "append", "--name", name],
-            ["--table", q, "--as", quote(name + "3"), "--mode", "upsert", "--key", column],
+            ["--table", q, "--as", quote(name + "3"), "--mode", "upsert", "--key", inner],
             [
                 "--table",
                 q,
@@ -190,7 +189,7 @@ def test_options_of_the_command_are_names(
                 "--mode",
                 "append",
                 "--cursor",
-                f"n,{column}",
+                f"n,{inner}",
             ],
             ["--exclude", q, "--name", name + "5"],
         ):
@@ -198,7 +197,7 @@ def test_options_of_the_command_are_names(
             assert code == 0, (options, output)
         for options in (
             ["--schema", name],
-            ["--table", q, "--key", f"{column}x"],
+            ["--table", q, "--key", f"{inner}x"],
             ["--table", q, "--as", name],
             ["--table", q, "--as", "a\x1bb", "--cursor", name],
         ):
