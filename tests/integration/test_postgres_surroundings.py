@@ -132,3 +132,28 @@ async def test_bytes_without_an_encoding_are_refused_by_name(
     with pytest.raises(PipelineFailedError, match="encoding|UTF"):
         await pipeline.run()
     assert await value(wide, "SELECT count(*) FROM f") == 0
+
+
+# As the extension's, which the server may lack, but for its comparison.
+CITEXT = """
+    CREATE TYPE citext;
+    CREATE FUNCTION citextin(cstring) RETURNS citext IMMUTABLE STRICT LANGUAGE internal AS 'textin';
+    CREATE FUNCTION citextout(citext) RETURNS cstring IMMUTABLE STRICT LANGUAGE internal
+        AS 'textout';
+    CREATE TYPE citext (INPUT = citextin, OUTPUT = citextout, LIKE = text, COLLATABLE = true);
+    CREATE CAST (citext AS text) WITHOUT FUNCTION AS IMPLICIT;
+    CREATE TABLE f (k citext PRIMARY KEY);
+"""
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_keys_that_the_table_takes_for_one_are_told(
+    postgres_database: Callable[[], str], is_told: bool
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE TABLE f (k text PRIMARY KEY)" if is_told else CITEXT)
+    await run_sql(source, "INSERT INTO f VALUES ('a')")
+    await run_sql(target, f"SET client_min_messages = error; {CITEXT}")
+    rows = Database(source).table("f")
+    report = await Pipeline("p", rows.into(Database(target).upsert("f", key="k"))).run()
+    assert ("become one row: 'k' (citext)" in str(report.flows[0].notes)) == is_told

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from etl.databases.postgres.connect import Connection
 from etl.databases.sql import qualify, split_name
 from etl.databases.types import postgres_type
+from etl.databases.ways import is_citext
 from etl.errors import ConfigError, SchemaMismatchError
 from etl.rows import Column, Shape, Type
 
@@ -37,6 +38,7 @@ class Attribute:
         default: It has a default value, or is an identity column.
         identity: GENERATED AS IDENTITY; ``always`` or ``default``.
         generated: Computed by the server; nothing can be written into it.
+        merging: What takes different texts for the same: a collation, or the type ``citext``.
     """
 
     column: Column
@@ -46,6 +48,7 @@ class Attribute:
     default: bool
     identity: Literal["always", "default"] | None
     generated: bool
+    merging: str | None
 
     @property
     def name(self) -> str:
@@ -145,7 +148,11 @@ ARRAY(
         a.attname::text, a.attnum::int, a.attnotnull AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = a.attrelid
                 AND k.contype = 'n' AND k.conkey = ARRAY[a.attnum] AND NOT k.convalidated
-        ), a.atthasdef, a.attidentity::text, a.attgenerated::text, a.atttypid::bigint, a.atttypmod
+        ), a.atthasdef, a.attidentity::text, a.attgenerated::text, a.atttypid::bigint, a.atttypmod,
+        (
+            SELECT l.oid::pg_catalog.regcollation::text FROM pg_catalog.pg_collation AS l
+            WHERE l.oid = a.attcollation AND NOT l.collisdeterministic
+        )
     )
     FROM pg_catalog.pg_attribute AS a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -309,6 +316,7 @@ class _ColumnRow(NamedTuple):
     generated: str
     type_oid: int
     typmod: int
+    merging: str | None
 
 
 def _attribute(row: _ColumnRow, type_: Type, cast: str) -> Attribute:
@@ -321,6 +329,7 @@ def _attribute(row: _ColumnRow, type_: Type, cast: str) -> Attribute:
         default=row.default or bool(identity),
         identity=("always" if identity == "a" else "default") if identity else None,
         generated=bool(row.generated),
+        merging=row.merging or ("citext" if is_citext(type_) else None),
     )
 
 

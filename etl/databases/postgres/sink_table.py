@@ -8,7 +8,14 @@ from typing import Any
 
 from etl.connector import Sink
 from etl.databases.definition import IndexDefinition, TableDefinition
-from etl.databases.drift import told_added, told_computed, told_ignored, told_lost, told_unstaged
+from etl.databases.drift import (
+    told_added,
+    told_computed,
+    told_ignored,
+    told_lost,
+    told_merged,
+    told_unstaged,
+)
 from etl.databases.given import names_of
 from etl.databases.postgres import make, staging
 from etl.databases.postgres.adapt import adapted
@@ -286,7 +293,22 @@ class SinkTable:
         if self.staged and self.sink.mode == "append":
             note = f"{self.label}: the read cannot be resumed, so its rows are gathered in"
             notes.append(f"{note} {self._staging!r} and appended when the run has ended")
+        if self.sink.mode == "upsert":
+            notes += told_merged(self._merged(final), self.label)
         return notes
+
+    def _merged(self, final: Relation) -> dict[str, str]:
+        """What takes different keys for the same, by column, where the source does not as well."""
+        types = {c.name: c.type.name for c in self._shape.columns} if self._shape else {}
+        known = {c.name: c.collation for c in self._source.columns} if self._source else {}
+        return {
+            one.name: one.merging
+            for one in final.attributes
+            if one.merging is not None
+            and one.name in self.sink.key
+            and one.merging != known.get(one.name)
+            and (one.merging != "citext" or types.get(one.name) != one.column.type.name)
+        }
 
     async def _final(self, connection: Connection) -> Relation | None:
         found = await find_relation(connection, self.sink.table)
