@@ -118,7 +118,7 @@ async def _encoding(connection: Connection) -> Finding:
     if name == "UTF8":
         return Finding(subject="encoding", state="ok", message=name)
     if name == "SQL_ASCII":
-        message = "SQL_ASCII: the server does not check texts; bytes are copied as they are"
+        message = "SQL_ASCII: the server does not check texts; one that is not UTF-8 ends a copy"
     else:
         message = f"{name}: texts with other characters are refused when they are written"
     return Finding(subject="encoding", state="warning", message=message)

@@ -298,15 +298,13 @@ class SinkTable:
         return notes
 
     def _merged(self, final: Relation) -> dict[str, str]:
-        """What takes different keys for the same, by column, where the source does not as well."""
+        """What takes different keys for the same, by column; not where the source has the type."""
         types = {c.name: c.type.name for c in self._shape.columns} if self._shape else {}
-        known = {c.name: c.collation for c in self._source.columns} if self._source else {}
         return {
             one.name: one.merging
             for one in final.attributes
             if one.merging is not None
             and one.name in self.sink.key
-            and one.merging != known.get(one.name)
             and (one.merging != "citext" or types.get(one.name) != one.column.type.name)
         }
 
