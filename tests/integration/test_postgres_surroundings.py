@@ -81,6 +81,18 @@ async def test_settings_of_the_databases_change_no_value(
     assert await texts(target, "SELECT * FROM f") == await texts(source, "SELECT * FROM f")
 
 
+async def test_a_user_s_statement_timeout_does_not_keep_a_connection_from_its_settings(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    name = urlsplit(source).path[1:]
+    await run_sql(source, "CREATE TABLE f (id int PRIMARY KEY); INSERT INTO f VALUES (1)")
+    await run_sql(target, f"ALTER DATABASE \"{name}\" SET statement_timeout = '1ms'")
+    await Pipeline("t", Database(source).table("f").into(Database(target).append("f"))).run()
+    await run_sql(target, f'ALTER DATABASE "{name}" RESET ALL')
+    assert await texts(target, "SELECT * FROM f") == ["(1)"]
+
+
 @pytest.fixture
 def database_in(postgres_server: Server) -> Iterator[Callable[[str], str]]:
     """Makes databases of an encoding."""

@@ -186,6 +186,14 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
                 await _pin(connection, side, url)
         except TimeoutError as error:
             raise _no_session(url, side, again) from error
+        except asyncpg.QueryCanceledError:
+            if "statement_timeout" in options:
+                raise
+            # The user's own ended even the statement that would have turned it off. Always given
+            # here, it would be refused by poolers that do not know it.
+            connection.terminate()
+            connection = await _open(url, {**options, "statement_timeout": "0"}, trust, application)
+            await _pin(connection, side, url)
         warn_where_unverified(connection, url)
         return connection
     except BaseException as error:
