@@ -702,11 +702,28 @@ def _refuse_fraction(texts: Sequence[str], column: Column) -> NoReturn:
     _refuse(column, f"the column keeps {digits} digits of a second; round it in a function", row)
 
 
+# As PostgreSQL writes it, so that it means the same when it is read: SQLite and files keep that.
+_ANY_INTERVAL = re.compile(
+    r"(?=.)(?:[-+]?\d+ years?)?(?: ?[-+]?\d+ mons?)?(?: ?[-+]?\d+ days?)?"
+    r"(?: ?[-+]?\d{2,}:[0-5]\d:[0-5]\d(?:\.\d{1,6})?)?|-?infinity",
+    re.ASCII,
+)
+
+
 def _write_interval(values: Sequence[Any], column: Column) -> list[str]:
-    _only(values, column, timedelta)
+    found = _only(values, column, timedelta, str)
     if column.type.name != "interval":
-        _refuse(column, "only a plain interval column takes a timedelta exactly", 0)
-    return [f"{v.days} days {v.seconds}.{v.microseconds:06d} seconds" for v in values]
+        _refuse(column, "only a plain interval column takes a timedelta, or a text, exactly", 0)
+    if str not in found:
+        return list(map(_of_timedelta, values))
+    for i, value in enumerate(values):
+        if isinstance(value, str) and _ANY_INTERVAL.fullmatch(value) is None:
+            _refuse(column, "it is a text that is no interval as PostgreSQL writes it", i)
+    return [value if isinstance(value, str) else _of_timedelta(value) for value in values]
+
+
+def _of_timedelta(value: timedelta) -> str:
+    return f"{value.days} days {value.seconds}.{value.microseconds:06d} seconds"
 
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
