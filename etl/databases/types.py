@@ -712,8 +712,8 @@ _ANY_INTERVAL = re.compile(
 
 def _write_interval(values: Sequence[Any], column: Column) -> list[str]:
     found = _only(values, column, timedelta, str)
-    if column.type.name != "interval":
-        _refuse(column, "only a plain interval column takes a timedelta, or a text, exactly", 0)
+    if column.type.name != "interval" and found != {str}:  # of texts the server is asked
+        _refuse(column, "only a plain interval column takes a timedelta exactly", 0)
     if str not in found:
         return list(map(_of_timedelta, values))
     for i, value in enumerate(values):

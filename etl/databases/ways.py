@@ -80,6 +80,8 @@ def fit(source: Type, target: Type) -> Fit:
     """How values of one column get into a PostgreSQL column."""
     if source.dialect == "postgresql":
         return _from_postgres(source, target)
+    if target.kind == "interval" and target.name != "interval" and _is_text(source):
+        return _ASKED  # it rounds, or leaves fields out
     if not _accepts(source, target):
         return _REFUSED
     if target.kind == "other" and not isinstance(target, EnumType) and not is_citext(target):
@@ -242,6 +244,11 @@ _ACCEPTED: dict[Kind, frozenset[Kind]] = {
     "json": frozenset({"json"}),
     "other": frozenset({"text", "other"}),
 }
+
+
+def _is_text(source: Type) -> bool:
+    """Whether a column may hold texts."""
+    return source.kind in {"text", "dynamic"} or source.dialect in FILES
 
 
 def _accepts(source: Type, target: Type) -> bool:

@@ -290,7 +290,7 @@ def test_enums_of_text_are_their_value() -> None:
         ("interval", "1.5 days"),
         ("interval", "00:00:01.0000001"),
         ("interval", "\u0663 days"),
-        ("interval(0)", "00:00:01.5"),
+        ("interval(0)", timedelta(seconds=1)),
         ("bigint", 2**63),
         ("bigint", Decimal("1.5")),
         ("bigint", Decimal("NaN")),
