@@ -17,7 +17,7 @@ from etl.secrets import HIDDEN, URL, without_passwords
 
 # The whole of an argument: a password may hold spaces, quotes and @. Without a scheme too; but
 # what stands between a scheme and @ is a user.
-_ARGUMENT = re.compile(r"(?s)\s*(?:[A-Za-z][\w+.-]*:/*[^\s:/@'\"]*:|[^\s:/@'\"]*:(?!//))(.+)@")
+_ARGUMENT = re.compile(r"(?s)\s*-*(?:[A-Za-z][\w+.-]*:/*[^\s:/@'\"]*:|[^\s:/@'\"]*:(?!//))(.+)@")
 _QUERY = re.compile(r"(?i)[?&](?:password|sslpassword)=([^&\s]+)")
 _VARIABLE = re.compile(r"(?i)passw(?:or)?d|passphrase|secret|token$")
 # A password like "postgres" or "flights" is no secret, and would garble every other message; where

@@ -15,6 +15,7 @@ from etl.databases import postgres
 from etl.databases.database import ReadSpec
 from etl.databases.declared import Cast, Declared, Rename, Select, Where
 from etl.databases.postgres.catalogue import get_relation
+from etl.databases.postgres.connect import connected
 from etl.databases.postgres.reader import PostgresReader
 from etl.databases.url import parse_url
 from etl.errors import PipelineFailedError
@@ -343,7 +344,7 @@ async def test_columns_of_like_types_pass_as_bytes(
 
 
 async def columns_of(url: str) -> list[Column]:
-    async with sql(url) as connection:
+    async with connected(parse_url(url), "source", "etl/p/run") as connection:
         found = await get_relation(connection, "t")
     return [attribute.column for attribute in found.attributes]
 
