@@ -34,7 +34,7 @@ from typing import (
 from etl.batch import MAIN_PARTITION, Batch, Position
 from etl.connector import Emit, Reader, RunInfo, Sink
 from etl.errors import ConfigError, DataError, StageError
-from etl.policy import Limits, OnError, Retry, check_limits, check_on_error, check_retry
+from etl.policy import Limits, OnError, Retry, check_policies
 from etl.rows import Row, Shape
 
 T = TypeVar("T")
@@ -239,8 +239,7 @@ class Stream(Generic[T_co]):
             raise ConfigError(f"map_batches({name_of(function)}): the function must be async")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise ConfigError("map_batches(concurrency=...) takes a whole number of at least 1")
-        if retry is not None:
-            check_retry(retry, f"map_batches({name_of(function)})")
+        check_policies(f"map_batches({name_of(function)})", retry=retry)
         return self._then(MapBatches(function, concurrency, retry))
 
     def map_arrow(self, function: Callable[[Any], Any]) -> Stream[Row]:
@@ -339,10 +338,7 @@ class Stream(Generic[T_co]):
         """
         from etl.reading import OpenRows
 
-        if limits is not None:
-            check_limits(limits, "open()")
-        if retry is not None:
-            check_retry(retry, "open()")
+        check_policies("open()", limits=limits, retry=retry)
         return OpenRows(self, limits=limits, retry=retry)
 
     def named(self, name: str) -> Stream[T_co]:
@@ -451,7 +447,7 @@ class Source(Stream[T_co]):
             after: The last committed position; None starts at the beginning.
             until: Last position to read, inclusive; None reads to the end.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no read()")
+        raise ConfigError(f"{type(self).__name__} has no read(), which gives a source's batches")
 
     async def order(self, positions: Sequence[Position]) -> Sequence[Position]:
         """The same positions in the order in which ``read`` gives them.
@@ -459,7 +455,9 @@ class Source(Stream[T_co]):
         Needed where sinks may stand at different positions: in several databases, or added
         later. ``read`` then gets an ``until``, and must end a batch exactly there.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no order()")
+        raise ConfigError(
+            f"{type(self).__name__} has no order(), which sinks at different positions need"
+        )
 
     async def chunks(self, *, most: int, least_rows: int) -> Sequence[Position]:
         """Positions that cut the source into key ranges, for several lanes; none by default.
@@ -585,8 +583,7 @@ class Flow:
     after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.on_error is not None:
-            check_on_error(self.on_error, f"flow {self.name!r}")
+        check_policies(f"flow {self.name!r}", on_error=self.on_error)
         if not self.sinks:
             raise ConfigError(f"flow {self.name!r}: into() needs at least one sink")
         for sink in self.sinks:

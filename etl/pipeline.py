@@ -18,7 +18,7 @@ from etl.engine.survey import survey
 from etl.errors import ConfigError
 from etl.events import Observer, Report
 from etl.flow import Flow, is_async, name_of
-from etl.policy import Limits, OnError, Retry, check_limits, check_on_error, check_retry
+from etl.policy import Limits, OnError, Retry, check_policies
 from etl.secrets import holds_url_with_password
 from etl.verdict import FlowSurvey
 
@@ -69,12 +69,10 @@ class Pipeline:
             )
         self.name = name
         self.flows = flows
-        self.limits = Limits() if limits is None else limits
-        check_limits(self.limits, f"pipeline {name!r}")
-        self.retry = Retry() if retry is None else retry
-        check_retry(self.retry, f"pipeline {name!r}")
-        check_on_error(on_error, f"pipeline {name!r}")
-        self.on_error: OnError = on_error
+        check_policies(f"pipeline {name!r}", limits=limits, retry=retry, on_error=on_error)
+        self.limits = limits or Limits()
+        self.retry = retry or Retry()
+        self.on_error: OnError = on_error or "fail"
         self.one_instant = one_instant
         if publish not in ("run", "flow"):
             raise ConfigError(f'pipeline {name!r}: publish={publish!r} is neither "run" nor "flow"')
@@ -83,10 +81,7 @@ class Pipeline:
 
     def plan(self, limits: Limits | None = None, on_error: OnError | None = None) -> Plan:
         """What a run will do; ``explain()`` has it in lines. Connects to nothing."""
-        if on_error is not None:
-            check_on_error(on_error, f"pipeline {self.name!r}")
-        if limits is not None:
-            check_limits(limits, f"pipeline {self.name!r}")
+        check_policies(f"pipeline {self.name!r}", limits=limits, on_error=on_error)
         return make_plan(
             self.name,
             self.flows,

@@ -188,38 +188,27 @@ OnError: TypeAlias = Literal["fail", "skip"] | DeadLetter
 """
 
 
-def check_on_error(given: object, where: str) -> None:
-    """Refuse what is no policy.
+def check_policies(
+    where: str, *, limits: object = None, retry: object = None, on_error: object = None
+) -> None:
+    """Refuse what is no policy; None is one that was not given.
+
+    Args:
+        where: What they were given to, for the message.
 
     Raises:
-        ConfigError: With the name of what it was given to.
+        ConfigError: One is of another type.
     """
-    if given not in ("fail", "skip") and not isinstance(given, DeadLetter):
+    if limits is not None and not isinstance(limits, Limits):
         raise ConfigError(
-            f'{where}: on_error={given!r} is neither "fail", "skip" nor a DeadLetter(...)'
+            f"{where}: limits= takes Limits(...), as Limits(memory='128MiB'), not {limits!r}"
         )
-
-
-def check_limits(given: object, where: str) -> None:
-    """Refuse what are no limits.
-
-    Raises:
-        ConfigError: With the name of what they were given to.
-    """
-    if not isinstance(given, Limits):
+    if retry is not None and not isinstance(retry, Retry):
+        raise ConfigError(f"{where}: retry= takes Retry(...), as Retry(attempts=3), not {retry!r}")
+    if on_error not in (None, "fail", "skip") and not isinstance(on_error, DeadLetter):
         raise ConfigError(
-            f"{where}: limits= takes Limits(...), as Limits(memory='128MiB'), not {given!r}"
+            f'{where}: on_error={on_error!r} is neither "fail", "skip" nor a DeadLetter(...)'
         )
-
-
-def check_retry(given: object, where: str) -> None:
-    """Refuse what is no policy of retries.
-
-    Raises:
-        ConfigError: With the name of what it was given to.
-    """
-    if not isinstance(given, Retry):
-        raise ConfigError(f"{where}: retry= takes Retry(...), as Retry(attempts=3), not {given!r}")
 
 
 def _whole(policy: object, name: str) -> int:
