@@ -38,7 +38,7 @@ class Attribute:
         default: It has a default value, or is an identity column.
         identity: GENERATED AS IDENTITY; ``always`` or ``default``.
         generated: Computed by the server; nothing can be written into it.
-        merging: What takes different texts for the same: a collation, or the type ``citext``.
+        nondeterministic: What takes different texts for the same: a collation, or ``citext``.
     """
 
     column: Column
@@ -48,7 +48,7 @@ class Attribute:
     default: bool
     identity: Literal["always", "default"] | None
     generated: bool
-    merging: str | None
+    nondeterministic: str | None
 
     @property
     def name(self) -> str:
@@ -232,14 +232,14 @@ async def find_relation(connection: Connection, name: str) -> Relation | None:
             raise ConfigError(
                 f"the name {part!r} is longer than the {NAME_BYTES} bytes that PostgreSQL keeps"
             )
-    found = await connection.ask(_FIND, qualify(schema, table))
+    found = await connection.fetch_prepared(_FIND, qualify(schema, table))
     return (await _described(connection, found))[0] if found else None
 
 
 async def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
     """The relations that some users' names mean, of those that exist; in one round trip."""
     quoted = [qualify(*split_name(name)) for name in names]
-    rows = await connection.ask(
+    rows = await connection.fetch_prepared(
         "SELECT DISTINCT found::oid::bigint AS oid FROM ("
         " SELECT pg_catalog.to_regclass(name) AS found FROM unnest($1::text[]) AS name"
         ") AS f WHERE found IS NOT NULL",
@@ -280,7 +280,7 @@ async def get_relation(connection: Connection, name: str, what: str = "table") -
 
 async def relations_of(connection: Connection, oids: Sequence[int]) -> dict[int, Relation]:
     """Relations by their oids; without those that are gone."""
-    found = await _described(connection, await connection.ask(_EACH, list(oids)))
+    found = await _described(connection, await connection.fetch_prepared(_EACH, list(oids)))
     return {relation.oid: relation for relation in found}
 
 
@@ -316,7 +316,7 @@ class _ColumnRow(NamedTuple):
     generated: str
     type_oid: int
     typmod: int
-    merging: str | None
+    nondeterministic: str | None
 
 
 def _attribute(row: _ColumnRow, type_: Type, cast: str) -> Attribute:
@@ -329,7 +329,7 @@ def _attribute(row: _ColumnRow, type_: Type, cast: str) -> Attribute:
         default=row.default or bool(identity),
         identity=("always" if identity == "a" else "default") if identity else None,
         generated=bool(row.generated),
-        merging=row.merging or ("citext" if is_citext(type_) else None),
+        nondeterministic=row.nondeterministic or ("citext" if is_citext(type_) else None),
     )
 
 
@@ -363,7 +363,7 @@ async def describe_types(
         # The driver knows oid[] and text[]; for other arrays it asks each new session's catalogue,
         # which takes longer than all that is asked here.
         oids, mods = [oid for oid, _ in pairs], [str(mod) for _, mod in pairs]
-        rows = await connection.ask(_TYPES, oids, mods)
+        rows = await connection.fetch_prepared(_TYPES, oids, mods)
         for row in rows:
             known[row["asked"], row["asked_mod"]] = (
                 postgres_type(
@@ -387,7 +387,7 @@ async def fingerprint(connection: Connection, name: str) -> str | None:
     Returns:
         None where the relation is gone.
     """
-    found: str | None = await connection.ask_value(
+    found: str | None = await connection.fetchval_prepared(
         """
         SELECT c.oid::text || ' ' || c.relkind::text || ' ' || string_agg(
             concat_ws(' ', a.attnum, quote_ident(a.attname), a.atttypid::bigint, a.atttypmod,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from etl.batch import Position
 from etl.databases.postgres.connect import Connection
-from etl.databases.postgres.patience import at_length
+from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.selection import Selection
 from etl.databases.sql import quote, quote_all
 
@@ -34,14 +34,14 @@ async def find_chunks(
             origin += f" TABLESAMPLE SYSTEM ({percent:.6f})"
     keys = quote_all(selection.order)
     if not rows:
-        rows = await at_length(connection.fetchval, f"SELECT count(*) FROM {origin}")  # noqa: S608
+        rows = await run_long(connection.fetchval, f"SELECT count(*) FROM {origin}")  # noqa: S608
     number = min(most, rows // least_rows)
     if number < 2:
         return ()
     # Under a name of its own: else the text would be what ORDER BY sorts by.
     texts = ", ".join(f"{quote(n)}::text AS etl_{i}" for i, n in enumerate(selection.order))
     down = ", ".join(f"{quote(name)} DESC" for name in selection.order)
-    found = await at_length(
+    found = await run_long(
         connection.fetch,
         # The last row of each of the ranges but the last, which goes up to the highest key.
         f"""
@@ -54,7 +54,7 @@ async def find_chunks(
         """,  # noqa: S608
         number,
     )
-    top = await at_length(
+    top = await run_long(
         connection.fetchrow,
         f"SELECT {texts} FROM {selection.origin} ORDER BY {down} LIMIT 1",  # noqa: S608
     )

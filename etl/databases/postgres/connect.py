@@ -59,29 +59,29 @@ class Connection(_Connection):
         is_pooled: A pooler stands between.
     """
 
-    __slots__ = ("_asked", "is_pooled", "open_another")
+    __slots__ = ("_prepared", "is_pooled", "open_another")
     open_another: Callable[[], Awaitable[Connection]]
     is_pooled: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.is_pooled = False
-        self._asked: dict[str, PreparedStatement[Any]] = {}
+        self._prepared: dict[str, PreparedStatement[Any]] = {}
 
-    async def ask(self, question: str, *arguments: Any) -> list[Any]:
-        """Ask the catalogue: a constant text, whose answer has the same types for ever.
+    async def fetch_prepared(self, query: str, *arguments: Any) -> list[Any]:
+        """The rows of a constant query of the catalogue, whose types are the same for ever.
 
         The server prepares it once for the connection, so that it takes one round trip from then
-        on. Not for users' tables: the types of theirs would be those that they had at first.
+        on. Not for users' tables: their types would be those that they had at first.
         """
-        statement = self._asked.get(question)
+        statement = self._prepared.get(query)
         if statement is None:
-            statement = self._asked[question] = await self.prepare(question)
+            statement = self._prepared[query] = await self.prepare(query)
         return await statement.fetch(*arguments)
 
-    async def ask_value(self, question: str, *arguments: Any) -> Any:
-        """As :meth:`ask`, for the first value of the first row; None where there is no row."""
-        rows = await self.ask(question, *arguments)
+    async def fetchval_prepared(self, query: str, *arguments: Any) -> Any:
+        """The first value of the first row, as :meth:`fetch_prepared`; None without a row."""
+        rows = await self.fetch_prepared(query, *arguments)
         return rows[0][0] if rows else None
 
 
@@ -133,11 +133,11 @@ SETTINGS: Mapping[str, str] = {
 # Settings that this server's version has; the others are left out. Nothing is set where the
 # session has not the process number $3: that is a pooler's, and others may get it next.
 _SET = """
-SELECT pg_catalog.pg_backend_pid() = $3 AND 0 <= (
+SELECT CASE WHEN pg_catalog.pg_backend_pid() = $3 THEN (
     SELECT pg_catalog.count(set_config(wanted.name, wanted.value, false))
     FROM unnest($1::text[], $2::text[]) AS wanted(name, value)
     WHERE current_setting(wanted.name, true) IS NOT NULL
-)
+) END
 """
 
 
@@ -182,10 +182,7 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
         await asyncio.sleep(random.uniform(0.1, 0.5))
     try:
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await _pin(connection, side, url)
-        except TimeoutError as error:
-            raise _no_session(url, side, again) from error
+            await _pin(connection, side, url, again)
         except asyncpg.QueryCanceledError:
             if "statement_timeout" in options:
                 raise
@@ -193,7 +190,7 @@ async def connect(url: Url, side: Side, application: str, *, again: bool = False
             # here, it would be refused by poolers that do not know it.
             connection.terminate()
             connection = await _open(url, {**options, "statement_timeout": "0"}, trust, application)
-            await _pin(connection, side, url)
+            await _pin(connection, side, url, again)
         warn_where_unverified(connection, url)
         return connection
     except BaseException as error:
@@ -306,21 +303,25 @@ def _keep_alive(connection: Connection) -> None:
                 sock.setsockopt(level, number, value)
 
 
-async def _pin(connection: Connection, side: Side, url: Url) -> None:
+async def _pin(connection: Connection, side: Side, url: Url, again: bool) -> None:
     settings = dict(SETTINGS)
     if side == "source":
         settings["default_transaction_read_only"] = "on"
     wanted = list(settings), list(settings.values())
-    pinned = await connection.fetchval(_SET, *wanted, connection.get_server_pid())
-    # A pooler greets with a process number of its own.
-    connection.is_pooled = not pinned
-    if not pinned and await has_own_session(connection):
-        pinned = await connection.fetchval(_SET, *wanted, await session_of(connection))
-    if not pinned:
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            pinned = await connection.fetchval(_SET, *wanted, connection.get_server_pid())
+            # A pooler greets with a process number of its own.
+            connection.is_pooled = pinned is None
+            if pinned is None and await has_own_session(connection):
+                pinned = await connection.fetchval(_SET, *wanted, await session_of(connection))
+    except TimeoutError as error:
+        raise _no_session(url, side, again) from error
+    if pinned is None:
         raise ConfigError(
             f"{url.name} is a connection pooler that gives each transaction or statement another"
             " session, and etl needs a session of its own: its settings and temporary tables"
-            " would be other clients'. Nothing was moved; give the server's own address, or a pool"
+            f" would be other clients'. {_stands(again)}; give the server's own address, or a pool"
             " with pool_mode=session"
         )
 

@@ -75,8 +75,8 @@ async def copy_out(
     async def take(piece: bytes) -> None:
         came = loop.time()
         await output(piece)
-        if len(piece) < _FULL_BYTES:
-            await asyncio.sleep(came + _GATHER_S - loop.time())
+        if len(piece) < _FULL_BYTES and (rest := came + _GATHER_S - loop.time()) > 0:
+            await asyncio.sleep(rest)
 
     copying: asyncio.Task[str] = asyncio.ensure_future(
         connection.copy_from_query(

@@ -219,14 +219,14 @@ SELECT pg_catalog.current_setting('search_path'), pg_catalog.set_config('search_
 @asynccontextmanager
 async def spelled_out(connection: Connection) -> AsyncGenerator[None]:
     """Let the server write every name with its schema, for the length of a block."""
-    before = await connection.ask_value(_SPELL_OUT)
+    before = await connection.fetchval_prepared(_SPELL_OUT)
     try:
         yield
     finally:
         if not connection.is_closed():
             # The end of a transaction that failed sets it back, too.
             with suppress(asyncpg.InFailedSQLTransactionError):
-                await connection.ask(
+                await connection.fetch_prepared(
                     "SELECT pg_catalog.set_config('search_path', $1, false)", before
                 )
 
@@ -234,7 +234,7 @@ async def spelled_out(connection: Connection) -> AsyncGenerator[None]:
 async def describe(connection: Connection, oids: Sequence[int]) -> dict[int, TableDefinition]:
     """The definitions of relations by their oids."""
     async with spelled_out(connection):
-        tables = await connection.ask(_TABLES, oids)
+        tables = await connection.fetch_prepared(_TABLES, oids)
         columns = await _grouped(connection, _COLUMNS, oids)
         sequences = await _grouped(connection, _SEQUENCES, oids)
         firsts = await _first_numbers(connection, sequences)
@@ -291,7 +291,7 @@ async def _grouped(
     connection: Connection, query: str, oids: Sequence[int]
 ) -> defaultdict[int, list[Mapping[str, Any]]]:
     found: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in await connection.ask(query, oids):
+    for row in await connection.fetch_prepared(query, oids):
         found[row["relation"]].append(row)
     return found
 

@@ -15,7 +15,7 @@ from etl.databases.digest import Agreement, Digest, Key, Order, Range, Referrer,
 from etl.databases.postgres.catalogue import Attribute, Relation, get_relation
 from etl.databases.postgres.connect import READING, Connection, connected
 from etl.databases.postgres.describe import spelled_out
-from etl.databases.postgres.patience import at_length
+from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.translate import Side, translating
 from etl.databases.sql import literal, quote
 from etl.databases.types import is_padded
@@ -252,9 +252,9 @@ class PostgresDigests:
     async def _fetch(self, sql: str, arguments: _Arguments) -> Sequence[asyncpg.Record]:
         with translating(self._side, f"table {self._label!r}", "nothing was changed"):
             if not self._is_pinned:
-                return await at_length(self._connection.fetch, sql, *arguments)
+                return await run_long(self._connection.fetch, sql, *arguments)
             async with spelled_out(self._connection):
-                return await at_length(self._connection.fetch, sql, *arguments)
+                return await run_long(self._connection.fetch, sql, *arguments)
 
     def _key(self, row: asyncpg.Record) -> Key:
         return tuple(

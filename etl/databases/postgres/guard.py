@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from etl.databases.postgres.connect import Connection
-from etl.databases.postgres.patience import LONGEST_S, Patience
+from etl.databases.postgres.liveness import LONGEST_S, LivenessCheck
 from etl.databases.postgres.translate import ConnectionLostError
 
 STALL_S = 300.0
@@ -26,16 +26,16 @@ GROUP_S = 600.0
 class Watch:
     """The deadline of a guarded block; progress pushes it back."""
 
-    def __init__(self, limit: asyncio.Timeout, patience: Patience) -> None:
+    def __init__(self, limit: asyncio.Timeout, check: LivenessCheck) -> None:
         self._limit = limit
-        self._patience: Patience | None = patience
+        self._check: LivenessCheck | None = check
         self._loop = asyncio.get_running_loop()
 
     def expect(self, within_s: float) -> None:
         """The next progress must come within this time."""
-        if self._patience is not None:
-            self._patience.end()
-            self._patience = None
+        if self._check is not None:
+            self._check.end()
+            self._check = None
         self._limit.reschedule(self._loop.time() + within_s)
 
     def pause(self) -> None:
@@ -73,18 +73,18 @@ async def guarded(connection: Connection, within_s: float | None = None) -> Asyn
             was_cut = True
             task.cancel()
 
-    patience = Patience(connection)
+    check = LivenessCheck(connection)
     if within_s is None:
-        patience.begin()
+        check.begin()
     connection.add_termination_listener(on_lost)
     try:
         async with asyncio.timeout(LONGEST_S if within_s is None else within_s) as limit:
-            yield Watch(limit, patience)
+            yield Watch(limit, check)
     except BaseException as error:
         # Other code may have replaced our CancelledError, so the test is on ``lost``.
         if lost:
             if (task.uncancel() if was_cut else task.cancelling()) == 0:
-                raise ConnectionLostError(patience.lost) from error
+                raise ConnectionLostError(check.lost) from error
             if not isinstance(error, asyncio.CancelledError):
                 raise asyncio.CancelledError from error  # cancelled from outside as well
         raise
@@ -92,9 +92,9 @@ async def guarded(connection: Connection, within_s: float | None = None) -> Asyn
         if lost:
             if was_cut:
                 task.uncancel()
-            raise ConnectionLostError(patience.lost)
+            raise ConnectionLostError(check.lost)
     finally:
         active = False
         with contextlib.suppress(asyncpg.InterfaceError):
             connection.remove_termination_listener(on_lost)
-        await patience.aclose()
+        await check.aclose()

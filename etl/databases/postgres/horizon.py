@@ -29,7 +29,7 @@ from typing import Any
 from etl.batch import Position
 from etl.databases.horizon import told_later, told_lower, told_unseen
 from etl.databases.postgres.connect import READING, Connection
-from etl.databases.postgres.patience import at_length
+from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.selection import Selection, set_bounds
 from etl.databases.sql import quote
 from etl.errors import ConfigError, DataError
@@ -141,7 +141,7 @@ async def _note_of_later(connection: Connection, selection: Selection, zone: str
     """Rows whose time has not come: without a word they would be taken for copied."""
     lead, cast = quote(selection.order[0]), selection.casts[0]
     rows = selection.sql(None, None, None, ordered=False)
-    found = await at_length(
+    found = await run_long(
         connection.fetchrow,
         f"""
         SELECT count(*) AS later, count(*) FILTER (WHERE NOT isfinite({lead})) AS never
@@ -164,7 +164,7 @@ async def _noted_horizon(
     lead = quote(selection.order[0])
     await set_bounds(connection, after, None, None)
     rows = selection.sql(after, None, None, ordered=False)
-    upper: str | None = await at_length(
+    upper: str | None = await run_long(
         connection.fetchval,
         # Without a name of its own the text would be what ORDER BY sorts by.
         f"SELECT {lead}::text AS etl_upper FROM ({rows}) AS etl_rows WHERE {lead} IS NOT NULL"  # noqa: S608
@@ -206,7 +206,7 @@ async def _is_lower(connection: Connection, selection: Selection, after: Positio
     """Whether the table has rows and ends before the position."""
     lead = quote(selection.order[0])
     rows = selection.sql(None, None, None, ordered=False)
-    is_lower: bool | None = await at_length(
+    is_lower: bool | None = await run_long(
         connection.fetchval,
         f"SELECT {lead} < $1::text::{selection.casts[0]} FROM ({rows}) AS etl_rows"  # noqa: S608
         f" WHERE {lead} IS NOT NULL ORDER BY {lead} DESC LIMIT 1",

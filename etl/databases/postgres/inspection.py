@@ -62,7 +62,7 @@ async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefin
     async with connected(url, "source", "etl/list") as connection:
         await _check_usage(connection, url, {one.schema for one in tables})
         oids: list[int | None] = [
-            await connection.ask_value(
+            await connection.fetchval_prepared(
                 "SELECT pg_catalog.to_regclass($1)::oid::bigint", qualify(one.schema, one.name)
             )
             for one in tables

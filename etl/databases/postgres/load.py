@@ -377,7 +377,7 @@ def _other_type(table: Relation, columns: Sequence[Column]) -> Column | None:
 
 async def _may_drop_rows(connection: Connection, table: Relation) -> bool:
     """Whether triggers or rules of the user's may drop rows that are inserted."""
-    found: bool = await connection.ask_value(
+    found: bool = await connection.fetchval_prepared(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1"
         " AND NOT tgisinternal AND (tgtype & 3) = 3)"  # FOR EACH ROW, BEFORE
         " OR EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class = $1)",

@@ -65,13 +65,13 @@ def control_name(info: RunInfo) -> str:
 async def acquire(connection: Connection, schema: str, info: RunInfo) -> bool:
     """Take the lock of a pipeline; whether this session has it.
 
-    Without it a run goes on too, by the epoch alone: behind a pooler that gives each statement
-    another session, in a take-over, and where this run has it under another name of the database.
+    Without it a run goes on too, by the epoch alone: behind a pooler, in a take-over, and
+    where this run has it under another name of the database.
 
     Raises:
         AlreadyRunningError: Another run has it.
     """
-    if await _is_pooled(connection):
+    if connection.is_pooled:
         # A lock would stay with a session of the pooler, which nobody could tell to give it back.
         _log.warning(
             "pipeline %r: the target is behind a connection pooler, which keeps no lock: two runs"
@@ -125,19 +125,6 @@ def _key(schema: str, pipeline: str) -> int:
     """
     text = f"etl run lock\0{schema}\0{pipeline}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
-
-
-async def _is_pooled(connection: Connection) -> bool:
-    """Whether something between gives statements to sessions of its own.
-
-    A pooler greets with a process number that is not the session's.
-    """
-    pids = {
-        connection.get_server_pid(),
-        await connection.fetchval("SELECT pg_catalog.pg_backend_pid()"),
-        await connection.fetchval("SELECT pg_catalog.pg_backend_pid()"),
-    }
-    return len(pids) > 1
 
 
 async def _owner(connection: Connection, key: int, schema: str, pipeline: str) -> _Owner | None:

@@ -25,8 +25,8 @@ from etl.databases.definition import (
 from etl.databases.postgres.catalogue import NAME_BYTES, cut_name
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import spelled_out
+from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.needs import read_types
-from etl.databases.postgres.patience import at_length
 from etl.databases.postgres.translate import first_line
 from etl.databases.sql import qualify, quote, quote_all
 from etl.errors import DataError, SchemaMismatchError
@@ -70,7 +70,7 @@ async def make_schema(connection: Connection, schema: str, label: str) -> None:
     Raises:
         SchemaMismatchError: It is missing, and the user may not make it.
     """
-    if await connection.ask_value(
+    if await connection.fetchval_prepared(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", schema
     ):
         return
@@ -449,7 +449,7 @@ async def missing_indexes(
     connection: Connection, definition: TableDefinition, schema: str, table: str
 ) -> list[IndexDefinition]:
     """The indexes of a definition that a table has not got yet."""
-    rows = await connection.ask(
+    rows = await connection.fetch_prepared(
         """
         SELECT c.relname::text AS name FROM pg_catalog.pg_index AS i
         JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
@@ -481,7 +481,7 @@ async def make_index(
         statement = f"CREATE {unique}INDEX {quote(name)} ON {place} {index.sql}"
     try:
         async with optional(connection, f"the index {index.name!r}", notes):
-            await at_length(connection.execute, statement)
+            await run_long(connection.execute, statement)
             if index.comment is not None:
                 await _comment(connection, f"INDEX {qualify(schema, name)}", index.comment)
             await _comment_constraint(connection, name, place, index.remarked)
@@ -515,7 +515,7 @@ async def name_indexes(
         ),
     ]:
         now = qualify(schema, temporary_name(built_as, name))
-        if await connection.ask_value("SELECT pg_catalog.to_regclass($1) IS NULL", now):
+        if await connection.fetchval_prepared("SELECT pg_catalog.to_regclass($1) IS NULL", now):
             continue
         free = await free_name(connection, schema, name)
         await connection.execute(f"ALTER {kind} {now} RENAME TO {quote(free)}")
@@ -524,7 +524,7 @@ async def name_indexes(
 async def free_name(connection: Connection, schema: str, name: str) -> str:
     """The name, or the first one after it that nothing in the schema has."""
     tried, number = name, 0
-    while not await connection.ask_value(
+    while not await connection.fetchval_prepared(
         "SELECT pg_catalog.to_regclass($1) IS NULL", qualify(schema, tried)
     ):
         number += 1
@@ -537,7 +537,7 @@ async def missing_foreign_keys(
     connection: Connection, definition: TableDefinition, schema: str, table: str
 ) -> list[ForeignKey]:
     """The foreign keys of a definition that a table has not got yet."""
-    rows = await connection.ask(
+    rows = await connection.fetch_prepared(
         "SELECT conname::text AS name FROM pg_catalog.pg_constraint"
         " WHERE contype = 'f' AND conrelid = pg_catalog.to_regclass($1)",
         qualify(schema, table),
@@ -580,7 +580,7 @@ async def make_foreign_key(
         async with optional(connection, what, notes):
             await connection.execute("SAVEPOINT etl_key")
             try:
-                await at_length(connection.execute, statement)
+                await run_long(connection.execute, statement)
                 await _comment_constraint(connection, key.name, qualify(*table), key.comment)
             except (
                 asyncpg.ForeignKeyViolationError,
@@ -650,7 +650,7 @@ async def _set_sequence(
         within = f"> {low} AND {{0}} <= {high}" if not up else f">= {low} AND {{0}} < {high}"
         given = quote(column)
         numbers.append(
-            await at_length(
+            await run_long(
                 connection.fetchval,
                 f"SELECT {'max' if up else 'min'}({given})::bigint FROM {table}"  # noqa: S608
                 f" WHERE {given} {within.format(given)}",

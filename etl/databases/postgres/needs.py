@@ -124,7 +124,7 @@ async def read_needs(
 async def _read_collations(
     connection: Connection, oids: Iterable[int]
 ) -> dict[int, Sequence[Needed]]:
-    rows = await connection.ask(_COLLATIONS, list(oids))
+    rows = await connection.fetch_prepared(_COLLATIONS, list(oids))
     return {
         row["oid"]: [
             Needed(
@@ -228,7 +228,7 @@ async def read_types(connection: Connection, oids: Iterable[int]) -> Types:
     rows: dict[int, Mapping[str, Any]] = {}
     wanted = set(oids)
     while wanted:
-        for row in await connection.ask(_TYPES, list(wanted)):
+        for row in await connection.fetch_prepared(_TYPES, list(wanted)):
             rows[row["oid"]] = row
         wanted = {part for row in rows.values() for part in parts_of(row)} - rows.keys()
     return Types(rows)

@@ -126,7 +126,7 @@ async def suits(connection: Connection, selection: Selection) -> Table | None:
     order = selection.table_order
     if not any(one.ordered and one.columns[: len(order)] == order for one in relation.indexes):
         return None
-    (row,) = await connection.ask(_LOOK, relation.oid, order[0])
+    (row,) = await connection.fetch_prepared(_LOOK, relation.oid, order[0])
     table = Table(row["nbytes"], row["rows"], row["correlation"], row["bounds"] or ())
     if table.is_scattered:
         return None

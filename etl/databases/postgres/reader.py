@@ -402,7 +402,7 @@ class PostgresReader:
         if relation is None or not relation.is_table:
             return
         # A user who may read some columns only may not lock the table.
-        if await connection.ask_value(
+        if await connection.fetchval_prepared(
             "SELECT pg_catalog.has_table_privilege($1::bigint::oid, 'SELECT')", relation.oid
         ):
             await connection.execute(f"LOCK TABLE {relation.qualified} IN ACCESS SHARE MODE")

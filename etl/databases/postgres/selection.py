@@ -241,7 +241,7 @@ async def set_bounds(
     if upper is not None:
         values["etl.upper"] = upper
     if values:
-        await connection.ask(
+        await connection.fetch_prepared(
             "SELECT pg_catalog.count(set_config(b.name, b.value, false))"
             " FROM unnest($1::text[], $2::text[]) AS b(name, value)",
             list(values),
@@ -356,7 +356,7 @@ async def check_readable(connection: Connection, selection: Selection) -> None:
             " grant SELECT on the table, or leave it out (etl copy: --exclude)"
         )
     hides = "SELECT pg_catalog.row_security_active($1::bigint::oid)"
-    if await connection.ask_value(hides, relation.oid):
+    if await connection.fetchval_prepared(hides, relation.oid):
         raise ConfigError(
             f"{selection.label}: row-level security may hide rows of it from this user. Nothing was"
             " moved; read it as its owner or as a role with BYPASSRLS, or leave it out (etl copy:"

@@ -301,11 +301,11 @@ class SinkTable:
         """What takes different keys for the same, by column; not where the source has the type."""
         types = {c.name: c.type.name for c in self._shape.columns} if self._shape else {}
         return {
-            one.name: one.merging
+            one.name: one.nondeterministic
             for one in final.attributes
-            if one.merging is not None
+            if one.nondeterministic is not None
             and one.name in self.sink.key
-            and (one.merging != "citext" or types.get(one.name) != one.column.type.name)
+            and (one.nondeterministic != "citext" or types.get(one.name) != one.column.type.name)
         }
 
     async def _final(self, connection: Connection) -> Relation | None:

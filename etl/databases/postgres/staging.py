@@ -16,6 +16,7 @@ from etl.databases.postgres.catalogue import (
 )
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe, spelled_out
+from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.make import (
     free_name,
     make_numbers,
@@ -24,7 +25,6 @@ from etl.databases.postgres.make import (
     name_indexes,
     set_sequences,
 )
-from etl.databases.postgres.patience import at_length
 from etl.databases.sql import qualify, quote, quote_all
 from etl.errors import DataError, SchemaMismatchError
 
@@ -133,7 +133,7 @@ async def check_rename(
     Raises:
         SchemaMismatchError: Names it, and ``swap="rewrite"``.
     """
-    rows = await connection.ask(
+    rows = await connection.fetch_prepared(
         _OBSTACLES, relation.oid, qualify(relation.schema, staging), list(together)
     )
     if rows:
@@ -191,7 +191,7 @@ SELECT concat_ws(E'\n',
 async def is_like(connection: Connection, staging: Relation, table: Relation) -> bool:
     """Whether a staging table is what :func:`make_like` would make now."""
     of_staging, of_table = [
-        await connection.ask_value(_LIKENESS, one.oid) for one in (staging, table)
+        await connection.fetchval_prepared(_LIKENESS, one.oid) for one in (staging, table)
     ]
     return bool(of_staging == of_table)
 
@@ -213,7 +213,7 @@ def _changed(table: Relation) -> SchemaMismatchError:
 async def empty(connection: Connection, table: Relation) -> None:
     """Delete the rows of a table that is to be filled anew."""
     await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
-    await at_length(connection.execute, f"DELETE FROM {table.qualified}")  # noqa: S608
+    await run_long(connection.execute, f"DELETE FROM {table.qualified}")  # noqa: S608
 
 
 async def pour(
@@ -233,12 +233,12 @@ async def pour(
     have = table.by_name
     names = [a.name for a in staging.attributes if not have[a.name].generated]
     columns = quote_all(names)
-    count: int = await at_length(
+    count: int = await run_long(
         connection.fetchval,
         f"SELECT count(*) FROM {staging.qualified}",  # noqa: S608  a quoted name
     )
     over = "OVERRIDING SYSTEM VALUE " if any(have[n].identity == "always" for n in names) else ""
-    status = await at_length(
+    status = await run_long(
         connection.execute,
         f"INSERT INTO {table.qualified} ({columns}) {over}"  # noqa: S608
         f"SELECT {columns} FROM {staging.qualified}",
@@ -327,7 +327,7 @@ async def _keep_names(connection: Connection, table: Relation, kept: str) -> Non
         f"{quote(one.name)}::text AS c{n}" for n, one in enumerate(_names_in(table))
     )
     async with spelled_out(connection):
-        await at_length(
+        await run_long(
             connection.execute,
             f"CREATE TEMP TABLE {kept} ON COMMIT DROP AS"  # noqa: S608  quoted names
             f" SELECT ctid AS place, {columns} FROM {table.qualified}",
@@ -346,7 +346,7 @@ async def _give_names(connection: Connection, table: Relation, name: str, kept: 
     )
     changed = " OR ".join(differs for _, differs, _, _ in news)
     async with spelled_out(connection):
-        await at_length(
+        await run_long(
             connection.execute,
             f"UPDATE {name} AS t SET {columns} FROM pg_temp.{kept} AS k"  # noqa: S608
             f" WHERE t.ctid = k.place AND ({changed})",

@@ -37,7 +37,7 @@ FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = $1
 """
 
 
-class Patience:
+class LivenessCheck:
     """Cuts a connection that waits for an answer that nobody works on.
 
     Not behind a pooler: it gives sessions numbers of its own, and may have none left to ask by.
@@ -102,7 +102,7 @@ class Patience:
             return _NO_ANSWER if classify(error) in {"lost", "not_ready", "unknown"} else 0
 
 
-async def at_length(call: Callable[..., Awaitable[T]], sql: str, *arguments: Any) -> T:
+async def run_long(call: Callable[..., Awaitable[T]], sql: str, *arguments: Any) -> T:
     """Run a statement by a connection's method, as long as the server works on it.
 
     Args:
@@ -111,13 +111,13 @@ async def at_length(call: Callable[..., Awaitable[T]], sql: str, *arguments: Any
     Raises:
         ConnectionLostError: Its answer was lost.
     """
-    patience = Patience(cast("Connection", getattr(call, "__self__")))  # noqa: B009
-    patience.begin()
+    check = LivenessCheck(cast("Connection", getattr(call, "__self__")))  # noqa: B009
+    check.begin()
     try:
         return await call(sql, *arguments, timeout=LONGEST_S)
     except DRIVER_ERRORS as error:
-        if patience.lost:
-            raise ConnectionLostError(patience.lost) from error
+        if check.lost:
+            raise ConnectionLostError(check.lost) from error
         raise
     finally:
-        await patience.aclose()
+        await check.aclose()
