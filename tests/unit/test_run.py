@@ -650,6 +650,15 @@ async def test_a_source_that_raises_while_it_is_opened_fails_the_run_and_not_its
         await Pipeline("t", Rude(ROWS).into(MemorySink[int]())).run()
 
 
+async def test_a_source_without_read_is_a_set_up_that_is_wrong() -> None:
+    class Nothing(Source[int]):
+        pass
+
+    with pytest.raises(PipelineFailedError, match=r"Nothing has no read\(\)") as failure:
+        await Pipeline("p", Nothing().into(MemorySink())).run()
+    assert isinstance(failure.value.errors[0], ConfigError)
+
+
 async def test_a_source_without_batches_is_told_what_to_yield() -> None:
     class Rows(Source[int]):
         async def read(self, after: Any, until: Any) -> AsyncGenerator[Any, None]:
