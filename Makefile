@@ -47,6 +47,7 @@ soak: $(VENV)/.installed-dev ## kill runs at random, 1,000 times, check every ta
 	@$(RUN) python -m tests.crash.kill_loop --kills 125 $(ARGS)
 	@$(RUN) python -m tests.crash.copy_kills --kills 100
 	@$(RUN) python -m tests.crash.worker_kills --kills 100
+	@$(RUN) python -m tests.crash.late_writers --seconds 60 --writers 50
 	@$(RUN) python -m tests.crash.schedules --seeds 10000
 
 crash-matrix: $(VENV)/.installed-dev ## end runs at every point that a test can name (half an hour)
