@@ -99,6 +99,13 @@ texts = st.one_of(
     st.sampled_from(
         ["1.50", "-0.0", ".5", "5.", "1e5", "1.2.3", "--1", "-", "1_000", "0x1F", "NaN"]
     ),
+    # What looks short only where SQLite finds no number at its beginning, or not all of it.
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["", "-", "+", " ", "\v", "0", "-0", "-1", "7_", "07", "9" * 19, "1\0"]),
+        st.sampled_from(["", ".", ".0", ".00", ".5", ".50", ".05\0", ".1234", ".12345"]),
+        st.sampled_from(["", "", " ", "\0"]),
+    ),
 )
 numbers = st.one_of(
     st.integers(-3, 3),

@@ -34,6 +34,8 @@ MOST_COLUMNS = 150
 _MOST_ARGUMENTS = 100
 _EXACT_DIGITS = 15
 """A decimal of so few digits is the shortest text of the number that it means, and no other is."""
+_SHORT_SCALE = 4
+"""Up to so many digits after the point a text is looked for in the short form of a decimal."""
 _ROUND = "6755399441055744.0"
 """1.5 * 2**52: adding it to a small number rounds that to a whole one."""
 _NULL = r"\N"
@@ -122,7 +124,7 @@ def field(
                     return None
                 return _whole(is_whole, name)
             if affinity == "text":
-                return _numeral(name, target.type.scale)
+                return _numeral(name, is_text, target.type.scale)
             found = _decimal(name, target.type.precision, target.type.scale)
             if found is not None and affinity == "blob":
                 # Only there a zero may have a sign, which a numeric has not.
@@ -198,19 +200,31 @@ def _is_canonical(function: str, name: str) -> str:
     return f"{function}({name})=+{name} COLLATE BINARY"
 
 
-def _numeral(name: str, scale: int | None) -> Field | None:
+def _numeral(name: str, is_text: str, scale: int | None) -> Field | None:
     """Texts that are digits, a point, a minus. PostgreSQL refuses what is no number of these."""
     if scale is not None and scale < 0:
         return None
     # No zero too many before the point, and none with a sign: see ``types.from_sqlite``.
-    proof = (
-        f"{_is_text(name)} AND NOT instr({name},char(0))"
+    of_any_form = (
+        f"NOT instr({name},char(0))"
         f" AND {name} NOT GLOB '*[^-0-9.]*' AND {name} NOT GLOB '0[0-9]*'"
         f" AND {name} NOT GLOB '-0[0-9]*' AND ({name} NOT GLOB '-[0.]*' OR {name} GLOB '*[1-9]*')"
     )
     if scale is not None:
-        proof += f" AND {name} NOT GLOB '*.{'?' * (scale + 1)}*'"
-    return _text(proof, name)
+        of_any_form += f" AND {name} NOT GLOB '*.{'?' * (scale + 1)}*'"
+    # Most are whole, or have a few digits behind the point. Such a form is proven in half the time:
+    # SQLite takes a number from the beginning of a text, and writes it with as many digits as there
+    # are before the point only where nothing but these digits was there, and no NUL behind them.
+    most = _SHORT_SCALE if scale is None else min(scale, _SHORT_SCALE)
+    ends = ["", *(f".{_DIGIT * places}" for places in range(1, most + 1))]
+    forms = [
+        f"WHEN {places + 1 if places else 0}"
+        f" THEN {name} GLOB '[0-9]*{end}' OR {name} GLOB '-[0-9]*{end}'"
+        for places, end in enumerate(ends)
+    ]
+    rest = f"length(CAST({name} AS BLOB))-length(CAST({name} AS INTEGER))"
+    of_short_form = f"CASE {rest} {' '.join(forms)} END"
+    return _text(f"{is_text} AND ({of_short_form} OR {of_any_form})", name)
 
 
 def _decimal(name: str, precision: int | None, scale: int | None) -> Field | None:
