@@ -27,10 +27,10 @@ demo: $(VENV)/.installed ## real flights, from an operational database into a wa
 	@$(RUN) python -m pipelines.flights report
 
 test: $(VENV)/.installed-dev ## every test, against a real PostgreSQL on any machine (MySQL's: make test-mysql)
-	@$(RUN) python -m pytest -n 2 $(ARGS)
+	@$(RUN) python -m pytest -n 4 $(ARGS)
 
 test-mysql: $(VENV)/.installed-dev ## the tests of MySQL, against a real MariaDB (Debian: apt install mariadb-server)
-	@$(RUN) ETL_TEST_MYSQL=1 python -m pytest tests/integration tests/crash -k mysql -n 2 $(ARGS)
+	@$(RUN) ETL_TEST_MYSQL=1 python -m pytest tests/integration tests/crash -k mysql -n 4 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@$(RUN) ruff check .
