@@ -111,15 +111,50 @@ def fuse_batches(
     if not sets_aside:
         fused = fuse(steps)
         return lambda batch: batch.derive(fused(batch.rows))
-    loop = _loop(steps)
+    loop, sift = _loop(steps), sifter(steps, steps_left)
 
     def run(batch: Batch[Any]) -> Batch[Any]:
-        try:
-            return batch.derive(loop(batch.rows))
-        except Exception:
-            return _sifted(batch, steps, loop, steps_left)
+        kept: list[Any] = []
+        rejects: list[Reject] = []
+        rows = batch.rows
+        for first in range(0, len(rows), _SIFTED):
+            piece = rows[first : first + _SIFTED]
+            try:
+                kept += loop(piece)
+            except Exception:
+                passed, refused = sift(piece, first)
+                kept += passed
+                rejects += refused
+        return batch.derive(kept, rejects=rejects)
 
     return run
+
+
+def sifter(
+    steps: Sequence[RowStep], steps_left: int
+) -> Callable[[Sequence[Any], int], tuple[list[Any], list[Reject]]]:
+    """Goes through rows of which some fail one by one: what comes out, and what is set aside.
+
+    The function takes some rows of a batch, and the place of the first of them in it.
+
+    Raises (from the returned function):
+        StageError: For an error that is not about a row.
+    """
+
+    def sift(rows: Sequence[Any], first: int) -> tuple[list[Any], list[Reject]]:
+        kept: list[Any] = []
+        rejects: list[Reject] = []
+        for number, row in enumerate(rows, first):
+            values, refused = _stepwise(row, steps)
+            kept += values
+            for value, place, error in refused:
+                if not is_about_a_row(error):
+                    raise _blame(function_of(steps[place]), number, row, error) from error
+                label = label_of(steps[place])
+                rejects.append(reject_of(error, value, number, label, steps_left - place))
+        return kept, rejects
+
+    return sift
 
 
 def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
@@ -200,36 +235,7 @@ def _content(cell: CellType) -> tuple[object, ...]:
 
 
 _SIFTED = 256
-"""Rows of a piece in which a bad row is looked for one by one; the others go through the loop."""
-
-
-def _sifted(
-    batch: Batch[Any],
-    steps: Sequence[RowStep],
-    loop: Callable[[Sequence[Any]], list[Any]],
-    steps_left: int,
-) -> Batch[Any]:
-    """The batch after the steps, without the rows that they failed on."""
-    kept: list[Any] = []
-    rejects: list[Reject] = []
-    rows = batch.rows
-    for first in range(0, len(rows), _SIFTED):
-        piece = rows[first : first + _SIFTED]
-        try:
-            kept += loop(piece)
-            continue
-        except Exception:
-            pass  # which row it was, the slow way tells
-        for number, row in enumerate(piece, first):
-            values, refused = _stepwise(row, steps)
-            kept += values
-            for value, place, error in refused:
-                if not is_about_a_row(error):
-                    raise _blame(function_of(steps[place]), number, row, error) from error
-                rejects.append(
-                    reject_of(error, value, number, label_of(steps[place]), steps_left - place)
-                )
-    return batch.derive(kept, rejects=rejects)
+"""Rows of a piece: where one fails, these go through the steps again, one by one."""
 
 
 def _stepwise(

@@ -10,7 +10,7 @@ from math import ceil
 from time import monotonic
 from typing import Any
 
-from etl.batch import Batch, Position, Token, encode_position
+from etl.batch import Batch, Position, Reject, Token, encode_position
 from etl.connector import Reader
 from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
@@ -27,7 +27,7 @@ from etl.errors import (
 from etl.flow import Filter, FlatMap, Map, Stage
 from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
 from etl.rows import joined
-from etl.stages import RowStep, fuse, fuse_batches, through_stage
+from etl.stages import RowStep, fuse, fuse_batches, sifter, through_stage
 
 _FAIR_S = 0.005
 _PIECE_ROWS = 160
@@ -134,6 +134,7 @@ class Pump:
         self._until: Position | None = None
         self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
         self._loop = fuse(steps)
+        self._sift = sifter(steps, steps_left) if sets_aside else None
         self._changes_rows = bool(steps)
         self._pack = pack
         self._out = out
@@ -301,24 +302,31 @@ class Pump:
         """The batch after the steps, packed.
 
         Piece by piece: what functions make of some rows then dies before the garbage collector
-        has looked at it, and never waits in a channel. Where a piece fails, the whole batch is done
-        at once, which says which row of the batch it was, or sets it aside.
+        has looked at it, and never waits in a channel. Where a piece fails, its rows are looked
+        at one by one if bad ones are set aside; else the whole batch is done again, which says
+        which row of the batch it was.
         """
         rows = batch.rows
-        try:
-            return batch.derive(
-                joined(
-                    self._pack(Batch(self._loop(rows[start : start + _PIECE_ROWS]), nbytes=0)).rows
-                    for start in range(0, len(rows), _PIECE_ROWS)
-                )
-            )
-        except DataError:
-            return self._run_rows(batch)  # what only the table refuses is the lane's to judge
-        except Exception:
-            out = self._run_rows(batch)
-            if not out.rejects:
-                raise  # it failed once and not again, or it is not about a row
-            return out
+        done: list[Sequence[Any]] = []
+        rejects: list[Reject] = []
+        for start in range(0, len(rows), _PIECE_ROWS):
+            piece = rows[start : start + _PIECE_ROWS]
+            try:
+                made = self._loop(piece)
+            except Exception:
+                if self._sift is None:
+                    self._run_rows(batch)
+                    raise  # it failed once and not again
+                made, refused = self._sift(piece, start)
+                if not refused:
+                    raise  # the same
+                rejects += refused
+            try:
+                done.append(self._pack(Batch(made, nbytes=0)).rows)
+            except DataError:
+                # What only the table refuses is the lane's to judge.
+                return self._run_rows(batch)
+        return batch.derive(joined(done), rejects=rejects)
 
     def _check_position(self, batch: Batch[Any]) -> None:
         position: Any = batch.position

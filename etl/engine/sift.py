@@ -82,12 +82,14 @@ def _pieces(batches: Sequence[Batch[Any]]) -> list[_Piece]:
     pieces: list[_Piece] = []
     room = 0
     for number, batch in enumerate(batches):
-        for first in range(0, len(batch.rows), PIECE_ROWS):
-            rows = batch.rows[first : first + PIECE_ROWS]
-            if len(rows) > room:
+        first = 0
+        while first < len(batch.rows):
+            if not room:
                 pieces.append([])
                 room = PIECE_ROWS
+            rows = batch.rows[first : first + room]
             pieces[-1].append(_Part(number, first, rows))
+            first += len(rows)
             room -= len(rows)
     return pieces
 
