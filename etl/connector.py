@@ -670,6 +670,16 @@ class OpenTarget(Protocol):
         ...
 
 
+@runtime_checkable
+class Concurrent(Protocol):
+    """An open target whose sessions may be prepared and taken over side by side.
+
+    They may have to wait for each other, and never fail for it.
+    """
+
+    opens_concurrently: Literal[True]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A sink that a target is asked about.

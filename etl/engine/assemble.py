@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from etl.batch import MAIN_PARTITION, Batch
 from etl.connector import (
     Commons,
+    Concurrent,
     Instant,
     Joinable,
     OpenTarget,
@@ -35,12 +37,15 @@ from etl.engine.running import RunningFlow
 from etl.engine.segments import Take, taking
 from etl.engine.supervise import finish
 from etl.engine.tasks import Builder, Steps, Tell, updating
+from etl.engine.together import together
 from etl.engine.turns import Turns
 from etl.engine.workers import Worker
 from etl.events import Committed, Event, FlowEnded, Note, RowsRefused
 from etl.flow import Stage
 from etl.policy import Retry
 from etl.stages import RowStep
+
+T = TypeVar("T")
 
 _MOST_NAMES = 5
 
@@ -137,31 +142,43 @@ class Assembly:
                 target.open(self._info, sessions=sessions)
             )
         await stack.enter_async_context(self._commons)
-        claimants: list[Claimant] = []
         for flow in self.flows:
-            for branch in flow.plan.branches:
-                opening = branch.source.connect(self._reading_info(flow))
-                flow.readers.append(await stack.enter_async_context(opening))
             for lane in flow.plan.lanes:
                 sinks = tuple(lane.sinks.values())
                 flow.sessions.append(await self.targets[lane.target].session(flow.plan.name, sinks))
-            claimants.append(self._claimant(flow))
-            await claimants[-1].check_tables(flow.sessions)
-            await flow.rest()
-        for flow in self.flows:  # what is refused may depend on the other sinks
-            await self._prepare(flow)
-            await flow.rest()
+        claimants = await self._of_each(lambda flow: self._connect(flow, stack))
+        # What is refused may depend on the other sinks.
+        await self._of_each(self._prepare)
         for flow in self.flows:
             for reader in flow.readers:
                 if isinstance(reader, Instant) and reader.at_one_instant:
                     await reader.settle_instant()
-        for flow, claimant in zip(self.flows, claimants, strict=True):
-            await self._claim(flow, claimant, stack)
-            await flow.rest()
+        by_name = {flow.plan.name: one for flow, one in zip(self.flows, claimants, strict=True)}
+        starts = await self._of_each(
+            lambda flow: by_name[flow.plan.name].claim(flow.sessions, flow.shape)
+        )
+        for flow, start in zip(self.flows, starts, strict=True):
+            await self._begin(flow, start, stack)
         self._tell_of_instants()
         # Worker processes serve one flow after the other: there are never more than was asked for.
         self._turns.one_by_one([flow.plan.name for flow in self.flows if flow.workers])
         self._turns.begin()
+
+    async def _of_each(self, work: Callable[[RunningFlow], Awaitable[T]]) -> list[T]:
+        """Do something for each flow, at most for as many at once as will run together.
+
+        Each step takes some round trips to the databases, which over a long line are most of the
+        time of a small table.
+        """
+
+        async def done(flow: RunningFlow) -> T:
+            found = await work(flow)
+            await flow.rest()
+            return found
+
+        concurrent = all(isinstance(target, Concurrent) for target in self.targets.values())
+        most = self._plan.limits.flows if concurrent else 1
+        return await together([partial(done, flow) for flow in self.flows], most=most)
 
     def _told_doubt(self, flow: str) -> None:
         self.in_doubt.append(flow)
@@ -193,6 +210,14 @@ class Assembly:
         """What the sources of a flow are told."""
         return replace(self._info, sets_aside=flow.plan.sets_aside)
 
+    async def _connect(self, flow: RunningFlow, stack: AsyncExitStack) -> Claimant:
+        for branch in flow.plan.branches:
+            opening = branch.source.connect(self._reading_info(flow))
+            flow.readers.append(await stack.enter_async_context(opening))
+        claimant = self._claimant(flow)
+        await claimant.check_tables(flow.sessions)
+        return claimant
+
     async def _prepare(self, flow: RunningFlow) -> None:
         notes = [note for reader in flow.readers for note in reader.notes]
         looked = await keep_columns(flow.plan, flow.readers)
@@ -220,13 +245,13 @@ class Assembly:
             batch_rows=self._info.batch_rows,
         )
 
-    async def _claim(self, flow: RunningFlow, claimant: Claimant, stack: AsyncExitStack) -> None:
-        start = await claimant.claim(flow.sessions, flow.shape)
+    async def _begin(self, flow: RunningFlow, start: Start, stack: AsyncExitStack) -> None:
         flow.claims = start.claims
         flow.is_done = not start.claims
         self._note(flow, start.notes)
         if start.claims:
             await self._build(flow, start, stack)
+            await flow.rest()
         else:
             self._turns.ended(flow.plan.name)
 

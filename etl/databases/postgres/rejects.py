@@ -109,20 +109,31 @@ async def forget(connection: Connection, table: str, keys: Sequence[CheckpointKe
         )
 
 
-async def publish_rejects(connection: Connection, schema: str, pipeline: str, load: Load) -> None:
-    """Let the rejects of a staged load be those of its table, in the publishing transaction."""
+async def publish_rejects(
+    connection: Connection, schema: str, pipeline: str, loads: Sequence[Load]
+) -> None:
+    """Let the rejects of staged loads be those of their tables, in the publishing transaction."""
     table = qualify(schema, TABLE)
-    owner = (pipeline, load.flow, load.sink.table)
-    whose = "pipeline = $1 AND flow = $2 AND sink = $3"
-    if load.sink.mode == "replace":  # the rows that they belong to are thrown away
-        await connection.execute(
-            f"DELETE FROM {table} WHERE {whose} AND NOT staged",  # noqa: S608
-            *owner,
-        )
+    whose = (
+        "pipeline = $1 AND (flow, sink) IN"
+        " (SELECT * FROM ROWS FROM (unnest($2::text[]), unnest($3::text[])))"
+    )
+    # The rows that they belong to are thrown away.
+    replaced = [load for load in loads if load.sink.mode == "replace"]
+    await connection.execute(
+        f"DELETE FROM {table} WHERE {whose} AND NOT staged",  # noqa: S608
+        pipeline,
+        *_owners(replaced),
+    )
     await connection.execute(
         f"UPDATE {table} SET staged = false WHERE {whose} AND staged",  # noqa: S608
-        *owner,
+        pipeline,
+        *_owners(loads),
     )
+
+
+def _owners(loads: Sequence[Load]) -> tuple[list[str], list[str]]:
+    return [load.flow for load in loads], [load.sink.table for load in loads]
 
 
 async def list_rejects(

@@ -436,6 +436,8 @@ class SinkTable:
             names = tuple(name for name in names if not have[name].generated)
             await staging.make_bare(connection, final, self._staging, names)
         else:
+            # Others may need the same schema, types and names of sequences.
+            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
             shape = self._shape or self._shape_of_rows(rows)
             definition = await self._plan_table(connection, shape)
             self.notes += await make.make_table(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from etl.connector import Advance, Checkpoint, CheckpointKey, RunInfo, Sink
 from etl.databases import migrate
@@ -29,6 +30,7 @@ from etl.databases.sessions import leading, notes_of
 from etl.databases.sql import qualify
 from etl.databases.url import Url
 from etl.engine.supervise import finish
+from etl.engine.together import together
 from etl.errors import ConfigError
 
 
@@ -44,7 +46,11 @@ async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerat
     """
     if info.invitation is not None:
         joined = PostgresTarget(
-            url, info, info.invitation["schema"], application_name(info, "target")
+            url,
+            info,
+            info.invitation["schema"],
+            application_name(info, "target"),
+            most=max(1, sessions),
         )
         try:
             yield joined
@@ -60,7 +66,9 @@ async def open_target(url: Url, info: RunInfo, *, sessions: int) -> AsyncGenerat
             found = await versions(control, schema)
         if migrate.needs_upgrade(found):
             await migrate.upgrade(url)
-        target = PostgresTarget(url, info, schema, application_name(info, "target"))
+        target = PostgresTarget(
+            url, info, schema, application_name(info, "target"), most=max(1, sessions)
+        )
         try:
             yield target
         finally:
@@ -96,11 +104,22 @@ async def versions(connection: Connection, schema: str) -> list[str] | None:
 class PostgresTarget:
     """See :class:`etl.connector.OpenTarget`."""
 
-    def __init__(self, url: Url, info: RunInfo, schema: str, application: str) -> None:
+    # What they make, they make under an advisory lock.
+    opens_concurrently: Literal[True] = True
+
+    def __init__(
+        self, url: Url, info: RunInfo, schema: str, application: str, *, most: int
+    ) -> None:
+        """Make a target.
+
+        Args:
+            most: So many sessions are at work at once.
+        """
         self._url = url
         self._info = info
         self._schema = schema
         self._application = application
+        self._most = most
         self._stock = Stock(url, "target", application)
         self._checkpoints = Checkpoints(schema, info)
         self._sessions: list[PostgresSession] = []
@@ -146,8 +165,7 @@ class PostgresTarget:
                 ]
                 loads = self._loads_of(moved)
                 await self._put_in_place(connection, loads)
-                for load in loads:
-                    await publish_rejects(connection, self._schema, self._info.pipeline, load)
+                await publish_rejects(connection, self._schema, self._info.pipeline, loads)
             await commit(connection, self._url)
             for load in self._loads_of([step.key for step in steps]):
                 load.is_published = True
@@ -175,21 +193,28 @@ class PostgresTarget:
                         await load.build_keys(connection, dict([place] if place else []))
 
     async def build(self) -> None:
-        """See :meth:`etl.connector.OpenTarget.build`: first all indexes, then foreign keys."""
+        """See :meth:`etl.connector.OpenTarget.build`: all indexes, then foreign keys.
+
+        Indexes of several tables are made side by side; a foreign key locks two of them.
+        """
         loads = [load for session in self._leading for load in session.loads if load.needs_build]
         if not loads:
             return
         async with self._stock.lent() as connection:
             with translating("target", "finishing the tables", "the old tables are in place"):
                 await self._describe(connection, loads)
-            for load in loads:
-                with translating("target", load.label, "the old tables are in place"):
-                    await load.build_indexes(connection)
+        await together([partial(self._build_indexes, load) for load in loads], most=self._most)
+        async with self._stock.lent() as connection:
             with translating("target", "finishing the tables", "the old tables are in place"):
                 places = dict(filter(None, [await load.place(connection) for load in loads]))
             for load in loads:
                 with translating("target", load.label, "the old tables are in place"):
                     await load.build_keys(connection, places)
+
+    async def _build_indexes(self, load: Load) -> None:
+        async with self._stock.lent() as connection:
+            with translating("target", load.label, "the old tables are in place"):
+                await load.build_indexes(connection)
 
     async def _describe(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Look at all tables that are replaced at once: it takes many queries, however many."""
