@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from etl.databases.postgres.connect import Connection
@@ -28,13 +29,18 @@ class Made:
         )
         return found
 
-    async def record(self, connection: Connection, schema: str, name: str, state: State) -> None:
-        """Remember that etl made the table."""
+    async def record(self, connection: Connection, states: Mapping[str, State]) -> None:
+        """Remember which tables etl made, of those that there are, by their quoted names."""
+        if not states:
+            return
         await connection.execute(
             f"INSERT INTO {self._table} AS t (name, state, pipeline, made_at)"  # noqa: S608
-            " VALUES ($1, $2, $3, now()) ON CONFLICT (name) DO UPDATE"
+            " SELECT name, state, $3, now()"
+            " FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) AS m(name, state)"
+            " WHERE pg_catalog.to_regclass(name) IS NOT NULL"
+            " ON CONFLICT (name) DO UPDATE"
             " SET state = excluded.state, pipeline = excluded.pipeline, made_at = excluded.made_at",
-            qualify(schema, name),
-            state,
+            list(states),
+            list(states.values()),
             self._pipeline,
         )

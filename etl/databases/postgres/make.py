@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import asyncpg
 
@@ -496,29 +496,64 @@ async def make_index(
         ) from error
 
 
-async def name_indexes(
-    connection: Connection, definition: TableDefinition, schema: str, table: str, built_as: str
-) -> None:
-    """Give indexes and owned sequences their own names, where these are free.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A table that has its own name, and whose indexes and sequences are to get theirs.
 
-    Args:
+    Attributes:
         built_as: The table's name when they were made.
     """
-    for kind, name in [
-        *(("INDEX", index.name) for index in definition.indexes),
-        *(
-            ("SEQUENCE", column.sequence.name)
-            for column in definition.columns
-            if column.sequence is not None
-            and column.sequence.schema is None
-            and not _is_borrowed(column.sequence)
-        ),
-    ]:
-        now = qualify(schema, temporary_name(built_as, name))
-        if await connection.fetchval_prepared("SELECT pg_catalog.to_regclass($1) IS NULL", now):
+
+    definition: TableDefinition
+    schema: str
+    built_as: str
+
+
+async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> None:
+    """Give indexes and owned sequences their own names, where these are free.
+
+    However many tables there are, it takes two round trips, unless a name is not free.
+    """
+    wanted = [
+        (kind, table.schema, temporary_name(table.built_as, name), name)
+        for table in tables
+        for kind, name in [
+            *(("INDEX", index.name) for index in table.definition.indexes),
+            *(
+                ("SEQUENCE", column.sequence.name)
+                for column in table.definition.columns
+                if column.sequence is not None
+                and column.sequence.schema is None
+                and not _is_borrowed(column.sequence)
+            ),
+        ]
+        if name  # another dialect has no names for what numbers its rows
+    ]
+    if not wanted:
+        return
+    rows = await connection.fetch_prepared(
+        "SELECT now, pg_catalog.to_regclass(wanted) IS NULL AS is_free"
+        " FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) AS n(now, wanted)"
+        " WHERE pg_catalog.to_regclass(now) IS NOT NULL",
+        [qualify(schema, now) for _, schema, now, _ in wanted],
+        [qualify(schema, name) for _, schema, _, name in wanted],
+    )
+    is_free = {row["now"]: row["is_free"] for row in rows}
+    renames: dict[tuple[str, str], str] = {}
+    late: list[tuple[str, str, str, str]] = []
+    for kind, schema, now, name in wanted:
+        place = qualify(schema, now)
+        if place not in is_free:
             continue
+        if is_free[place] and (schema, name) not in renames:
+            renames[schema, name] = f"ALTER {kind} {place} RENAME TO {quote(name)}"
+        else:
+            late.append((kind, schema, place, name))
+    if renames:
+        await connection.execute("; ".join(renames.values()))
+    for kind, schema, place, name in late:
         free = await free_name(connection, schema, name)
-        await connection.execute(f"ALTER {kind} {now} RENAME TO {quote(free)}")
+        await connection.execute(f"ALTER {kind} {place} RENAME TO {quote(free)}")
 
 
 async def free_name(connection: Connection, schema: str, name: str) -> str:

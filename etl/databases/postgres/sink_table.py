@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -326,10 +327,11 @@ class SinkTable:
             )
             for index in definition.indexes:
                 await make.make_index(connection, index, self._schema, self._name, self.notes)
-            await make.name_indexes(connection, definition, self._schema, self._name, self._name)
+            made = make.Finished(definition=definition, schema=self._schema, built_as=self._name)
+            await make.name_indexes(connection, [made])
             unfinished = definition.foreign_keys or any(c.sequence for c in definition.columns)
             state: State = "building" if unfinished else "made"
-            await self._made.record(connection, self._schema, self._name, state)
+            await self._made.record(connection, {qualify(self._schema, self._name): state})
             final = await find_relation(connection, qualify(self._schema, self._name))
             assert final is not None
         return final
@@ -543,12 +545,16 @@ class SinkTable:
                 await make.make_index(connection, index, self._schema, name, self.notes)
 
     async def build_keys(
-        self, connection: Connection, places: Mapping[tuple[str, str], str]
+        self,
+        connection: Connection,
+        places: Mapping[tuple[str, str], str],
+        turn: asyncio.Lock,
     ) -> None:
         """Add the foreign keys that the table is to have, and finish a table that etl made.
 
         Args:
             places: Staging tables by the schema and name that they will have.
+            turn: Held while a key is made, which locks both tables.
         """
         wanted = await self._wanted(connection)
         name = await self._standing(connection)
@@ -558,7 +564,7 @@ class SinkTable:
             self._source is None or self._source.dialect == "postgresql"
         )
         for key in await make.missing_foreign_keys(connection, wanted, self._schema, name):
-            async with connection.transaction():
+            async with turn, connection.transaction():
                 # A copy names tables of the usual schema without it, also those that a
                 # table of another schema refers to.
                 other = (key.schema or self._default_schema, key.table)
@@ -574,7 +580,7 @@ class SinkTable:
         if not self._is_waiting:
             async with connection.transaction():
                 await make.set_sequences(connection, self._source, self._schema, self._name)
-                await self._made.record(connection, self._schema, self._name, "made")
+                await self._made.record(connection, {qualify(self._schema, self._name): "made"})
 
     async def swap(self, connection: Connection) -> staging.Swap | None:
         """What is to be renamed; None where there is nothing, or rows are poured."""
@@ -611,11 +617,12 @@ class SinkTable:
             assert final is not None
             await staging.pour(connection, found, final, self._source)
 
-    async def record(self, connection: Connection) -> None:
-        """Remember that etl made the table, or all its rows."""
-        if self.sink.mode == "replace" and await self._final(connection) is not None:
-            state: State = "building" if self._is_unfinished else "made"
-            await self._made.record(connection, self._schema, self._name, state)
+    @property
+    def placed(self) -> Mapping[str, State]:
+        """What is to be remembered of a table that was put in place: all its rows are etl's."""
+        if self.sink.mode != "replace":
+            return {}
+        return {qualify(self._schema, self._name): "building" if self._is_unfinished else "made"}
 
 
 def _as_made(shape: Shape, table: Relation) -> Shape:

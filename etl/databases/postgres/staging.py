@@ -18,6 +18,7 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe, spelled_out
 from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.make import (
+    Finished,
     free_name,
     make_numbers,
     make_rest,
@@ -172,7 +173,8 @@ async def make_bare(
 # old table may break a NOT VALID constraint; those of a new one never do, so LIKE leaves it out.
 # A new table may have a sequence of its own.
 _LIKENESS = """
-SELECT concat_ws(E'\n',
+SELECT pg_catalog.count(DISTINCT likeness) = 1
+FROM unnest($1::oid[]) AS t(oid), LATERAL (SELECT concat_ws(E'\n',
     (SELECT string_agg(concat_ws(' ', quote_ident(a.attname),
             pg_catalog.format_type(a.atttypid, a.atttypmod), a.attcollation::bigint, a.attnotnull,
             a.attidentity, a.attgenerated, regexp_replace(
@@ -180,20 +182,18 @@ SELECT concat_ws(E'\n',
             ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute AS a
         LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),
+        WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped),
     (SELECT string_agg(c.text, ',' ORDER BY c.text) FROM (
         SELECT regexp_replace(pg_catalog.pg_get_constraintdef(oid), ' NOT VALID$', '') AS text
-        FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c') AS c)
-)
+        FROM pg_catalog.pg_constraint WHERE conrelid = t.oid AND contype = 'c') AS c)
+) AS likeness) AS l
 """
 
 
 async def is_like(connection: Connection, staging: Relation, table: Relation) -> bool:
     """Whether a staging table is what :func:`make_like` would make now."""
-    of_staging, of_table = [
-        await connection.fetchval_prepared(_LIKENESS, one.oid) for one in (staging, table)
-    ]
-    return bool(of_staging == of_table)
+    found: bool = await connection.fetchval_prepared(_LIKENESS, [staging.oid, table.oid])
+    return found
 
 
 def has_types_of(staging: Relation, table: Relation) -> bool:
@@ -284,10 +284,10 @@ async def put_in_place(
     for swap in sorted(swaps, key=lambda one: one.staging.qualified):
         old = await find_relation(connection, qualify(swap.staging.schema, swap.name))
         if old is not None:
-            await connection.execute(
-                f"LOCK TABLE {old.qualified} IN ACCESS EXCLUSIVE MODE", timeout=30
-            )
             olds[swap.staging.qualified] = old
+    if olds:
+        names = ", ".join(old.qualified for old in olds.values())
+        await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE", timeout=30)
     together = [r.oid for r in (*olds.values(), *(swap.staging for swap in swaps))]
     described = await describe(connection, [old.oid for old in olds.values()])
     for swap in swaps:
@@ -307,12 +307,25 @@ async def put_in_place(
             await _keep_names(connection, one, f"etl_names_{number}")
         dropped = ", ".join(old.qualified for old in olds.values())
         await connection.execute(f"DROP TABLE {dropped}")
+    if swaps:
+        renames = [
+            f"ALTER TABLE {swap.staging.qualified} RENAME TO {quote(swap.name)}" for swap in swaps
+        ]
+        await connection.execute("; ".join(renames))
+    await name_indexes(
+        connection,
+        [
+            Finished(
+                definition=swap.definition,
+                schema=swap.staging.schema,
+                built_as=swap.staging.name,
+            )
+            for swap in swaps
+        ],
+    )
     for swap in swaps:
-        staging = swap.staging
-        await connection.execute(f"ALTER TABLE {staging.qualified} RENAME TO {quote(swap.name)}")
-        await name_indexes(connection, swap.definition, staging.schema, swap.name, staging.name)
         for known in (swap.definition, swap.source):
-            await set_sequences(connection, known, staging.schema, swap.name)
+            await set_sequences(connection, known, swap.staging.schema, swap.name)
     for swap in swaps:
         await _name_identities(connection, swap)
     for number, one in enumerate(named):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from etl.databases.postgres.connect import (
 )
 from etl.databases.postgres.describe import describe
 from etl.databases.postgres.load import Load
+from etl.databases.postgres.made import Made, State
 from etl.databases.postgres.order import parents_first
 from etl.databases.postgres.rejects import publish_rejects
 from etl.databases.postgres.session import PostgresSession, commit
@@ -190,7 +192,9 @@ class PostgresTarget:
                     await load.build_indexes(connection)
                     if not await load.is_first(connection):
                         place = await load.place(connection)  # a key may refer to its own table
-                        await load.build_keys(connection, dict([place] if place else []))
+                        await load.build_keys(
+                            connection, dict([place] if place else []), asyncio.Lock()
+                        )
 
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: all indexes, then foreign keys.
@@ -204,17 +208,27 @@ class PostgresTarget:
             with translating("target", "finishing the tables", "the old tables are in place"):
                 await self._describe(connection, loads)
         await together([partial(self._build_indexes, load) for load in loads], most=self._most)
-        async with self._stock.lent() as connection:
-            with translating("target", "finishing the tables", "the old tables are in place"):
-                places = dict(filter(None, [await load.place(connection) for load in loads]))
-            for load in loads:
-                with translating("target", load.label, "the old tables are in place"):
-                    await load.build_keys(connection, places)
+        found = await together([partial(self._place, load) for load in loads], most=self._most)
+        places, turn = dict(filter(None, found)), asyncio.Lock()
+        keys = [partial(self._build_keys, load, places, turn) for load in loads]
+        await together(keys, most=self._most)
 
     async def _build_indexes(self, load: Load) -> None:
         async with self._stock.lent() as connection:
             with translating("target", load.label, "the old tables are in place"):
                 await load.build_indexes(connection)
+
+    async def _place(self, load: Load) -> tuple[tuple[str, str], str] | None:
+        async with self._stock.lent() as connection:
+            with translating("target", load.label, "the old tables are in place"):
+                return await load.place(connection)
+
+    async def _build_keys(
+        self, load: Load, places: Mapping[tuple[str, str], str], turn: asyncio.Lock
+    ) -> None:
+        async with self._stock.lent() as connection:
+            with translating("target", load.label, "the old tables are in place"):
+                await load.build_keys(connection, places, turn)
 
     async def _describe(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Look at all tables that are replaced at once: it takes many queries, however many."""
@@ -250,8 +264,10 @@ class PostgresTarget:
         for load in ordered:
             with translating("target", load.label, "the old tables are in place"):
                 await load.pour(connection, empties=False)
+        placed: dict[str, State] = {}
         for load in loads:
-            await load.record(connection)
+            placed |= load.placed
+        await Made(self._schema, self._info.pipeline).record(connection, placed)
 
     async def _parents_first(self, connection: Connection, loads: Sequence[Load]) -> list[Load]:
         by_table: dict[int, Load] = {}
