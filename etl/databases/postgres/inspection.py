@@ -61,12 +61,12 @@ async def describe(url: Url, tables: Sequence[TableInfo]) -> Sequence[TableDefin
     """See :meth:`etl.databases.database.Driver.describe`."""
     async with connected(url, "source", "etl/list") as connection:
         await _check_usage(connection, url, {one.schema for one in tables})
-        oids: list[int | None] = [
-            await connection.fetchval_prepared(
-                "SELECT pg_catalog.to_regclass($1)::oid::bigint", qualify(one.schema, one.name)
-            )
-            for one in tables
-        ]
+        rows = await connection.fetch(
+            "SELECT pg_catalog.to_regclass(name)::oid::bigint AS oid"
+            " FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) ORDER BY place",
+            [qualify(one.schema, one.name) for one in tables],
+        )
+        oids: list[int | None] = [row["oid"] for row in rows]
         found = await definitions(connection, [oid for oid in oids if oid is not None])
     gone = [one.name for one, oid in zip(tables, oids, strict=True) if oid is None]
     if gone:
