@@ -26,9 +26,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from etl.api import *  # noqa: F403
     from etl.api import __all__ as __all__
+
+    __version__: str
 else:
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            metadata = import_module("importlib.metadata")
+            try:
+                return metadata.version("etl")
+            except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+                return "unknown"
         if name == "__all__" or not name.startswith("__"):
             # Not by "from etl import api", which asks here for "api".
             api = import_module("etl.api")

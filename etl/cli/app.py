@@ -6,13 +6,13 @@ import asyncio
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from typer.main import get_command
 
+import etl
 from etl.batch import MAIN_PARTITION
 from etl.cli.options import Common, Json, ShowValues, Traceback, Verbose, command
 from etl.cli.screen import Screen
@@ -128,11 +128,7 @@ def _usage(error: typer.TyperException) -> int:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        try:
-            found = version("etl")
-        except PackageNotFoundError:  # a checkout on the path, not installed
-            found = "unknown"
-        Screen().out(f"etl {found}, Python {sys.version.split()[0]}")
+        Screen().out(f"etl {etl.__version__}, Python {sys.version.split()[0]}")
         raise typer.Exit
 
 

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def test_the_names_of_etl_are_found_in_every_way() -> None:
 
     assert set(dir(etl)) >= set(api.__all__) == set(etl.__all__)
     assert etl.Pipeline is api.Pipeline
+    assert etl.__version__ == version("etl")
     with pytest.raises(AttributeError, match="'etl' has no attribute 'Pipelines'"):
         etl.Pipelines  # type: ignore[attr-defined]  # noqa: B018
 
