@@ -16,6 +16,7 @@ from etl.engine import failpoints
 from etl.engine.channel import Channel, EndOfChannelError
 from etl.engine.retry import Attempts
 from etl.engine.segments import Follower, Route, Sinks, Take
+from etl.engine.supervise import ends_the_program
 from etl.errors import (
     ConservationError,
     DataError,
@@ -270,7 +271,11 @@ class Pump:
         out = batch
         nbytes = weight = batch.nbytes
         if self._changes_rows:
-            out = self._worked(batch)
+            try:
+                out = self._worked(batch)
+            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                # Here, because a driver may hand on rows in a task of its own, without a guard.
+                raise ends_the_program(f"a row function of the {self._where}", error) from error
             weight = out.nbytes
             nbytes = max(nbytes, weight)
 

@@ -65,10 +65,15 @@ async def guard(name: str, work: Coroutine[Any, Any, T]) -> T:
         )
         raise because_of(error, ours) from error
     except BaseException as error:
-        raise StageError(
-            f"{name} raised {named(error)}; a function or stage must not end the program."
-            " Its batch was not written"
-        ) from error
+        raise ends_the_program(name, error) from error
+
+
+def ends_the_program(name: str, error: BaseException) -> StageError:
+    """What becomes of ``SystemExit`` and the like, which would tear down the event loop."""
+    return StageError(
+        f"{name} raised {named(error)}; a function or stage must not end the program."
+        " Its batch was not written"
+    )
 
 
 def _stray(name: str) -> StageCancelledError:

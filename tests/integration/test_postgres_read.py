@@ -17,7 +17,7 @@ from etl.databases import postgres
 from etl.databases.database import ReadSpec
 from etl.databases.postgres import horizon
 from etl.databases.url import parse_url
-from etl.errors import ConfigError, DataError, SchemaMismatchError
+from etl.errors import ConfigError, DataError, PipelineFailedError, SchemaMismatchError
 from etl.rows import Row
 from tests.integration.postgres_kit import INFO, read, run_sql, sql, texts, value
 
@@ -597,3 +597,21 @@ async def test_what_functions_look_at_is_read_first_and_nothing_else_changes(
             " ORDER BY attnum",
         )
         assert names == ["(a)", "(id)", '("b c")', "(d)", "(e)", "(f)"]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+async def test_a_row_function_that_would_end_the_program_fails_the_run(
+    kind: type[BaseException], postgres_url: str
+) -> None:
+    """The driver hands rows on in a task of its own, through which it would end the event loop."""
+    await run_sql(postgres_url, ITEMS.replace("500", "20000"))
+
+    def rude(row: Row) -> Row:
+        if row["b"] == 10_000:
+            raise kind(0)
+        return row
+
+    database = Database(postgres_url)
+    flow = database.table("items").map(rude).into(database.replace("u"))
+    with pytest.raises(PipelineFailedError, match=f"raised {kind.__name__}"):
+        await Pipeline("p", flow).run()
