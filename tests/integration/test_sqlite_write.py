@@ -29,6 +29,7 @@ from etl.errors import (
 )
 from etl.pipeline import Pipeline
 from etl.rows import Column, Shape, Type, shape_of
+from etl.testing import MemorySource
 from tests.integration.sqlite_kit import (
     INFO,
     Lane,
@@ -339,6 +340,14 @@ async def test_a_replaced_table_is_seen_only_when_it_is_published(sqlite_url: st
     assert value(sqlite_url, "SELECT count(*) FROM w") == 3_000
     assert value(sqlite_url, "SELECT count(*) FROM child") == 1
     assert value(sqlite_url, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%etl_new%'") == 0
+
+
+async def test_the_rows_stand_in_the_file_itself_after_a_good_end(sqlite_url: str) -> None:
+    """Not in the WAL beside it: somebody may copy the one file."""
+    path = Path(path_of(sqlite_url))
+    flow = MemorySource([Item(1, "new")]).into(Database(sqlite_url).replace("t"))
+    await Pipeline("p", flow).run()  # the table is made, and put in place
+    assert not path.with_name(f"{path.name}-wal").exists()
 
 
 async def test_a_replaced_table_that_is_missing_is_made_whatever_refers_to_it(

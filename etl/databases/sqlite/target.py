@@ -155,8 +155,11 @@ class SqliteTarget:
                 for load in loads:
                     await load.finish(connection)
                 await finish(connection.commit())
-            finally:
+            except BaseException:
                 connection.poison()
+                raise
+            finally:
+                # Not poisoned after a good end: SQLite folds its WAL into the file then.
                 await connection.close()
 
     async def publish(self, steps: Sequence[Advance]) -> None:
@@ -178,8 +181,11 @@ class SqliteTarget:
                 if not connection.in_transaction:
                     raise gone(self.where)
                 await finish(connection.commit())
-            finally:
+            except BaseException:
                 connection.poison()
+                raise
+            finally:
+                # Not poisoned after a good end: SQLite folds its WAL into the file then.
                 await connection.close()
 
     async def _publish(self, connection: Connection, steps: Sequence[Advance]) -> None:
