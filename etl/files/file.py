@@ -50,7 +50,7 @@ class File:
     Args:
         delimiter: Of CSV. Default: a comma, in ``.tsv`` a tab.
         encoding: Of CSV: UTF-8 (with or without byte order mark), or a code of one byte a
-            character.
+            character. A new file begins with a mark where it is ``utf-8-sig``.
         null: Of CSV: what NULL is written as, without quotes. ``""`` in quotes is an empty text.
         columns: Of CSV: the names of the columns, where the first line does not hold them.
     """

@@ -6,6 +6,7 @@ decoded, so that each record has the offset at which a later read goes on.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class CsvForm:
     """How a CSV file is written.
 
     Attributes:
-        encoding: UTF-8, or a code of one byte a character.
+        encoding: UTF-8, or a code of one byte a character. ``utf-8-sig`` writes a byte order mark.
         null: What NULL is written as, without quotes. In quotes it is a text.
     """
 
@@ -38,12 +39,7 @@ class CsvForm:
             raise ConfigError("a CSV file's delimiter is one ASCII character, as ; or a tab")
         if any(mark in self.null for mark in (self.delimiter, '"', "\r", "\n")):
             raise ConfigError("null= cannot hold the delimiter, a quote or a line end")
-        try:
-            kept = bytes(range(128)).decode(self.encoding).encode("ascii") == bytes(range(128))
-            narrow = len(bytes(range(256)).decode(self.encoding, "replace")) == 256
-        except (LookupError, UnicodeError, TypeError):
-            kept = narrow = False
-        if not kept or not (narrow or self.is_utf8):
+        if not self.is_utf8 and not _is_narrow(self.encoding):
             raise ConfigError(
                 f"encoding={self.encoding!r}: a CSV file is read in UTF-8 or in a code of one"
                 " byte a character, as latin-1 or cp1252"
@@ -52,7 +48,39 @@ class CsvForm:
     @property
     def is_utf8(self) -> bool:
         """Whether it is read in UTF-8, which may begin with a byte order mark."""
-        return self.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
+        return _codec(self.encoding) in {"utf-8", "utf-8-sig"}
+
+    @property
+    def codec(self) -> str:
+        """The code of each part of the file: without the mark, which stands at its beginning."""
+        return "utf-8" if self.is_utf8 else self.encoding
+
+    @property
+    def mark(self) -> bytes:
+        """The byte order mark that a new file begins with, where one was asked for."""
+        return BOM if _codec(self.encoding) == "utf-8-sig" else b""
+
+
+def _codec(encoding: str) -> str | None:
+    """Python's one name for a code that has several; None: there is none."""
+    try:
+        return codecs.lookup(encoding).name
+    except (LookupError, UnicodeError, TypeError):
+        return None
+
+
+def _is_narrow(encoding: str) -> bool:
+    """Whether it is ASCII and one byte for each further character, without escapes."""
+    escapes, ascii_ = b"\\u0041\\x41", bytes(range(128))
+    try:
+        return (
+            escapes.decode(encoding).encode("ascii") == escapes
+            and ascii_.decode(encoding).encode("ascii") == ascii_
+            and len(bytes(range(256)).decode(encoding, "replace")) == 256
+            and len("\xe9\u3042\uac00".encode(encoding, "replace")) == 3
+        )
+    except (LookupError, UnicodeError, TypeError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: with them Records[int](...) fails in 3.11
@@ -159,7 +187,7 @@ class RecordCutter:
             end += len(record) + 1
             bare = record[:-1] if record.endswith(b"\r") else record
             try:
-                text = bare.decode(form.encoding)
+                text = bare.decode(form.codec)
             except UnicodeDecodeError as error:
                 at = line + bare.count(b"\n", 0, error.start)
                 raise DataError(

@@ -113,7 +113,7 @@ class CsvLines:
     def header(self) -> bytes:
         """The names of the columns."""
         names = [self._quoted(column.name) for column in self._columns]
-        return self._bytes([self._form.delimiter.join(names)], ())
+        return self._form.mark + self._bytes([self._form.delimiter.join(names)], ())
 
     def encode(self, lines: Sequence[str]) -> bytes:
         """See the protocol."""
@@ -140,7 +140,7 @@ class CsvLines:
         if field == NULL:
             return self._form.null
         if kind == "bool":
-            return _BOOLS[field]
+            return self._quoted(_BOOLS[field])  # NULL may be written as one of these words
         if kind in _FLOATS:
             field = NOT_FINITE.get(field, field)
         return self._quoted(unescape(field))
@@ -153,9 +153,9 @@ class CsvLines:
     def _bytes(self, texts: list[str], lines: Sequence[str]) -> bytes:
         texts.append("")
         try:
-            return "\n".join(texts).encode(self._form.encoding)
+            return "\n".join(texts).encode(self._form.codec)
         except UnicodeEncodeError as error:
-            raise _unwritable(lines, self._columns, self._where, self._form.encoding) from error
+            raise _unwritable(lines, self._columns, self._where, self._form.codec) from error
 
 
 class JsonLines:

@@ -165,6 +165,31 @@ async def test_null_and_the_encoding_are_written_as_asked(numbers: str, tmp_path
     assert path.read_text("cp1252").startswith("a;b\n")  # the old one
 
 
+async def test_a_byte_order_mark_is_written_once_and_read_by_any_name(
+    numbers: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    source = Database(numbers).table("t").where("id <= 60").select("id")
+    marked = File(path, encoding="utf-8-sig")
+    await Pipeline("p", source.into(marked.replace()), limits=SMALL).run()
+    assert path.read_bytes() == b"\xef\xbb\xbfid\n" + b"".join(b"%d\n" % i for i in range(1, 61))
+    again = tmp_path / "again.csv"
+    for name in ("utf-8-sig", "U8"):
+        flow = File(path, encoding=name).rows().into(File(again).replace())
+        await Pipeline("q", flow).run()
+        assert again.read_text().startswith("id\n1\n")
+
+
+async def test_a_word_for_a_boolean_is_not_taken_for_null_or_cut(
+    numbers: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    source = Database(numbers).table("t").filter(lambda row: row["id"] <= 3)
+    flow = source.map(lambda row: {"b": [None, True, False][row["id"] - 1]})
+    await Pipeline("p", flow.into(File(path, null="true", delimiter="f").replace())).run()
+    assert path.read_text() == 'b\ntrue\n"true"\n"false"\n'
+
+
 @pytest.mark.parametrize(
     ("suffix", "unpack"),
     [("", bytes), (".gz", gzip.decompress), (".bz2", bz2.decompress), (".xz", lzma.decompress)],

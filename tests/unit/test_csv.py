@@ -88,6 +88,17 @@ def test_other_encodings_and_delimiters() -> None:
     for form in ({"encoding": "utf-16"}, {"encoding": "no"}, {"delimiter": '"'}, {"null": ","}):
         with pytest.raises(ConfigError):
             CsvForm(**form)
+    for escaped in ("unicode_escape", "raw_unicode_escape", "utf-7", "iso2022_jp", "iso2022_kr"):
+        with pytest.raises(ConfigError):
+            CsvForm(encoding=escaped)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF_8", "U8", "utf", "cp65001", "utf-8-sig"])
+def test_a_mark_within_the_file_is_a_character(encoding: str) -> None:
+    """By whatever name of UTF-8: that at the beginning of the file is taken off before."""
+    form = CsvForm(encoding=encoding)
+    assert form.is_utf8
+    assert cut("\ufeffa\n\ufeffb\n".encode(), form=form) == [("\ufeffa",), ("\ufeffb",)]
 
 
 def test_a_file_is_known_by_its_suffix() -> None:
