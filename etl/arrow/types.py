@@ -204,8 +204,9 @@ def values_of(array: Any, column: Column, place: Callable[[int], str]) -> list[A
             except (ValueError, OverflowError, TypeError):
                 raise DataError(
                     f"{place(row)}: column {column.name!r} ({type_}) holds a value that no column"
-                    " here keeps exactly (a part of a microsecond, a year beyond 9999, bytes within"
-                    " a list). Mend it where it is made",
+                    " here keeps exactly (a part of a microsecond, a year beyond 9999; within a"
+                    " list, struct or map also NaN, infinity, bytes and durations). Mend it where"
+                    " it is made",
                     column=column.name,
                     reason=f"a value of {type_} that no column keeps exactly",
                 ) from None

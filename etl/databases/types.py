@@ -133,12 +133,14 @@ def declare_postgres(type: Type) -> str:
     """How PostgreSQL spells a column of this type.
 
     A bounded type of another dialect becomes its unbounded kind: SQLite, for one, does not
-    enforce ``VARCHAR(10)``. SQLite's and MySQL's JSON is text, and ``json`` keeps that text;
+    enforce ``VARCHAR(10)``. JSON of SQLite, MySQL and files is text, and ``json`` keeps that text;
     ``jsonb`` would order its keys and drop double ones.
     """
-    if type.dialect in {"sqlite", "mysql"} and type.kind == "json":
-        return "json"
-    return type.name if type.dialect == "postgresql" else _DECLARED[type.kind]
+    if type.dialect == "postgresql":
+        return type.name
+    # "<" is in the names of Arrow's lists, structs and maps.
+    is_text = type.dialect in {"sqlite", "mysql", "json", "csv"} or "<" in type.name
+    return "json" if type.kind == "json" and is_text else _DECLARED[type.kind]
 
 
 def declared_type(type: Type) -> Type:

@@ -61,7 +61,9 @@ def _typed(column: Column, label: str) -> Column:
     if type_.dialect == "sqlite" and type_.name:
         _refuse_other_class(column, label)
     if type_.dialect != "postgresql":
-        made = Type(kind=type_.kind, name=declare_postgres(type_), dialect="postgresql")
+        # A file keeps JSON as it is, of which a jsonb would refuse what it changes.
+        name = "json" if type_.kind == "json" else declare_postgres(type_)
+        made = Type(kind=type_.kind, name=name, dialect="postgresql")
         if type_.kind == "numeric":  # its digits tell which decimal of a Parquet file it is
             made = replace(made, precision=type_.precision, scale=type_.scale)
         type_ = made

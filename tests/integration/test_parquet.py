@@ -14,6 +14,7 @@ import pytest
 from etl import Database, DataError, EtlError, File, Limits, Pipeline, PipelineFailedError
 from etl.errors import SchemaMismatchError
 from tests.integration import sqlite_kit
+from tests.integration.postgres_kit import value
 
 SMALL = Limits(batch_rows=10, group_rows=20, channel_batches=2)
 
@@ -80,6 +81,18 @@ async def test_a_value_that_no_column_keeps_is_refused_by_row(
         await rows_of(path)
     assert isinstance(reason(caught), DataError)
     assert "t.parquet, row 3: column 'v'" in str(reason(caught))
+
+
+async def test_lists_with_a_zero_that_has_a_sign_go_into_a_table_that_is_made(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"v": [[-0.0, 1.5], None]}), path)
+    await Pipeline("p", File(path).rows().into(Database(postgres_url).replace("t"))).run()
+    assert await value(postgres_url, "SELECT v::text FROM t WHERE v IS NOT NULL") == "[-0.0, 1.5]"
+    lines = tmp_path / "t.jsonl"
+    await Pipeline("q", File(path).rows().into(File(lines).replace())).run()
+    assert lines.read_text() == '{"v":[-0.0, 1.5]}\n{"v":null}\n'
 
 
 async def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
