@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -38,9 +39,16 @@ def content_of(path: Path) -> Content:
     """What a file holds now.
 
     Raises:
-        ConfigError: No such file, or it cannot be read.
+        ConfigError: No such file, or it cannot be read, or read once only.
     """
     with reading(str(path)):
+        # Before it is opened: that of a pipe would wait for somebody who writes into it.
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ConfigError(
+                f"{path} is a pipe or a device, which can be read once only, and a file is looked"
+                " at before its rows are read. Write what comes out of it into a file first"
+            )
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()[:16]

@@ -155,9 +155,8 @@ class TextReader(Generic[F]):
         start = self._start if after is None else after
         with reading(self.where), await in_thread(self._opened, start) as file:
             pieces = Pieces(self, file, start, until)
-            while (records := await in_thread(pieces.next)) is not None:
+            while (records := await in_thread(self._next, pieces)) is not None:
                 rows = self.rows_of(records)
-                self._refuse_change()
                 most = self._info.batch_rows
                 for first in range(0, len(rows), most):
                     some = rows[first : first + most]
@@ -179,6 +178,13 @@ class TextReader(Generic[F]):
                         )
                     )
                 start = (records.ends[-1], records.next_line) if records.ends else start
+
+    def _next(self, pieces: Pieces[F]) -> Records[F] | None:
+        """Some more records of the file as it was; at its end too, for it may have been cut off."""
+        try:
+            return pieces.next()
+        finally:
+            self._refuse_change()  # which also tells more than what is wrong with a torn record
 
     def _opened(self, at: Position) -> IO[bytes]:
         with reading(self.where):

@@ -8,7 +8,7 @@ import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from etl import (
     Limits,
     Pipeline,
     PipelineFailedError,
+    Retry,
+    Row,
     SchemaMismatchError,
 )
 from etl.cli.copy import CopyOptions
@@ -240,6 +242,58 @@ async def test_another_content_is_not_gone_on_with(sqlite_url: str, tmp_path: Pa
     path.write_text("id\n" + "\n".join(map(str, range(200))) + "\n")
     with pytest.raises(ConfigError, match="content of the source changed"):
         await Pipeline("p", flow).run()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+async def test_a_file_that_is_cut_off_while_it_is_read_is_no_shorter_file(
+    sqlite_url: str, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    # Of 16 and of 8 bytes: the pieces that are read end between two rows.
+    row = '{"id": %d}\n' if path.suffix == ".jsonl" else "%d\n"
+    head = "" if path.suffix == ".jsonl" else "id\n"
+    path.write_text(head + "".join(row % number for number in range(1_000_000, 1_020_000)))
+    sqlite_kit.script(sqlite_url, "CREATE TABLE t (id INTEGER)")
+
+    async def cut_off(rows: Sequence[Row]) -> Sequence[Row]:
+        if path.stat().st_size > 1_000:
+            path.write_text(head + row % 1)
+        return rows
+
+    flow = File(path).rows().map_batches(cut_off).into(Database(sqlite_url).replace("t"))
+    limits = Limits(batch_rows=100, group_rows=100, batch_bytes=1 << 13)
+    with pytest.raises(PipelineFailedError, match="changed while it was read") as caught:
+        await Pipeline("p", flow, limits=limits, retry=Retry(attempts=1)).run()
+    assert caught.value.retryable
+    assert sqlite_kit.fetch(sqlite_url, "SELECT id FROM t") == []
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+async def test_a_pipe_is_refused_before_it_is_opened(
+    sqlite_url: str, tmp_path: Path, name: str
+) -> None:
+    """Opening it would wait, in the event loop, for somebody who writes into it."""
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(EtlError) as caught:
+        await copy(path, sqlite_url)
+    assert isinstance(reason(caught), ConfigError)
+    assert "is a pipe or a device" in str(reason(caught))
+
+
+async def test_documents_of_a_file_keep_their_spelling_in_a_table_that_is_made(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """In a ``jsonb`` numbers would be respelled, and double keys and signs of zeros refused."""
+    path = tmp_path / "t.jsonl"
+    documents = ['{"b":1,"a":1E+2}', '{"a":1,"a":2}', "[-0.0]", "-0.0", '"x"']
+    path.write_text("".join(f'{{"d":{document}}}\n' for document in documents))
+    await copy(path, postgres_url)
+    kept = await value(postgres_url, "SELECT string_agg(d::text, E'\\n' ORDER BY ctid) FROM t")
+    assert kept.split("\n") == documents
+    again = tmp_path / "again.jsonl"
+    await Pipeline("again", File(path).rows().into(File(again).replace())).run()
+    assert again.read_text() == path.read_text()
 
 
 async def test_a_replace_from_a_file_with_another_content_begins_anew(
