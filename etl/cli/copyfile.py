@@ -139,9 +139,9 @@ def plan_file_to_file(path: str, target: str, options: CopyOptions, form: FileOp
         _check_no_format(form)
         into = form.file(target)
     file = form.file(path)
-    if file.path.resolve() == into.path.resolve():
+    if os.path.realpath(file.path) == os.path.realpath(into.path):
         raise ConfigError(f"{path} would be copied onto itself; name another file")
-    name = options.name or _pipeline_name(file, [str(into.path.resolve())], None)
+    name = options.name or _pipeline_name(file, [os.path.realpath(into.path)], None)
     return Pipeline(name, file.rows().into(into.replace()))
 
 
@@ -200,7 +200,7 @@ def _made(target: str, *, is_new: bool) -> str:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{target} cannot be made: {error.strerror}") from error
-    return str(path.resolve())
+    return os.path.realpath(path)
 
 
 def _flow(source: Database, table: TableInfo, file: File, options: CopyOptions) -> Flow:
@@ -293,7 +293,7 @@ def _check_target(options: CopyOptions) -> None:
 def _pipeline_name(file: File, into: Sequence[object], target: Any) -> str:
     """The same whenever the same file goes into the same place; the position is kept under it."""
     short = "file" if target is None else short_name(target)
-    return f"copy-{file.stem[:24]}-{short}-{_digest([str(file.path.resolve()), *into])}"
+    return f"copy-{file.stem[:24]}-{short}-{_digest([os.path.realpath(file.path), *into])}"
 
 
 def _digest(identity: Sequence[object]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from os import PathLike, fspath
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -185,7 +186,7 @@ class FileSource(Source[Row]):
         """See :class:`etl.flow.Source`. Looks at the file."""
         form = self.file.form
         return {
-            "file": str(self.file.path.resolve()),
+            "file": realpath(self.file.path),
             "form": [form.delimiter, form.encoding, form.null, *self.file.columns],
             "content": str(content_of(self.file.path)),
         }

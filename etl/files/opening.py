@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -206,6 +207,8 @@ def reading(where: str) -> Generator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
     except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENAMETOOLONG}:
+            raise ConfigError(f"{where} cannot be read: {error.strerror}") from error
         if error.errno is None:  # not the system's: the decompressor's, or pyarrow's
             raise DataError(
                 f"{where}: its data is damaged. Make the file anew; what was committed before"

@@ -339,6 +339,17 @@ async def test_the_old_files_mode_and_a_link_to_it_stay(numbers: str, tmp_path: 
     assert (path.stat().st_mode & 0o777, new.stat().st_mode & 0o777) == (0o640, 0o640)
 
 
+async def test_links_that_name_each_other_are_a_wrong_set_up(tmp_path: Path) -> None:
+    other, loop = tmp_path / "t.csv", tmp_path / "loop.csv"
+    other.write_text("id\n1\n")
+    loop.symlink_to(loop)
+    for source, target in ((loop, tmp_path / "new.csv"), (other, loop)):
+        with pytest.raises(EtlError) as caught:
+            await plan_file_to_file(str(source), str(target), CopyOptions(), FileOptions()).run()
+        assert isinstance(reason(caught), ConfigError)
+        assert "loop.csv" in str(reason(caught))
+
+
 async def test_what_cannot_be_written_is_refused_before_a_row(numbers: str, tmp_path: Path) -> None:
     source = Database(numbers).table("t")
     (tmp_path / "d.csv").mkdir()
