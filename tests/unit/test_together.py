@@ -27,24 +27,47 @@ async def test_results_come_in_order_and_no_more_than_was_allowed_goes_on(most: 
     assert highest == min(most, 20)
 
 
-async def test_of_several_errors_that_of_the_first_is_raised_and_the_others_end() -> None:
+@pytest.mark.parametrize("first", [1, 2, 3])
+async def test_it_fails_as_one_after_the_other_would(first: int) -> None:
+    """The error is that of the first piece that has one, whichever of them fails first."""
+    failing = asyncio.Event()
     begun: list[int] = []
     ended: list[int] = []
 
     async def work(number: int) -> None:
         begun.append(number)
         try:
-            if number in {1, 2}:
-                await asyncio.sleep(0)
-                raise ValueError(number)
-            await asyncio.Event().wait()
+            if number == 0:
+                await failing.wait()
+            elif number in {1, 2, 3}:
+                for _ in range((number - first) % 3):
+                    await asyncio.sleep(0)
+                failing.set()
+                raise ValueError(number) from KeyError("why")
+            else:
+                await asyncio.Event().wait()
         finally:
             ended.append(number)
 
-    with pytest.raises(ValueError, match="1"):
-        await together([partial(work, n) for n in range(10)], most=4)
+    with pytest.raises(ValueError, match="1") as error:
+        await together([partial(work, n) for n in range(10)], most=5)
+    assert isinstance(error.value.__cause__, KeyError)
     assert sorted(ended) == sorted(begun)
     assert len(begun) < 10
+
+
+async def test_a_cancellation_wins_over_the_errors_that_it_brings_about() -> None:
+    async def work(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError(number) from None
+
+    task = asyncio.create_task(together([partial(work, n) for n in range(3)], most=3))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_cancellation_ends_all() -> None:
