@@ -295,6 +295,8 @@ def classify(error: BaseException) -> ErrorClass:
         state = getattr(one, "sqlstate", None)
         if isinstance(state, str):
             found = _STATES.get(state) or _CLASSES.get(state[:2])
+            if _met_other_ddl(one, state):
+                found = "transient"
             if found in {"lost", "not_ready"}:
                 return found
             if found and answer == "unknown":
@@ -304,3 +306,21 @@ def classify(error: BaseException) -> ErrorClass:
         elif isinstance(one, ConnectionError | OSError) and not isinstance(one, TimeoutError):
             return "lost"
     return answer
+
+
+# What PostgreSQL says, in English only, of what another session drops or alters at this moment.
+_GONE = (
+    "could not open relation with OID",
+    "cache lookup failed for",
+    "tuple concurrently ",
+)
+
+
+def _met_other_ddl(error: BaseException, state: str) -> bool:
+    """Whether another session made, dropped or altered the same at the same moment.
+
+    Who made a thing of one name first is seen by an index of the catalogue only.
+    """
+    if state == "XX000":
+        return str(getattr(error, "message", None) or error).startswith(_GONE)
+    return state == "23505" and getattr(error, "schema_name", None) == "pg_catalog"

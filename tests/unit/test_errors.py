@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from etl import DataError, EtlError, PipelineFailedError, Report, RunAbortedError, TransientError
-from etl.errors import AlreadyRunningError, OutOfMemoryError, TargetWentBackError
+from etl.errors import AlreadyRunningError, OutOfMemoryError, TargetWentBackError, classify
 
 REPORT = Report(pipeline="p", run_id="1", status="failed", started_at="", seconds=1.0)
 
@@ -48,3 +48,24 @@ def test_a_failed_run_comes_back_with_its_causes(again: Callable[[Any], Any]) ->
     assert [str(cause) for cause in copied.errors] == ["lost"]
     assert copied.retryable
     assert copied.report == REPORT
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "schema", "expected"),
+    [
+        ("XX000", "could not open relation with OID 53824", None, "transient"),
+        ("XX000", "cache lookup failed for index 5", None, "transient"),
+        ("XX000", "tuple concurrently updated", None, "transient"),
+        ("XX000", "unexpected state", None, "unknown"),
+        ("23505", "duplicate key value", "pg_catalog", "transient"),
+        ("23505", "duplicate key value", "public", "data"),
+    ],
+)
+def test_what_meets_the_ddl_of_another_session_passes(
+    state: str, message: str, schema: str | None, expected: str
+) -> None:
+    class ServerError(Exception):
+        sqlstate = state
+        schema_name = schema
+
+    assert classify(ServerError(message)) == expected
