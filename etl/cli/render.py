@@ -46,7 +46,7 @@ def _flow_cells(flow: FlowReport, incremental: bool) -> tuple[str, ...]:
     if flow.already_complete:
         remark = "complete already: nothing read"
     elif not flow.rows_read and not flow.rows_written and flow.exhausted:
-        remark = "up to date: nothing new" if incremental else "the source is empty"
+        remark = "up to date: nothing new" if incremental else "nothing to read"
     elif not flow.exhausted:
         remark = "not finished"
     remark = (remark + refused(flow.rows_rejected, flow.rows_skipped)).removeprefix(", ")

@@ -157,7 +157,7 @@ def test_the_report_has_a_line_for_each_flow_and_one_for_the_run() -> None:
         "flow          rows read  rows written    bytes   time",
         "orders            1,000           990  4.0 KiB  1.5 s",
         "new                   0             0      0 B  0.0 s  up to date: nothing new",
-        "[red]\\x1b[2J          0             0      0 B  0.0 s  the source is empty",
+        "[red]\\x1b[2J          0             0      0 B  0.0 s  nothing to read",
         "total             1,000           990  4.0 KiB  2.0 s",
         "orders: completed in 2.0 s, 500 rows/s",
     ]
