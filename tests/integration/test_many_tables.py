@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sqlite3
@@ -17,8 +18,14 @@ import pytest
 
 from etl.cli.copy import Copy, CopyOptions, plan_copy
 from etl.databases.database import Database
-from etl.errors import ConfigError, PipelineFailedError, SchemaMismatchError
-from etl.events import FlowEnded
+from etl.databases.postgres import blockers, connect, make
+from etl.errors import (
+    ConfigError,
+    PipelineFailedError,
+    SchemaMismatchError,
+    TargetUnavailableError,
+)
+from etl.events import FlowEnded, Retrying
 from etl.policy import Limits
 from tests.integration.postgres_kit import run_sql, sql, texts, value
 
@@ -237,3 +244,155 @@ async def test_the_connections_of_flows_that_have_ended_serve_the_next(
             )
         await run.wait()
     assert most <= 2 * 2 + 2
+
+
+LONG = [f"{'t' * 50}_{number:02}" for number in range(12)]
+COLUMNS = "c" * 40
+CUT_NAMES = "".join(
+    f"CREATE TABLE {name} ({COLUMNS}_id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
+    f" {COLUMNS}_a int, {COLUMNS}_b int); INSERT INTO {name} ({COLUMNS}_a) VALUES ({at});"
+    for at, name in enumerate(LONG)
+)
+NUMBERS = (
+    "SELECT t.relname, s.relname FROM pg_class AS s JOIN pg_depend AS d"
+    " ON d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.deptype = 'i'"
+    " JOIN pg_class AS t ON t.oid = d.refobjid WHERE t.relname LIKE 't%' ORDER BY 1"
+)
+
+
+async def test_names_that_the_server_makes_up_and_cuts_do_not_collide(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, CUT_NAMES)
+    limits = Limits(flows=12)
+    await (await planned(source, target)).pipeline.run(limits=limits)
+    # Each sequence has the name that it has in the source, not what was left of it.
+    assert await texts(target, NUMBERS) == await texts(source, NUMBERS)
+    await run_sql(
+        target,
+        "".join(f"CREATE STATISTICS ON {COLUMNS}_a, {COLUMNS}_b FROM {name};" for name in LONG),
+    )
+    for _ in range(3):
+        await (await planned(source, target)).pipeline.run(limits=limits)
+    assert await value(target, "SELECT count(*) FROM pg_statistic_ext") == len(LONG)
+    assert await texts(target, NUMBERS) == await texts(source, NUMBERS)
+
+
+CIRCLE = """
+CREATE TABLE a (id int PRIMARY KEY, b int);
+CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a DEFERRABLE);
+ALTER TABLE a ADD CONSTRAINT back FOREIGN KEY (b) REFERENCES b DEFERRABLE;
+INSERT INTO a VALUES (1, NULL); INSERT INTO b VALUES (1, 1); UPDATE a SET b = 1;
+"""
+LEFT = "SELECT relname FROM pg_class WHERE relname ~ '^etl_[0-9a-f]{24}|__etl_new'"
+
+
+@pytest.mark.parametrize("swap", ["rename", "rewrite"])
+async def test_staged_tables_that_refer_to_each_other_can_be_dropped(
+    postgres_database: Callable[[], str], swap: str
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, CIRCLE)
+    killed = command(source, target, "--name", "one", failpoint="run.before_publish:1")
+    assert killed.returncode not in {0, 1, 2, 75}, killed.stderr
+    assert len(await texts(target, LEFT)) == 4
+    if swap == "rewrite":  # the staged rows are poured, since another run has made the tables
+        other = command(source, target, "--name", "two")
+        assert other.returncode == 0, other.stderr
+        done = command(source, target, "--name", "one", "--swap", "rewrite")
+    else:
+        done = command(source, target, "--name", "one", "--full")
+    assert done.returncode == 0, done.stderr
+    assert await texts(target, "SELECT a, b FROM a, b") == await texts(
+        source, "SELECT a, b FROM a, b"
+    )
+    assert await texts(target, KEYS) == await texts(source, KEYS)
+    assert await texts(target, LEFT) == []
+
+
+WAITING = (
+    "SELECT count(*) FROM pg_locks"
+    " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+)
+
+
+async def until_one_waits(other: Any, task: asyncio.Task[Any]) -> None:
+    while not await other.fetchval(WAITING):
+        assert not task.done(), task
+        await asyncio.sleep(0.01)
+
+
+async def test_a_table_that_comes_into_place_meanwhile_is_replaced(
+    postgres_database: Callable[[], str],
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    table = "CREATE TABLE a (id int PRIMARY KEY, v text)"
+    await run_sql(source, f"{table}; INSERT INTO a VALUES (1, 'new')")
+    retried: list[str] = []
+
+    def heard(event: object) -> None:
+        if isinstance(event, Retrying):
+            retried.append(event.error)
+
+    copy = await planned(source, target)
+    async with asyncio.timeout(30), sql(target) as other:
+        # As another pipeline does that publishes the same table.
+        await other.execute(f"BEGIN; {table}")
+        task = asyncio.create_task(copy.pipeline.run(observers=[heard]))
+        await until_one_waits(other, task)
+        await other.execute("COMMIT")
+        await task
+        assert "duplicate key" in retried[0]
+        assert "at the same moment" not in retried[0]
+        assert await texts(target, "SELECT * FROM a") == ["(1,new)"]
+        # And of a table that is there, while the next run is opened.
+        await other.execute(f"BEGIN; DROP TABLE a; {table}; INSERT INTO a VALUES (2, 'theirs')")
+        task = asyncio.create_task((await planned(source, target)).pipeline.run())
+        await until_one_waits(other, task)
+        await other.execute("COMMIT")
+        await task
+    assert await texts(target, "SELECT * FROM a") == ["(1,new)"]
+
+
+async def test_a_lock_in_the_opening_is_told_with_its_table_and_who_holds_it(
+    postgres_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockers, "ASK_AFTER_S", 0.3)
+    monkeypatch.setitem(connect.SETTINGS, "lock_timeout", "2s")
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, "CREATE SCHEMA s; " + MANY.replace("TABLE t", "TABLE s.t").replace(
+        "INTO t", "INTO s.t"))  # fmt: skip
+    async with sql(target) as other:
+        await other.execute("SET application_name = 'somebody'")
+        await other.execute("BEGIN; CREATE SCHEMA s")
+        with pytest.raises(TargetUnavailableError) as failure:
+            await (await planned(source, target)).pipeline.run()
+        assert str(failure.value).startswith("sink 's.t00': another session holds a lock")
+        # Sessions of the run wait for each other as well; they are not the cause.
+        assert f"session {other.get_server_pid()} (somebody" in str(failure.value)
+        assert "(etl/" not in str(failure.value)
+        await other.execute("ROLLBACK")
+        await (await planned(source, target)).pipeline.run()
+        await other.execute("BEGIN; LOCK TABLE s.t07")
+        with pytest.raises(TargetUnavailableError, match=r"^sink 's\.t07': another .*somebody"):
+            await (await planned(source, target)).pipeline.run()
+
+
+async def test_flows_of_one_run_do_not_time_out_on_each_other(
+    postgres_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, MANY)
+    monkeypatch.setitem(connect.SETTINGS, "lock_timeout", "1s")
+    real = make.make_table
+
+    async def over_a_long_line(*arguments: Any) -> list[str]:
+        notes = await real(*arguments)
+        await asyncio.sleep(0.2)
+        return notes
+
+    monkeypatch.setattr(make, "make_table", over_a_long_line)
+    copy = await planned(source, target)
+    await copy.pipeline.run(limits=Limits(flows=len(TABLES)))
+    assert await rows_of(target) == await rows_of(source)

@@ -15,11 +15,20 @@ ASK_AFTER_S = 4.0
 """A statement that takes longer may wait for a lock; shorter than ``lock_timeout``."""
 _ASK_S = 5.0
 
-# Roles without the right to see others' sessions get their numbers only.
+# Roles without the right to see others' sessions get their numbers only. Sessions of one run wait
+# for each other as well, so those are told that wait for nobody; all, where they wait in a circle.
 _BLOCKERS = """
+WITH RECURSIVE ahead (pid, waits) AS (
+    SELECT b.pid, pg_catalog.cardinality(pg_catalog.pg_blocking_pids(b.pid)) > 0
+    FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) AS b (pid)
+    UNION
+    SELECT b.pid, pg_catalog.cardinality(pg_catalog.pg_blocking_pids(b.pid)) > 0
+    FROM ahead, pg_catalog.unnest(pg_catalog.pg_blocking_pids(ahead.pid)) AS b (pid)
+)
 SELECT b.pid, a.application_name AS name, a.state,
     to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') AS since
-FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) AS b (pid)
+FROM (SELECT DISTINCT pid FROM ahead WHERE NOT waits OR NOT EXISTS (
+    SELECT FROM ahead WHERE NOT waits)) AS b
 LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = b.pid
 ORDER BY a.query_start NULLS LAST
 LIMIT 3
@@ -27,7 +36,7 @@ LIMIT 3
 
 
 async def blockers_of(url: Url, application: str, pid: int) -> str | None:
-    """The sessions that a server process waits for, oldest first; None where it waits for none."""
+    """The sessions that a server process waits for in the end, oldest first; None: for none."""
     async with asyncio.timeout(_ASK_S), connected(url, "target", application) as connection:
         rows = await connection.fetch(_BLOCKERS, pid)
     found: list[str] = []

@@ -7,6 +7,7 @@ them there is no exact copy.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from etl.errors import DataError, SchemaMismatchError
 MOST_COLUMNS = 1_600
 """Of one PostgreSQL table."""
 
-DDL_LOCK = 7_305_716_002_300_002
+_DDL_LOCK = 7_305_716_002_300_002
 """Any fixed number: sessions that make tables in one database take turns."""
 
 _LACKING = (
@@ -45,6 +46,36 @@ _LACKING = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.FeatureNotSupportedError,
 )
+
+
+class Turn:
+    """One session's turn to make tables, and what they need, in its database.
+
+    It ends with the transaction. Sessions of one run wait for each other here first: the server
+    ends a wait for its lock after some seconds, and over a long line a table takes seconds.
+    """
+
+    def __init__(self, of_run: asyncio.Lock) -> None:
+        self._of_run = of_run
+        self._is_ours = False
+        self.is_waiting = False  # for another session of the run
+
+    async def take(self, connection: Connection) -> None:
+        """Wait for it; at once where this transaction has it."""
+        if not self._is_ours:
+            self.is_waiting = True
+            try:
+                await self._of_run.acquire()
+            finally:
+                self.is_waiting = False
+            self._is_ours = True
+        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", _DDL_LOCK)
+
+    def end(self) -> None:
+        """The transaction has ended."""
+        if self._is_ours:
+            self._is_ours = False
+            self._of_run.release()
 
 
 @asynccontextmanager
@@ -283,6 +314,10 @@ async def make_numbers(
             options = sequence.options if sequence is not None else ""
             if options.startswith("AS "):  # an identity's numbers have the column's type
                 options = "INCREMENT" + options.partition("INCREMENT")[2]
+            if sequence is not None and sequence.name and sequence.schema is None:
+                # The name that the server would make up may be one that another table wants.
+                own = qualify(schema, temporary_name(name, sequence.name))
+                options = f"SEQUENCE NAME {own} {options}"
             await connection.execute(
                 f"ALTER TABLE {qualify(schema, name)} ALTER COLUMN {quote(column.name)} ADD"
                 f" GENERATED {column.identity.upper()} AS IDENTITY"
@@ -509,10 +544,13 @@ class Finished:
     built_as: str
 
 
-async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> None:
+async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> set[tuple[str, str]]:
     """Give indexes and owned sequences their own names, where these are free.
 
     However many tables there are, it takes two round trips, unless a name is not free.
+
+    Returns:
+        Schema and name of those that had another one until now.
     """
     wanted = [
         (kind, table.schema, temporary_name(table.built_as, name), name)
@@ -530,7 +568,7 @@ async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> No
         if name  # another dialect has no names for what numbers its rows
     ]
     if not wanted:
-        return
+        return set()
     rows = await connection.fetch_prepared(
         "SELECT now, pg_catalog.to_regclass(wanted) IS NULL AS is_free"
         " FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) AS n(now, wanted)"
@@ -554,6 +592,7 @@ async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> No
     for kind, schema, place, name in late:
         free = await free_name(connection, schema, name)
         await connection.execute(f"ALTER {kind} {place} RENAME TO {quote(free)}")
+    return {*renames, *((schema, name) for _, schema, _, name in late)}
 
 
 async def free_name(connection: Connection, schema: str, name: str) -> str:
@@ -569,16 +608,16 @@ async def free_name(connection: Connection, schema: str, name: str) -> str:
 
 
 async def missing_foreign_keys(
-    connection: Connection, definition: TableDefinition, schema: str, table: str
+    connection: Connection, wanted: Sequence[ForeignKey], schema: str, table: str
 ) -> list[ForeignKey]:
-    """The foreign keys of a definition that a table has not got yet."""
+    """Those of some foreign keys that a table has not got yet."""
     rows = await connection.fetch_prepared(
         "SELECT conname::text AS name FROM pg_catalog.pg_constraint"
         " WHERE contype = 'f' AND conrelid = pg_catalog.to_regclass($1)",
         qualify(schema, table),
     )
     have = {row["name"] for row in rows}
-    return [key for key in definition.foreign_keys if key.name not in have]
+    return [key for key in wanted if key.name not in have]
 
 
 async def make_foreign_key(
@@ -617,6 +656,11 @@ async def make_foreign_key(
             try:
                 await run_long(connection.execute, statement)
                 await _comment_constraint(connection, key.name, qualify(*table), key.comment)
+            except asyncpg.DuplicateObjectError:
+                await connection.execute("ROLLBACK TO SAVEPOINT etl_key")
+                if await missing_foreign_keys(connection, [key], *table):
+                    raise
+                # Another run that finishes the table has just made it.
             except (
                 asyncpg.ForeignKeyViolationError,
                 asyncpg.DatatypeMismatchError,

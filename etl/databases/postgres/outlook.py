@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from etl.databases.definition import TableDefinition
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.connect import Connection, application_name, connected
 from etl.databases.postgres.load import Load
-from etl.databases.postgres.make import check_needs
+from etl.databases.postgres.make import Turn, check_needs
 from etl.databases.postgres.tables import verdicts_of
 from etl.databases.postgres.target import home_schema
 from etl.databases.url import Url
@@ -32,7 +33,7 @@ async def foresee(url: Url, asked: Sequence[Asked], info: RunInfo) -> Sequence[S
         ]
         found: list[Survey] = []
         for one in asked:
-            load = Load(one.sink, info.pipeline, one.flow, schema, set())
+            load = Load(one.sink, info.pipeline, one.flow, schema, set(), Turn(asyncio.Lock()))
             found.append(await _survey(connection, load, one, replaced))
         await connection.execute("ROLLBACK")
         return found

@@ -12,12 +12,14 @@ import asyncpg
 from etl.batch import Batch
 from etl.connector import Advance, Checkpoint, CheckpointKey, Sink
 from etl.databases.checkpoints import parts
+from etl.databases.postgres import blockers
 from etl.databases.postgres.blockers import blockers_of, naming_blockers
 from etl.databases.postgres.catalogue import find_relation
 from etl.databases.postgres.checkpoints import Checkpoints
 from etl.databases.postgres.connect import Connection, close
 from etl.databases.postgres.frames import FORM
 from etl.databases.postgres.load import Load
+from etl.databases.postgres.make import Turn
 from etl.databases.postgres.rejects import Rejects
 from etl.databases.postgres.stock import Stock
 from etl.databases.postgres.translate import DRIVER_ERRORS, translated, translating
@@ -57,6 +59,7 @@ class PostgresSession:
         schema: str,
         replaced: Callable[[Connection], Awaitable[Sequence[int]]],
         staged: set[str],
+        making: asyncio.Lock,
         each: bool = False,
         joins: bool = False,
     ) -> None:
@@ -65,8 +68,10 @@ class PostgresSession:
         self._application = application
         self._stock = stock
         self._checkpoints = checkpoints
+        self._turn = Turn(making)
         self.loads = [
-            Load(sink, pipeline, flow, schema, staged, each=each, joins=joins) for sink in sinks
+            Load(sink, pipeline, flow, schema, staged, self._turn, each=each, joins=joins)
+            for sink in sinks
         ]
         self._replaced = replaced
         self._connection: Connection | None = None
@@ -139,10 +144,11 @@ class PostgresSession:
         """See :meth:`etl.connector.Session.take_over`."""
         await self.begin()
         try:
-            with self._working("taking over the checkpoints", "nothing was written"):
-                for key in sorted(drops, key=parts):
-                    await self._checkpoints.drop(await self._get(), key)
-                found = await self._take_over(dict(zip(keys, fingerprints, strict=True)), fresh)
+            async with naming_blockers(self._blocked_in_turn):
+                with self._working("taking over the checkpoints", "nothing was written"):
+                    for key in sorted(drops, key=parts):
+                        await self._checkpoints.drop(await self._get(), key)
+                    found = await self._take_over(dict(zip(keys, fingerprints, strict=True)), fresh)
             await self.commit()
             return found
         except BaseException:
@@ -167,7 +173,8 @@ class PostgresSession:
             if is_fresh([found[key] for key in own], asked=fresh) or not (
                 await load.has_staging(connection)
             ):
-                await load.restage(connection)
+                with self._working(load.label, "nothing was written"):
+                    await load.restage(connection)
                 await self.rejects.forget_staged(load.flow, load.sink.table)
                 for key in own:
                     found[key] = await self._checkpoints.start_anew(connection, key)
@@ -179,6 +186,14 @@ class PostgresSession:
         if connection is None or connection.is_closed() or not self._is_working:
             return None
         return await blockers_of(self._url, self._application, connection.get_server_pid())
+
+    async def _blocked_in_turn(self) -> str | None:
+        """As :meth:`blocked_by`, when it waits for its own run no more."""
+        while self._turn.is_waiting:
+            await asyncio.sleep(blockers.ASK_AFTER_S)
+            if not self._turn.is_waiting:
+                await asyncio.sleep(blockers.ASK_AFTER_S / 2)  # it has only just begun
+        return await self.blocked_by()
 
     async def begin(self, *, strict: bool = False) -> None:
         """Begin a transaction, on a new connection where the last one was lost."""
@@ -256,6 +271,7 @@ class PostgresSession:
         """See :meth:`etl.connector.Session.commit`."""
         connection = await self._get()
         await commit(connection, self._url)
+        self._turn.end()
         self._is_open = False
         self._has_moved = self._has_moved or self._moves
         for load in self.loads:
@@ -266,17 +282,16 @@ class PostgresSession:
         for load in self.loads:
             load.forget()
         connection = self._connection
-        if connection is None:
-            return
         try:
-            if not self._is_cut and not connection.is_closed():
+            if connection is not None and not self._is_cut and not connection.is_closed():
                 await connection.execute("ROLLBACK", timeout=ROLLBACK_S)
                 self._is_open = False
         except DRIVER_ERRORS:
             pass  # the connection is closed below, and so the server rolls back
         finally:
-            if self._is_open or connection.is_closed():
+            if connection is not None and (self._is_open or connection.is_closed()):
                 await self.aclose()
+            self._turn.end()
 
     async def settle(self, keys: Sequence[CheckpointKey]) -> Mapping[CheckpointKey, Checkpoint]:
         """See :meth:`etl.connector.Session.settle`."""
@@ -317,8 +332,11 @@ class PostgresSession:
         """Close the connection, in bounded time."""
         connection, self._connection = self._connection, None
         self._is_open = self._is_cut = False
-        if connection is not None:
-            await finish(close(connection))
+        try:
+            if connection is not None:
+                await finish(close(connection))
+        finally:
+            self._turn.end()
 
     async def _get(self) -> Connection:
         connection = self._connection
@@ -331,7 +349,7 @@ class PostgresSession:
 
     @contextmanager
     def _working(self, where: str, state: str) -> Generator[None]:
-        self._is_working = True
+        within, self._is_working = self._is_working, True
         try:
             with translating("target", where, state):
                 yield
@@ -347,7 +365,7 @@ class PostgresSession:
                 ) from error.__cause__
             raise
         finally:
-            self._is_working = False
+            self._is_working = within
 
 
 async def commit(connection: Connection, url: Url) -> None:

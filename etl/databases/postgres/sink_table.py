@@ -56,6 +56,7 @@ class SinkTable:
         flow: str,
         default_schema: str,
         kept: set[str],
+        turn: make.Turn,
         *,
         each: bool = False,
         joins: bool = False,
@@ -65,6 +66,7 @@ class SinkTable:
         Args:
             kept: Staging tables with rows that are in; shared by the lanes of a run. From then on
                 they must exist.
+            turn: Its session's.
             each: It is published by itself, when its flow has ended.
             joins: This is a worker process: its run has made and checked what there is to.
         """
@@ -92,6 +94,7 @@ class SinkTable:
         self._fingerprint: str | None = None
         self._merger = Merger(self.label, sink.key, sink.add) if sink.mode == "upsert" else None
         self._kept = kept
+        self._turn = turn
         self._is_unfinished = False  # its foreign keys are still to be made
         self.described: Mapping[int, TableDefinition] = {}
 
@@ -206,7 +209,7 @@ class SinkTable:
         missing = self._lacking(final)
         if not missing or self.sink.schema_change != "evolve":
             return None
-        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
+        await self._turn.take(connection)
         new = Shape(columns=missing)
         kept, planned = len(self.notes), self._definition
         definition = await self._plan_table(connection, new)
@@ -318,7 +321,7 @@ class SinkTable:
 
     async def _create_final(self, connection: Connection, shape: Shape) -> Relation:
         # Two flows may want the same table: the second finds it made.
-        await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
+        await self._turn.take(connection)
         final = await self._final(connection)
         if final is None:
             definition = await self._plan_table(connection, shape)
@@ -417,7 +420,10 @@ class SinkTable:
     async def restage(self, connection: Connection) -> None:
         """Drop the staging table and make it anew, where its columns are known already."""
         await self._final(connection)
-        await connection.execute(f"DROP TABLE IF EXISTS {self.staging_table}")
+        if staged := await find_oids(connection, [self.staging_table]):
+            # It may have foreign keys, and to drop one locks both of its tables.
+            await self._turn.take(connection)
+            await staging.drop(connection, self.staging_table, staged[0])
         self._into = None
         self._kept.discard(self.staging_table)
         await self._make_staging(connection, ())
@@ -426,7 +432,15 @@ class SinkTable:
         """Make the staging table, unless its columns are told only by rows and there are none."""
         final = await self._final(connection)
         if final is not None and self.renames:
+            # Somebody's lock on the table is waited for before others have to wait for this.
+            await connection.execute(f"LOCK TABLE {final.qualified} IN ACCESS SHARE MODE")
+            final = await self._final(connection)  # another pipeline may have put one in its place
+            assert final is not None
             old = (await describe(connection, [final.oid]))[final.oid]
+            if old.left_out:
+                # The server makes names up for statistics, and two who look at once find the same
+                # one free.
+                await self._turn.take(connection)
             await staging.make_like(connection, final, old, self._staging, self.label)
         elif self._shape is None and not len(rows):
             return
@@ -439,7 +453,7 @@ class SinkTable:
             await staging.make_bare(connection, final, self._staging, names)
         else:
             # Others may need the same schema, types and names of sequences.
-            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
+            await self._turn.take(connection)
             shape = self._shape or self._shape_of_rows(rows)
             definition = await self._plan_table(connection, shape)
             self.notes += await make.make_table(
@@ -451,7 +465,7 @@ class SinkTable:
         found: Relation | None = None
         if self.staged:
             # Another lane of this flow may be making it: the second finds it made.
-            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", make.DDL_LOCK)
+            await self._turn.take(connection)
             found = await find_relation(connection, self.staging_table)
             if found is None:
                 if self.staging_table in self._kept:
@@ -563,7 +577,8 @@ class SinkTable:
         is_exact = wanted.dialect == "postgresql" and (
             self._source is None or self._source.dialect == "postgresql"
         )
-        for key in await make.missing_foreign_keys(connection, wanted, self._schema, name):
+        keys = wanted.foreign_keys
+        for key in await make.missing_foreign_keys(connection, keys, self._schema, name):
             async with turn, connection.transaction():
                 # A copy names tables of the usual schema without it, also those that a
                 # table of another schema refers to.

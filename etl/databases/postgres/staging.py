@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+import asyncpg
 
 from etl.databases.definition import TableDefinition
 from etl.databases.postgres.catalogue import (
@@ -12,7 +14,8 @@ from etl.databases.postgres.catalogue import (
     Attribute,
     Relation,
     cut_name,
-    find_relation,
+    find_oids,
+    relations_of,
 )
 from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe, spelled_out
@@ -26,8 +29,9 @@ from etl.databases.postgres.make import (
     name_indexes,
     set_sequences,
 )
+from etl.databases.postgres.translate import first_line
 from etl.databases.sql import qualify, quote, quote_all
-from etl.errors import DataError, SchemaMismatchError
+from etl.errors import DataError, SchemaMismatchError, TargetUnavailableError
 
 _SUFFIX = "__etl_new"
 
@@ -210,6 +214,24 @@ def _changed(table: Relation) -> SchemaMismatchError:
     )
 
 
+async def drop(connection: Connection, qualified: str, oid: int) -> None:
+    """Drop a staging table, also one that others of a load that was stopped refer to.
+
+    Its own foreign keys and theirs are made anew when the rows are in.
+    """
+    rows = await connection.fetch(
+        "SELECT k.conrelid::pg_catalog.regclass::text AS other, k.conname::text AS name"
+        " FROM pg_catalog.pg_constraint AS k"
+        " JOIN pg_catalog.pg_class AS c ON c.oid = k.conrelid AND c.relname ~ $2"
+        " WHERE k.contype = 'f' AND k.confrelid = $1 AND k.conrelid <> k.confrelid",
+        oid,
+        rf"{_SUFFIX}_[0-9a-f]{{8}}$",  # a key of the user's would not come back
+    )
+    for row in rows:
+        await connection.execute(f"ALTER TABLE {row['other']} DROP CONSTRAINT {quote(row['name'])}")
+    await connection.execute(f"DROP TABLE {qualified}")
+
+
 async def empty(connection: Connection, table: Relation) -> None:
     """Delete the rows of a table that is to be filled anew."""
     await connection.execute(f"LOCK TABLE {table.qualified} IN SHARE ROW EXCLUSIVE MODE")
@@ -249,7 +271,7 @@ async def pour(
             f"table {table.label!r} took {kept} of {count} rows; a trigger or rule of it drops"
             " rows. Nothing was put in place and the staged rows stay; remove it, and run again"
         )
-    await connection.execute(f"DROP TABLE {staging.qualified}")
+    await drop(connection, staging.qualified, staging.oid)
     numbered = (await describe(connection, [table.oid]))[table.oid]
     for known in (numbered, source):
         await set_sequences(connection, known, table.schema, table.name)
@@ -281,13 +303,19 @@ async def put_in_place(
         others: Staging tables that are not renamed, but may name what is.
     """
     olds: dict[str, Relation] = {}
-    for swap in sorted(swaps, key=lambda one: one.staging.qualified):
-        old = await find_relation(connection, qualify(swap.staging.schema, swap.name))
-        if old is not None:
-            olds[swap.staging.qualified] = old
-    if olds:
-        names = ", ".join(old.qualified for old in olds.values())
-        await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE", timeout=30)
+    places = {swap.staging.qualified: qualify(swap.staging.schema, swap.name) for swap in swaps}
+    rows = await connection.fetch(
+        "SELECT name FROM unnest($1::text[]) AS name"
+        " WHERE pg_catalog.to_regclass(name) IS NOT NULL ORDER BY name",
+        list(places.values()),
+    )
+    if taken := [row["name"] for row in rows]:
+        locked = ", ".join(taken)
+        await connection.execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE", timeout=30)
+        # Only now: another pipeline may have put one in place while this waited.
+        found = await relations_of(connection, await find_oids(connection, taken))
+        by_place = {one.qualified: one for one in found.values()}
+        olds = {staging: by_place[place] for staging, place in places.items() if place in by_place}
     together = [r.oid for r in (*olds.values(), *(swap.staging for swap in swaps))]
     described = await describe(connection, [old.oid for old in olds.values()])
     for swap in swaps:
@@ -299,7 +327,6 @@ async def put_in_place(
                 connection, described[old.oid], old.schema, swap.staging.name
             ):
                 raise _changed(old)
-    naming = {swap.staging.qualified: qualify(swap.staging.schema, swap.name) for swap in swaps}
     every = [*(swap.staging for swap in swaps), *others]
     named = [one for one in every if olds and _names_in(one)]
     if olds:
@@ -307,12 +334,28 @@ async def put_in_place(
             await _keep_names(connection, one, f"etl_names_{number}")
         dropped = ", ".join(old.qualified for old in olds.values())
         await connection.execute(f"DROP TABLE {dropped}")
-    if swaps:
-        renames = [
+    try:
+        await _rename(connection, swaps)
+    except asyncpg.DuplicateTableError as error:  # none was there when this looked
+        raise TargetUnavailableError(
+            "publishing: somebody else has put a table or an index of the same name in place at"
+            f" the same moment: {first_line(error)}. Nothing was put in place; run again"
+        ) from error
+    for number, one in enumerate(named):
+        place = places.get(one.qualified, one.qualified)
+        await _give_names(connection, one, place, f"etl_names_{number}")
+
+
+async def _rename(connection: Connection, swaps: Sequence[Swap]) -> None:
+    """Give staging tables, their indexes and sequences the names that they are to have."""
+    if not swaps:
+        return
+    await connection.execute(
+        "; ".join(
             f"ALTER TABLE {swap.staging.qualified} RENAME TO {quote(swap.name)}" for swap in swaps
-        ]
-        await connection.execute("; ".join(renames))
-    await name_indexes(
+        )
+    )
+    done = await name_indexes(
         connection,
         [
             Finished(
@@ -327,10 +370,7 @@ async def put_in_place(
         for known in (swap.definition, swap.source):
             await set_sequences(connection, known, swap.staging.schema, swap.name)
     for swap in swaps:
-        await _name_identities(connection, swap)
-    for number, one in enumerate(named):
-        place = naming.get(one.qualified, one.qualified)
-        await _give_names(connection, one, place, f"etl_names_{number}")
+        await _name_identities(connection, swap, done)
 
 
 async def _keep_names(connection: Connection, table: Relation, kept: str) -> None:
@@ -370,16 +410,21 @@ def _names_in(table: Relation) -> list[Attribute]:
     return [one for one in table.names_objects if not one.generated]
 
 
-async def _name_identities(connection: Connection, swap: Swap) -> None:
+async def _name_identities(
+    connection: Connection, swap: Swap, done: Collection[tuple[str, str]]
+) -> None:
     """Identity sequences of a table that was made from a definition get their own names.
 
     Where the source's have none, those that PostgreSQL would give them in the table.
+
+    Args:
+        done: Schemas and names of those that have their own already.
     """
     table = qualify(swap.staging.schema, swap.name)
     for column in swap.definition.columns:
-        if column.identity is None:
-            continue
         wanted = column.sequence.name if column.sequence is not None else ""
+        if column.identity is None or (swap.staging.schema, wanted) in done:
+            continue
         if not wanted:
             ending = f"_{column.name}_seq"
             room = max(0, NAME_BYTES - len(ending.encode()))

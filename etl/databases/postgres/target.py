@@ -126,6 +126,7 @@ class PostgresTarget:
         self._checkpoints = Checkpoints(schema, info)
         self._sessions: list[PostgresSession] = []
         self._staged: set[str] = set()
+        self._making = asyncio.Lock()
         self._replaces: tuple[int, list[int]] = (0, [])  # of how many sessions, which tables
 
     async def session(self, flow: str, sinks: Sequence[Sink[Any]]) -> PostgresSession:
@@ -141,6 +142,7 @@ class PostgresTarget:
             schema=self._schema,
             replaced=self._replaced,
             staged=self._staged,
+            making=self._making,
             each=self._info.publishes_each,
             joins=self._info.invitation is not None,
         )
@@ -193,7 +195,7 @@ class PostgresTarget:
                     if not await load.is_first(connection):
                         place = await load.place(connection)  # a key may refer to its own table
                         await load.build_keys(
-                            connection, dict([place] if place else []), asyncio.Lock()
+                            connection, dict([place] if place else []), self._making
                         )
 
     async def build(self) -> None:
@@ -209,8 +211,8 @@ class PostgresTarget:
                 await self._describe(connection, loads)
         await together([partial(self._build_indexes, load) for load in loads], most=self._most)
         found = await together([partial(self._place, load) for load in loads], most=self._most)
-        places, turn = dict(filter(None, found)), asyncio.Lock()
-        keys = [partial(self._build_keys, load, places, turn) for load in loads]
+        places = dict(filter(None, found))
+        keys = [partial(self._build_keys, load, places) for load in loads]
         await together(keys, most=self._most)
 
     async def _build_indexes(self, load: Load) -> None:
@@ -223,12 +225,10 @@ class PostgresTarget:
             with translating("target", load.label, "the old tables are in place"):
                 return await load.place(connection)
 
-    async def _build_keys(
-        self, load: Load, places: Mapping[tuple[str, str], str], turn: asyncio.Lock
-    ) -> None:
+    async def _build_keys(self, load: Load, places: Mapping[tuple[str, str], str]) -> None:
         async with self._stock.lent() as connection:
             with translating("target", load.label, "the old tables are in place"):
-                await load.build_keys(connection, places, turn)
+                await load.build_keys(connection, places, self._making)
 
     async def _describe(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Look at all tables that are replaced at once: it takes many queries, however many."""
