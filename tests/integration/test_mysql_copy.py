@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from etl.errors import DataError, PipelineFailedError, SchemaMismatchError
+from etl import Database, File, Pipeline
+from etl.databases.generic.survey import list_tables
+from etl.databases.url import parse_url
+from etl.errors import DataError, PipelineFailedError, SchemaMismatchError, TransientError
 from tests.integration.mysql_kit import (
     CORPUS,
     FAMILY,
@@ -259,3 +264,26 @@ async def test_an_engine_that_cannot_roll_back_is_refused(
 
     with pytest.raises((PipelineFailedError, SchemaMismatchError), match="MyISAM, which cannot"):
         await copy(source, target, mode="append")
+
+
+@pytest.mark.parametrize("mode", ["ANSI", "ORACLE", "NO_BACKSLASH_ESCAPES,ANSI_QUOTES", ""])
+async def test_the_servers_own_sql_mode_changes_nothing(
+    mysql_server: MySQLServer,
+    mysql_database: Callable[[], str],
+    sqlite_url: str,
+    mode: str,
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(mysql_server, source, *FAMILY)
+    before = mysql_server.query("SELECT @@GLOBAL.sql_mode")[0][0]
+    mysql_server.execute(f"SET GLOBAL sql_mode = '{mode}'")
+    try:
+        await copy(source, target)
+        await copy(source, sqlite_url)
+    finally:
+        mysql_server.execute(f"SET GLOBAL sql_mode = '{before}'")
+
+    for table in ("parent", "child"):
+        expected = of_mysql(mysql_server, source, table)
+        assert not same(expected, of_mysql(mysql_server, target, table)), table
+        assert not same(expected, of_sqlite(sqlite_url, table)), table

@@ -86,10 +86,15 @@ def make_engine(url: Url) -> AsyncEngine:
         database=url.path,
         query=dict(url.options),
     )
+    arguments: dict[str, Any] = {}
     if scheme.startswith("mysql+"):
         address = address.update_query_dict({"charset": "utf8mb4"})
+        # SQLAlchemy looks how the server quotes names before a session has etl's own settings.
+        arguments["init_command"] = "SET SESSION sql_mode = ''"
     try:
-        return create_async_engine(address, poolclass=NullPool, pool_reset_on_return=None)
+        return create_async_engine(
+            address, poolclass=NullPool, pool_reset_on_return=None, connect_args=arguments
+        )
     except ModuleNotFoundError as error:
         if "asyncmy" in scheme:
             raise ConfigError(
