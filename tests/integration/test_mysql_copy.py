@@ -287,3 +287,32 @@ async def test_the_servers_own_sql_mode_changes_nothing(
         expected = of_mysql(mysql_server, source, table)
         assert not same(expected, of_mysql(mysql_server, target, table)), table
         assert not same(expected, of_sqlite(sqlite_url, table)), table
+
+
+async def test_a_list_of_tables_is_whole_or_fails(
+    mysql_server: MySQLServer, mysql_url: str
+) -> None:
+    names = [f"t{n:03}" for n in range(60)]
+    fill(mysql_server, mysql_url, *(f"CREATE TABLE {name} (id int)" for name in names))
+
+    async def cut() -> None:
+        while True:
+            await asyncio.to_thread(mysql_server.end_sessions, name_of(mysql_url))
+            await asyncio.sleep(0)
+
+    cutting = asyncio.create_task(cut())
+    try:
+        lost = 0
+        for _ in range(200):
+            try:
+                found = await list_tables(parse_url(mysql_url))
+            except TransientError:
+                lost += 1
+            else:
+                assert [one.name for one in found] == names
+            if lost > 20:
+                break
+    finally:
+        cutting.cancel()
+        await asyncio.wait([cutting])
+    assert lost

@@ -18,7 +18,7 @@ from etl.databases.generic.connect import Connection, opened
 from etl.databases.generic.table import STAGING, Table, index_name
 from etl.databases.sql import OWN_TABLES
 from etl.databases.url import Url
-from etl.errors import ConfigError, EtlError, SchemaMismatchError
+from etl.errors import ConfigError, EtlError, SchemaMismatchError, TransientError
 
 
 async def list_tables(url: Url) -> Sequence[TableInfo]:
@@ -30,6 +30,8 @@ async def list_tables(url: Url) -> Sequence[TableInfo]:
                 continue
             try:
                 table = await connection.dialect.find_table(connection, None, name)
+            except TransientError:
+                raise  # a copy of what was found so far would look like one of all tables
             except EtlError:
                 continue  # a view over something that is gone
             if table is not None:
