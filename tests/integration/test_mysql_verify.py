@@ -343,3 +343,27 @@ async def test_one_instant_is_compared(
     verdicts = await verify_all(Database(mysql_url), Database(sqlite_url), pairs, write)
     assert [verdict.equal for verdict in verdicts] == [True, True]
     assert seen == [1, 1]
+
+
+async def test_a_long_text_full_of_backslashes_and_tabs_is_compared_in_its_time(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str], postgres_url: str
+) -> None:
+    """MariaDB's REPLACE would take minutes."""
+    source, target = mysql_database(), mysql_database()
+    fill(
+        mysql_server,
+        source,
+        "CREATE TABLE t (id int PRIMARY KEY, v longtext, w text)",
+        r"INSERT INTO t VALUES (1, REPEAT('é\\\t', 400000), 'a\\\tb'), (2, NULL, ''),"
+        r" (3, '\\t', '\t'), (4, '\t', '\\t')",
+    )
+    await copy(source, target)
+    await copy(source, postgres_url)
+
+    async with asyncio.timeout(60):
+        found = [await compare(source, to, "t") for to in (target, postgres_url)]
+
+    assert all(verdicts["t"].equal for verdicts in found)
+    fill(mysql_server, target, r"UPDATE t SET v = '\\t' WHERE id = 4")
+    (difference,) = (await compare(source, target, "t"))["t"].differences
+    assert dict(difference.key) == {"id": 4}
