@@ -266,6 +266,30 @@ async def test_an_engine_that_cannot_roll_back_is_refused(
         await copy(source, target, mode="append")
 
 
+async def test_texts_of_other_character_sets_have_the_room_of_their_column(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str], sqlite_url: str
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(
+        mysql_server,
+        source,
+        """CREATE TABLE t (id int PRIMARY KEY, e enum('é', 'ü') CHARACTER SET latin1,
+        s set('é', 'ü') CHARACTER SET latin1, l tinytext CHARACTER SET latin1,
+        u tinytext CHARACTER SET utf16)""",
+        """INSERT INTO t VALUES (1, 'é', 'é,ü', REPEAT('é', 255), REPEAT('€', 127)),
+        (2, 'ü', '', REPEAT('a', 255), REPEAT('😀', 63))""",
+    )
+
+    await copy(source, target)
+
+    assert not same(of_mysql(mysql_server, source, "t"), of_mysql(mysql_server, target, "t"))
+    for text in ("a" * 255 + " ", "a" * 255 + "b"):
+        script(sqlite_url, "DROP TABLE IF EXISTS t; CREATE TABLE t (id INTEGER PRIMARY KEY, l)")
+        script(sqlite_url, f"INSERT INTO t VALUES (3, '{text}')")
+        with pytest.raises(PipelineFailedError, match="'l'"):
+            await copy(sqlite_url, target, mode="append", name="longer")
+
+
 @pytest.mark.parametrize("mode", ["ANSI", "ORACLE", "NO_BACKSLASH_ESCAPES,ANSI_QUOTES", ""])
 async def test_the_servers_own_sql_mode_changes_nothing(
     mysql_server: MySQLServer,
@@ -287,6 +311,29 @@ async def test_the_servers_own_sql_mode_changes_nothing(
         expected = of_mysql(mysql_server, source, table)
         assert not same(expected, of_mysql(mysql_server, target, table)), table
         assert not same(expected, of_sqlite(sqlite_url, table)), table
+
+
+async def test_a_flag_comes_back_from_every_kind_of_file(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str], tmp_path: Path
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    made = "CREATE TABLE t (id int PRIMARY KEY, flag tinyint(1), bits bit(1), big bigint unsigned)"
+    fill(
+        mysql_server,
+        source,
+        made,
+        "INSERT INTO t VALUES (1, 1, 1, 1), (2, 0, 0, 18446744073709551615), (3, NULL, NULL, NULL)",
+    )
+
+    for end in ("csv", "jsonl", "parquet"):
+        file = tmp_path / f"t.{end}"
+        flow = Database(source).table("t").into(File(str(file)).replace())
+        await Pipeline("out", flow).run()
+        fill(mysql_server, target, "DROP TABLE IF EXISTS t", made)
+        flow = File(str(file)).rows().into(Database(target).append("t"))
+        await Pipeline(f"in {end}", flow).run()
+        back = of_mysql(mysql_server, target, "t")
+        assert not same(of_mysql(mysql_server, source, "t"), back), end
 
 
 async def test_a_list_of_tables_is_whole_or_fails(

@@ -120,7 +120,13 @@ def _of_file(source: Type, target: TableColumn) -> Callable[[_Values], _Values] 
     kind = target.type.kind
     if kind == "json" and source.dialect == "json":
         return None  # a text is a value too, and what has members is marked as JSON
+    if kind == "dynamic" and target.base == "tinyint":
+        # A TINYINT(1) that holds 0 and 1 only is written as the boolean that it is meant for.
+        return lambda values: _numbers([_FLAGS.get(v, v) for v in values])
     return _numbers if kind in {"numeric", "dynamic"} else from_text(target.type)
+
+
+_FLAGS: Mapping[Any, Any] = {"true": True, "false": False}
 
 
 def _numbers(values: _Values) -> _Values:
@@ -238,18 +244,35 @@ def _check_text(value: str, column: TableColumn) -> None:
     if column.base == "enum":
         if value not in column.labels:
             raise Misfit("it is none of the labels")
-    elif column.base == "set":
+        return
+    if column.base == "set":
         given = value.split(",") if value else []
         if given != [label for label in column.labels if label in given]:
             raise Misfit("it is not a list of the labels in their order")
+        return
     length = column.type.length
     if length is not None and len(value) > length:
         raise Misfit(f"it is longer than {length} characters")
     if column.base == "char" and value.endswith(" ") and column.type.dialect == "mysql":
         raise Misfit("it ends in a space, which a CHAR column drops; use VARCHAR")
     if length is None and column.octets is not None and 4 * len(value) > column.octets:
-        if len(value.encode()) > column.octets:
+        if _is_longer(value, column.charset or "", column.octets):
             raise Misfit(f"it is longer than {column.octets} bytes")
+
+
+_WIDE = {"ucs2": "utf-16-le", "utf16": "utf-16-le", "utf16le": "utf-16-le", "utf32": "utf-32-le"}
+
+
+def _is_longer(text: str, charset: str, octets: int) -> bool:
+    """Whether a column would cut a text without a word.
+
+    In a character set of other bytes than UTF-8's (latin1) the server refuses what is longer by
+    anything but spaces at the end.
+    """
+    is_known = not charset or charset.startswith("utf8") or charset in _WIDE
+    if not is_known and not text.endswith(" "):
+        return False
+    return len(text.encode(_WIDE.get(charset, "utf-8"))) > octets
 
 
 def _bytes(value: Any, column: TableColumn) -> Any:
