@@ -155,11 +155,14 @@ class BaseLoad(Generic[C]):
         notes += told_computed(computed, self.label)
         if self.sink.mode == "upsert":
             types = {c.name: c.type for c in self._shape.columns} if self._shape else {}
+            of_source = {c.name: c.declared for c in self._source.columns} if self._source else {}
             merged = {
                 name: collation
                 for name, collation in final.collated(self.sink.key).items()
-                # There keys are compared so as a rule, and so the source has no two such rows.
-                if name not in types or types[name].dialect != "mysql"
+                # Where keys are compared so in the source, it has no two such rows.
+                if name not in types
+                or types[name].dialect != "mysql"
+                or (name in of_source and not of_source[name].endswith(f" COLLATE {collation}"))
             }
             notes += told_merged(merged, self.label)
         return notes

@@ -313,6 +313,30 @@ async def test_the_servers_own_sql_mode_changes_nothing(
         assert not same(expected, of_sqlite(sqlite_url, table)), table
 
 
+async def test_keys_that_only_the_source_holds_apart_are_told(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(
+        mysql_server,
+        source,
+        "CREATE TABLE t (k varchar(9) COLLATE utf8mb4_bin PRIMARY KEY, n int)",
+        "INSERT INTO t VALUES ('a', 1), ('A', 2)",
+        "CREATE TABLE u (k varchar(9) COLLATE utf8mb4_general_ci PRIMARY KEY)",
+    )
+    fill(
+        mysql_server,
+        target,
+        "CREATE TABLE t (k varchar(9) COLLATE utf8mb4_general_ci PRIMARY KEY, n int)",
+        "CREATE TABLE u (k varchar(9) COLLATE utf8mb4_general_ci PRIMARY KEY)",
+    )
+
+    notes = await copy(source, target, mode="upsert", key=("k",))
+
+    (told,) = [note for note in notes if "become one row" in note]
+    assert told.startswith("sink 't'")
+
+
 async def test_a_flag_comes_back_from_every_kind_of_file(
     mysql_server: MySQLServer, mysql_database: Callable[[], str], tmp_path: Path
 ) -> None:
