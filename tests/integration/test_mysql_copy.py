@@ -337,6 +337,22 @@ async def test_keys_that_only_the_source_holds_apart_are_told(
     assert told.startswith("sink 't'")
 
 
+async def test_a_view_over_a_table_that_is_gone_is_refused_by_name(
+    mysql_server: MySQLServer, mysql_database: Callable[[], str]
+) -> None:
+    source, target = mysql_database(), mysql_database()
+    fill(
+        mysql_server,
+        source,
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "CREATE VIEW v AS SELECT * FROM t",
+        "DROP TABLE t",
+    )
+
+    with pytest.raises(SchemaMismatchError, match="table 'v': the view shows no columns"):
+        await copy(source, target, tables=("v",))
+
+
 async def test_a_flag_comes_back_from_every_kind_of_file(
     mysql_server: MySQLServer, mysql_database: Callable[[], str], tmp_path: Path
 ) -> None:

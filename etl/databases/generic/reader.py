@@ -200,6 +200,11 @@ class GenericReader:
             raise SchemaMismatchError(
                 f"{self._url.name} has no table {name!r}; it has {listed(there)}"
             )
+        if not table.columns:
+            raise SchemaMismatchError(
+                f"{self._where}: the {table.type} shows no columns to this user: what a view is"
+                " made of is gone, or may not be seen"
+            )
         self._base = dialect.qualify(schema, name)
         return table
 
