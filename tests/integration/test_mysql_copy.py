@@ -266,6 +266,89 @@ async def test_an_engine_that_cannot_roll_back_is_refused(
         await copy(source, target, mode="append")
 
 
+@pytest.mark.parametrize(
+    ("table", "columns", "why"),
+    [
+        ('"odd "', "id int PRIMARY KEY", "the name of the table ends in a space"),
+        ('"odd😀"', "id int PRIMARY KEY", "the name of the table has a character beyond U+FFFF"),
+        ("odd", 'id int PRIMARY KEY, "v " int', "column 'v ' ends in a space"),
+        ("odd", 'id int PRIMARY KEY, "v😀" int', "column 'v😀' has a character beyond U+FFFF"),
+        ("odd", 'id int PRIMARY KEY, "V" int, v int', "column 'v' differs from 'V' in upper"),
+        ("odd", "id int PRIMARY KEY, etl_row int", "column 'etl_row' is that of etl's own"),
+        (
+            "odd",
+            "id int PRIMARY KEY, " + ", ".join(f"c{n} int" for n in range(1_016)),
+            "1,017 columns, and a table of MySQL holds at most 1,016",
+        ),
+        (
+            "odd",
+            "id int PRIMARY KEY, " + ", ".join(f"c{n} varchar(255)" for n in range(70)),
+            "the table 'odd' cannot be made so",
+        ),
+    ],
+    ids=["space", "emoji", "column", "column-emoji", "case", "own", "many", "wide"],
+)
+async def test_a_table_that_mysql_cannot_have_is_refused_before_its_first_row(
+    mysql_server: MySQLServer,
+    mysql_url: str,
+    postgres_url: str,
+    table: str,
+    columns: str,
+    why: str,
+) -> None:
+    await run_sql(postgres_url, f"CREATE TABLE {table} ({columns})")
+    await run_sql(postgres_url, f"INSERT INTO {table} (id) VALUES (1)")
+
+    with pytest.raises(SchemaMismatchError) as caught:
+        await copy(postgres_url, mysql_url)
+
+    assert "sink 'odd" in str(caught.value)
+    assert why in str(caught.value)
+    left = {name for (name,) in rows_of(mysql_server, mysql_url, "SHOW TABLES")}
+    assert not [name for name in left if "odd" in name]
+
+
+async def test_columns_that_mysql_cannot_have_are_not_added(
+    mysql_server: MySQLServer, mysql_url: str, postgres_url: str
+) -> None:
+    await run_sql(postgres_url, 'CREATE TABLE t (id int PRIMARY KEY, "v " int)')
+    fill(mysql_server, mysql_url, "CREATE TABLE t (id int PRIMARY KEY)")
+
+    with pytest.raises(SchemaMismatchError, match="column 'v ' ends in a space"):
+        await copy(postgres_url, mysql_url, mode="append", schema_change="evolve")
+
+
+async def test_indexes_that_mysql_cannot_have_are_told_and_the_rows_are_copied(
+    mysql_server: MySQLServer, mysql_url: str, postgres_url: str
+) -> None:
+    texts = ", ".join(f"w{n} text, v{n} varchar(255), i{n} int" for n in range(5))
+    many = "; ".join(f"CREATE INDEX ON many (c{n})" for n in range(66))
+    await run_sql(
+        postgres_url,
+        f"""CREATE TABLE t (id int PRIMARY KEY, {texts}, day date DEFAULT 'infinity');
+        CREATE INDEX words ON t (w0, w1, w2, w3, w4);
+        CREATE INDEX short ON t (v0, v1, v2, v3);
+        CREATE INDEX fits ON t (v0, v1, v2, i0, i1, i2);
+        CREATE INDEX "Twice" ON t (i0); CREATE INDEX twice ON t (i1);
+        CREATE INDEX "PRIMARY" ON t (i2); CREATE INDEX "odd😀" ON t (i3);
+        INSERT INTO t (id, w0, day) VALUES (1, 'a', NULL);
+        CREATE TABLE many (id int PRIMARY KEY, {", ".join(f"c{n} int" for n in range(66))});
+        INSERT INTO many (id) VALUES (1); {many};""",
+    )
+
+    notes = "\n".join(await copy(postgres_url, mysql_url))
+
+    assert "not carried: the index 'words' (its entries may have 3,820 bytes" in notes
+    assert "not carried: the index 'short' (its entries may have 4,080 bytes" in notes
+    assert notes.count("a table has 64 at most") == 3
+    assert "the default of 'day': 'infinity'::date" in notes
+    assert rows_of(mysql_server, mysql_url, "SELECT id, w0 FROM t") == [(1, "a")]
+    assert rows_of(mysql_server, mysql_url, "SELECT id FROM many") == [(1,)]
+    made = str(rows_of(mysql_server, mysql_url, "SHOW CREATE TABLE t")[0][1])
+    assert "KEY `fits` (`v0`,`v1`,`v2`,`i0`,`i1`,`i2`)" in made
+    assert all(f"(`i{n}`)" in made for n in range(4))
+
+
 async def test_texts_of_other_character_sets_have_the_room_of_their_column(
     mysql_server: MySQLServer, mysql_database: Callable[[], str], sqlite_url: str
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etl.databases.definition import ColumnDefinition, ForeignKey, IndexDefinition, TableDefinition
-from etl.databases.generic.dialect import Dialect
+from etl.databases.generic.dialect import PREFIX, Dialect
 from etl.databases.generic.table import Table, index_name
 from etl.errors import SchemaMismatchError
 from etl.rows import Column, Shape
@@ -95,14 +96,19 @@ def plan_table(
         lines.append(f"PRIMARY KEY ({_names(dialect, primary)})")
     if upsert and set(upsert) != set(primary):
         lines.append(f"UNIQUE ({_names(dialect, upsert)})")
+    taken = set[str]()
     for index in source.indexes if source is not None else ():
         assert source is not None
         name = index.name
         if is_own:
             name = name.removeprefix(index_name(source.name, ""))
-        line = _index(dialect, index, name, types, notes)
+        line = _index(dialect, index, name, types, notes, taken, is_own=is_own)
         if line is not None and line not in lines:
             lines.append(line)
+    most = dialect.most_indexes
+    if most is not None and len(lines) > most:
+        notes += [f"not carried: {line}: a table has {most} at most" for line in lines[most:]]
+        del lines[most:]
     if source is not None:
         notes += [f"not carried: the constraint {one.name!r}: {one.sql}" for one in source.checks]
     return Plan(
@@ -157,6 +163,9 @@ def _index(
     own_name: str,
     types: dict[str, str],
     notes: list[str],
+    taken: set[str],
+    *,
+    is_own: bool,
 ) -> str | None:
     if index.constraint == "primary" and index.columns:
         return None  # it stands with the columns
@@ -171,13 +180,38 @@ def _index(
             " unique index"
         )
         return None
-    if dialect.index_bytes() is None and not index.unique:
+    most = dialect.index_bytes()
+    if most is None and not index.unique:
         return None  # indexes stand beside CREATE TABLE in most dialects
-    name = f" {dialect.quote(own_name[:64])}" if own_name and dialect.index_bytes() else ""
+    size = sum(_index_bytes(types[name], is_prefix=name in long) for name in index.columns)
+    is_hashed = index.unique and dialect.has_long_unique
+    if most is not None and size > most and not is_own and not is_hashed:
+        notes.append(
+            f"not carried: the index {index.name!r} (its entries may have {size:,} bytes, and the"
+            f" server's at most {most:,})"
+        )
+        return None
+    name, short = "", own_name[:64]  # without a name it gets one from the server
+    if short and most is not None and dialect.is_name(short) and short.lower() not in taken:
+        taken.add(short.lower())
+        name = f" {dialect.quote(short)}"
     columns = ", ".join(
         dialect.prefix_of(one) if one in long else dialect.quote(one) for one in index.columns
     )
     return f"{word}{name} ({columns})"
+
+
+_LENGTH = re.compile(r"(?:VAR)?(CHAR|BINARY)\((\d+)\)", re.IGNORECASE)
+_BYTES = {"TINYINT": 1, "SMALLINT": 2, "DATE": 3, "INT": 4, "FLOAT": 4, "DECIMAL": 30}
+
+
+def _index_bytes(declared: str, *, is_prefix: bool) -> int:
+    """Most bytes that a column takes in an entry of an index."""
+    found = _LENGTH.match(declared)
+    if is_prefix or found is not None:
+        count = PREFIX if found is None else int(found[2])
+        return count if found is not None and found[1].upper() == "BINARY" else 4 * count
+    return _BYTES.get(declared.upper().partition("(")[0], 8)
 
 
 def _names(dialect: Dialect, names: Sequence[str]) -> str:
@@ -229,7 +263,8 @@ def create_staging(dialect: Dialect, where: str, columns: Sequence[tuple[str, st
 
 def add_foreign_key(dialect: Dialect, where: str, key: ForeignKey) -> str:
     """The statement that adds a foreign key."""
-    name = f"CONSTRAINT {dialect.quote(key.name[:64])} " if key.name else ""
+    is_named = bool(key.name) and dialect.is_name(key.name[:64])
+    name = f"CONSTRAINT {dialect.quote(key.name[:64])} " if is_named else ""
     other = dialect.qualify(key.schema, key.table)
     references = f" ({_names(dialect, key.references)})" if key.references else ""
     return (

@@ -45,6 +45,10 @@ _KINDS: tuple[tuple[type[Any], Kind], ...] = (
 """What is tried in turn: a subclass stands before its base."""
 
 
+PREFIX = 191
+"""How many characters of a long text are in a plain index."""
+
+
 class Dialect:
     """A dialect that SQLAlchemy has and etl has no driver for.
 
@@ -53,14 +57,21 @@ class Dialect:
         shows_late: The transactions that are open can be seen, so that rows which commit late
             are not missed.
         has_limit: It knows ``LIMIT ... OFFSET ...``.
+        most_indexes: Of one table; None: as many as one likes.
     """
 
     name = "generic"
     shows_late = False
     has_limit = False
+    most_indexes: int | None = None
 
     def __init__(self, dialect: sa.Dialect) -> None:
         self.sqlalchemy = dialect
+
+    @property
+    def has_long_unique(self) -> bool:
+        """Whether a unique index may have entries of more than ``index_bytes``."""
+        return False
 
     # -- SQL ---------------------------------------------------------------------------------
 
@@ -346,6 +357,17 @@ class Dialect:
         """
         lost = None if column.default is None else f"the default of {column.name!r}"
         return "NOT NULL" if column.required else "", lost
+
+    def is_name(self, text: str) -> bool:
+        """Whether the database takes a text for the name of an index or a constraint."""
+        return True
+
+    def check_names(self, table: str, columns: Sequence[str], label: str) -> None:
+        """Refuse a table to make, or columns to add, with names that the database does not take.
+
+        Raises:
+            SchemaMismatchError: It says which, and why.
+        """
 
     def prefix_of(self, column: str) -> str:
         """A long text's part in a plain index."""

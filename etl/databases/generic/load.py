@@ -43,7 +43,7 @@ Ddl: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 async def run_ddl(connection: Connection, sql: str) -> None:
-    """Make or drop a table, outside of a transaction: in MySQL it would end that."""
+    """Make, change or drop a table, outside of a transaction: in MySQL it would end that."""
     await connection.rollback()
     await connection.execute(sql, timeout_s=LONG_S)
     await connection.commit()
@@ -140,7 +140,11 @@ class Load(BaseLoad[TableColumn]):
                 raise self._not_there(connection)
             if shape is not None:
                 self._check_key_names(shape.names)
+                connection.dialect.check_names(self.name, shape.names, self.label)
                 self.plan(connection, shape)  # refuses what has no type here
+        elif self.sink.schema_change == "evolve":
+            added = [column.name for column in self._lacking(final)]
+            connection.dialect.check_names(self.name, added, self.label)
         return final
 
     async def _add_columns(self, connection: Connection, final: Table) -> Table:
@@ -154,7 +158,7 @@ class Load(BaseLoad[TableColumn]):
         statement = add_columns(
             connection.dialect, self.qualified(connection), missing, self._source, self.label
         )
-        await run_ddl(connection, statement)
+        await self._make(connection, statement)
         self._added = tuple(column.name for column in missing)
         found = await self.find(connection)
         assert found is not None
@@ -214,7 +218,7 @@ class Load(BaseLoad[TableColumn]):
     async def _create(self, connection: Connection, shape: Shape) -> Table:
         plan = self.plan(connection, shape)
         await connection.rollback()
-        await run_ddl(
+        await self._make(
             connection, create_table(connection.dialect, self.qualified(connection), plan)
         )
         found = await self.find(connection)
@@ -300,9 +304,25 @@ class Load(BaseLoad[TableColumn]):
         else:
             plan = self.plan(connection, shape)
             columns = [(name, declared) for name, declared, _ in plan.columns]
-        await run_ddl(
+        await self._make(
             connection, create_staging(connection.dialect, self.staged(connection), columns)
         )
+
+    async def _make(self, connection: Connection, statement: str) -> None:
+        """Make a table, or add columns to it.
+
+        Raises:
+            SchemaMismatchError: The server has no such table.
+        """
+        try:
+            await run_ddl(connection, statement)
+        except SchemaMismatchError as error:
+            why = str(error).rstrip(".")
+            raise SchemaMismatchError(
+                f"{self.label}: the table {self.name!r} cannot be made so: {why}. No row was"
+                " written to it; make it by hand, or change the columns with select(...) or"
+                " cast(...)"
+            ) from error
 
     async def make_final(self, connection: Connection) -> Table | None:
         """Before a publication: the table that staged rows go into, made where it is missing."""

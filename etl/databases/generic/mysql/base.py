@@ -16,10 +16,16 @@ class Base(Dialect):
     name = types.DIALECT
     shows_late = True
     has_limit = True
+    most_indexes = 64
 
     @property
     def is_mariadb(self) -> bool:
         return bool(getattr(self.sqlalchemy, "is_mariadb", False))
+
+    @property
+    def has_long_unique(self) -> bool:
+        """See the class: MariaDB hashes them."""
+        return self.is_mariadb
 
     # -- SQL ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from etl.databases.generic.mysql.base import Base
 from etl.databases.generic.mysql.types import base_of, labels_of, mysql_type
 from etl.databases.generic.table import Index, RelationType, Table, TableColumn
 from etl.errors import SchemaMismatchError
+from etl.figures import size
 from etl.rows import Kind, Type
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Catalogue(Base):
         self, connection: Connection, schema: str | None, name: str
     ) -> Table | None:
         """See the class."""
+        if any(ord(one) > 0xFFFF for one in (schema or "") + name):
+            return None  # the server does not even compare such a text with names
         at = {"etl_0": schema, "etl_1": name}
         rows = await connection.fetch(
             "SELECT table_name, table_type, engine, table_comment FROM information_schema.tables"
@@ -258,7 +261,7 @@ class Catalogue(Base):
             Finding(
                 subject="max_allowed_packet",
                 state="ok",
-                message=f"{packet >> 20} MiB: a row as a target may have about that size",
+                message=f"{size(packet)}: a row as a target may have about that size",
             )
         )
         return findings

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from etl.databases.definition import ColumnDefinition
+from etl.databases.generic.dialect import PREFIX
 from etl.databases.generic.mysql import types
 from etl.databases.generic.mysql.base import Base
 from etl.databases.generic.table import ROW, Table
@@ -12,6 +14,8 @@ from etl.errors import SchemaMismatchError
 from etl.rows import Column, Kind
 
 _INDEX_BYTES = 3072
+_MOST_COLUMNS = 1_016
+"""InnoDB's 1,017, without the number of a staged row."""
 
 
 class Making(Base):
@@ -53,9 +57,34 @@ class Making(Base):
             words.append(f"COMMENT {self.literal(column.comment[:1024])}")
         return " ".join(words), lost
 
+    def is_name(self, text: str) -> bool:
+        """See the class."""
+        return odd_name(text) is None and text.upper() != "PRIMARY"
+
+    def check_names(self, table: str, columns: Sequence[str], label: str) -> None:
+        """See the class."""
+        why = odd_name(table)
+        if why is not None:
+            raise SchemaMismatchError(f"{label}: the name of the table {why}. {_RENAME}")
+        there = {ROW: ROW}
+        for name in columns:
+            why = odd_name(name)
+            other = there.setdefault(name.lower(), name)
+            if why is None and name.lower() == ROW:
+                why = "is that of etl's own column, in which it numbers staged rows"
+            elif why is None and other is not name:
+                why = f"differs from {other!r} in upper and lower case only, which MySQL ignores"
+            if why is not None:
+                raise SchemaMismatchError(f"{label}: the name of column {name!r} {why}. {_RENAME}")
+        if len(columns) > _MOST_COLUMNS:
+            raise SchemaMismatchError(
+                f"{label}: the rows have {len(columns):,} columns, and a table of MySQL holds at"
+                f" most {_MOST_COLUMNS:,}. Nothing was written; choose some with select(...)"
+            )
+
     def prefix_of(self, column: str) -> str:
         """See the class."""
-        return f"{self.quote(column)}(191)"
+        return f"{self.quote(column)}({PREFIX})"
 
     def numbered(self) -> str:
         """See the class."""
@@ -72,7 +101,20 @@ class Making(Base):
             )
 
 
+_RENAME = "Nothing was written; rename it: --as for a table, rename(...) for a column"
+
+
+def odd_name(name: str) -> str | None:
+    """Why MySQL takes a text for the name of no table, column or index; None: it does."""
+    if len(name) > 64:
+        return "is longer than the 64 characters that MySQL keeps"
+    if any(ord(one) > 0xFFFF for one in name):
+        return "has a character beyond U+FFFF, which names in MySQL cannot have"
+    return "ends in a space, which names in MySQL must not" if name[-1:].isspace() else None
+
+
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
+_DAY = re.compile(r"'\d{4}-\d\d-\d\d'", re.ASCII)
 _OF_SEQUENCE = re.compile(r"\b(?:nextval|lastval|setval)\s*\(", re.IGNORECASE)
 _QUOTED = re.compile(r"('(?:[^'\\]|'')*')(?:::.*)?", re.DOTALL)
 
@@ -96,6 +138,6 @@ def _default(text: str, kind: Kind) -> str | None:
     if kind in {"int16", "int32", "int64", "float32", "float64", "numeric"}:
         inner = plain.strip("'")
         return inner if _NUMBER.fullmatch(inner) else None
-    if quoted is not None and kind in {"date", "uuid"}:
+    if quoted is not None and (kind == "uuid" or (kind == "date" and _DAY.fullmatch(plain))):
         return plain
     return None
