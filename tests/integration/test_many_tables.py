@@ -209,6 +209,22 @@ async def test_each_table_is_in_place_when_it_is_in(postgres_database: Callable[
         await planned(source, target, publish="table", mode="append")
 
 
+@pytest.mark.parametrize("stop", ["run.after_publish:2", "run.after_publish:3"])
+@pytest.mark.parametrize("options", [["--publish", "run"], ["--name", "another"]])
+async def test_tables_that_were_left_unfinished_get_their_keys_from_whoever_replaces_them(
+    postgres_database: Callable[[], str], stop: str, options: list[str]
+) -> None:
+    source, target = postgres_database(), postgres_database()
+    await run_sql(source, FAMILY + FAMILY_ROWS)
+    killed = command(source, target, "--publish", "table", "--flows", "1", failpoint=stop)
+    assert killed.returncode not in {0, 1, 2, 75}, killed.stderr
+    assert await texts(target, KEYS) == []
+    for _ in range(2):
+        done = command(source, target, *options)
+        assert done.returncode == 0, done.stderr
+        assert await texts(target, KEYS) == await texts(source, KEYS)
+
+
 async def test_a_table_without_columns_does_not_stop_a_whole_copy(
     postgres_database: Callable[[], str],
 ) -> None:

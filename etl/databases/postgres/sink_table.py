@@ -509,7 +509,7 @@ class SinkTable:
         final = await self._final(connection)
         if final is None:
             return True
-        return await self._made.state(connection, final.schema, final.name) == "building"
+        return await self._is_building(connection, final)
 
     async def place(self, connection: Connection) -> tuple[tuple[str, str], str] | None:
         """The table's schema and name, and that of the staging table which becomes it."""
@@ -523,17 +523,36 @@ class SinkTable:
         """Whether the staging table is renamed, not poured into the old one."""
         return self.renames or await self._final(connection) is None
 
-    async def _wanted(self, connection: Connection) -> TableDefinition | None:
-        """What the table is to have when it is finished; None: it is to stay as it is."""
+    async def _wanted(
+        self, connection: Connection, *, keys: bool = False
+    ) -> TableDefinition | None:
+        """What the table is to have when it is finished; None: it is to stay as it is.
+
+        Args:
+            keys: With the foreign keys that a stopped run has left out.
+        """
         final = await self._final(connection)
         if self._is_waiting and await self._becomes_table(connection):
             if final is not None:
                 known = self.described.get(final.oid)
-                return known or (await describe(connection, [final.oid]))[final.oid]
-        elif final is None or (
-            await self._made.state(connection, final.schema, final.name) != "building"
-        ):
+                known = known or (await describe(connection, [final.oid]))[final.oid]
+                if not keys or not await self._is_building(connection, final):
+                    return known
+                # The run that made it was stopped before it made these.
+                planned = await self._planned(connection, final) or known
+                have = {key.name: key for key in (*planned.foreign_keys, *known.foreign_keys)}
+                return replace(known, foreign_keys=tuple(have.values()))
+        elif final is None or not await self._is_building(connection, final):
             return None
+        return await self._planned(connection, final)
+
+    async def _is_building(self, connection: Connection, final: Relation) -> bool:
+        return await self._made.state(connection, final.schema, final.name) == "building"
+
+    async def _planned(
+        self, connection: Connection, final: Relation | None
+    ) -> TableDefinition | None:
+        """What the table is to have by its source."""
         if self._definition is None and self._shape is not None:
             notes = len(self.notes)
             shape = self._shape if final is None else _as_made(self._shape, final)
@@ -570,7 +589,7 @@ class SinkTable:
             places: Staging tables by the schema and name that they will have.
             turn: Held while a key is made, which locks both tables.
         """
-        wanted = await self._wanted(connection)
+        wanted = await self._wanted(connection, keys=True)
         name = await self._standing(connection)
         if wanted is None or name is None:
             return
