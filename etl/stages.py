@@ -106,12 +106,12 @@ def fuse_batches(
 
     Raises (from the returned function):
         StageError: As :func:`fuse`; where rows are set aside, only for errors that are not about
-            a row.
+            a row, or do not come again.
     """
     if not sets_aside:
         fused = fuse(steps)
         return lambda batch: batch.derive(fused(batch.rows))
-    loop, sift = _loop(steps), sifter(steps, steps_left)
+    loop = _loop(steps)
 
     def run(batch: Batch[Any]) -> Batch[Any]:
         kept: list[Any] = []
@@ -121,40 +121,15 @@ def fuse_batches(
             piece = rows[first : first + _SIFTED]
             try:
                 kept += loop(piece)
-            except Exception:
-                passed, refused = sift(piece, first)
+            except Exception as error:
+                passed, refused = _sifted(piece, first, steps, steps_left)
+                if not refused:
+                    raise _located(piece, steps, error) from error
                 kept += passed
                 rejects += refused
         return batch.derive(kept, rejects=rejects)
 
     return run
-
-
-def sifter(
-    steps: Sequence[RowStep], steps_left: int
-) -> Callable[[Sequence[Any], int], tuple[list[Any], list[Reject]]]:
-    """Goes through rows of which some fail one by one: what comes out, and what is set aside.
-
-    The function takes some rows of a batch, and the place of the first of them in it.
-
-    Raises (from the returned function):
-        StageError: For an error that is not about a row.
-    """
-
-    def sift(rows: Sequence[Any], first: int) -> tuple[list[Any], list[Reject]]:
-        kept: list[Any] = []
-        rejects: list[Reject] = []
-        for number, row in enumerate(rows, first):
-            values, refused = _stepwise(row, steps)
-            kept += values
-            for value, place, error in refused:
-                if not is_about_a_row(error):
-                    raise _blame(function_of(steps[place]), number, row, error) from error
-                label = label_of(steps[place])
-                rejects.append(reject_of(error, value, number, label, steps_left - place))
-        return kept, rejects
-
-    return sift
 
 
 def _loop(steps: Sequence[RowStep]) -> Callable[[Sequence[Any]], list[Any]]:
@@ -236,6 +211,27 @@ def _content(cell: CellType) -> tuple[object, ...]:
 
 _SIFTED = 256
 """Rows of a piece: where one fails, these go through the steps again, one by one."""
+
+
+def _sifted(
+    rows: Sequence[Any], first: int, steps: Sequence[RowStep], steps_left: int
+) -> tuple[list[Any], list[Reject]]:
+    """Rows of which one failed, one by one: what comes out, and what is set aside.
+
+    Args:
+        first: The place of the first of them in its batch.
+    """
+    kept: list[Any] = []
+    rejects: list[Reject] = []
+    for number, row in enumerate(rows, first):
+        values, refused = _stepwise(row, steps)
+        kept += values
+        for value, place, error in refused:
+            if not is_about_a_row(error):
+                raise _blame(function_of(steps[place]), number, row, error) from error
+            label = label_of(steps[place])
+            rejects.append(reject_of(error, value, number, label, steps_left - place))
+    return kept, rejects
 
 
 def _stepwise(

@@ -28,6 +28,7 @@ from etl.engine.bad_rows import BadRows
 from etl.engine.channel import Channel
 from etl.engine.claims import Claim, Claimant, Start
 from etl.engine.forms import agree_on_lines, keep_columns, offer_frames, reaching_shape
+from etl.engine.gather import bounded_gather
 from etl.engine.homes import mark_of, seen_by
 from etl.engine.lane import doubt_note
 from etl.engine.lookups import load_lookups
@@ -37,7 +38,6 @@ from etl.engine.running import RunningFlow
 from etl.engine.segments import Take, taking
 from etl.engine.supervise import finish
 from etl.engine.tasks import Builder, Steps, Tell, updating
-from etl.engine.together import together
 from etl.engine.turns import Turns
 from etl.engine.workers import Worker
 from etl.events import Committed, Event, FlowEnded, Note, RowsRefused
@@ -146,15 +146,15 @@ class Assembly:
             for lane in flow.plan.lanes:
                 sinks = tuple(lane.sinks.values())
                 flow.sessions.append(await self.targets[lane.target].session(flow.plan.name, sinks))
-        claimants = await self._of_each(lambda flow: self._connect(flow, stack))
+        claimants = await self._for_each(lambda flow: self._connect(flow, stack))
         # What is refused may depend on the other sinks.
-        await self._of_each(self._prepare)
+        await self._for_each(self._prepare)
         for flow in self.flows:
             for reader in flow.readers:
                 if isinstance(reader, Instant) and reader.at_one_instant:
                     await reader.settle_instant()
         by_name = {flow.plan.name: one for flow, one in zip(self.flows, claimants, strict=True)}
-        starts = await self._of_each(
+        starts = await self._for_each(
             lambda flow: by_name[flow.plan.name].claim(flow.sessions, flow.shape)
         )
         for flow, start in zip(self.flows, starts, strict=True):
@@ -164,7 +164,7 @@ class Assembly:
         self._turns.one_by_one([flow.plan.name for flow in self.flows if flow.workers])
         self._turns.begin()
 
-    async def _of_each(self, work: Callable[[RunningFlow], Awaitable[T]]) -> list[T]:
+    async def _for_each(self, work: Callable[[RunningFlow], Awaitable[T]]) -> list[T]:
         """Do something for each flow, at most for as many at once as will run together.
 
         Each step takes some round trips to the databases, which over a long line are most of the
@@ -178,7 +178,7 @@ class Assembly:
 
         concurrent = all(isinstance(target, Concurrent) for target in self.targets.values())
         most = self._plan.limits.flows if concurrent else 1
-        return await together([partial(done, flow) for flow in self.flows], most=most)
+        return await bounded_gather([partial(done, flow) for flow in self.flows], most=most)
 
     def _told_doubt(self, flow: str) -> None:
         self.in_doubt.append(flow)

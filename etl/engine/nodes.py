@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from time import monotonic
@@ -28,7 +29,7 @@ from etl.errors import (
 from etl.flow import Filter, FlatMap, Map, Stage
 from etl.policy import COPIES_OF_A_ROW, MIB, Limits, Retry
 from etl.rows import joined
-from etl.stages import RowStep, fuse, fuse_batches, sifter, through_stage
+from etl.stages import RowStep, fuse_batches, through_stage
 
 _FAIR_S = 0.005
 _PIECE_ROWS = 160
@@ -134,8 +135,6 @@ class Pump:
         self._last: Position | None = None
         self._until: Position | None = None
         self._run_rows = fuse_batches(steps, sets_aside=sets_aside, steps_left=steps_left)
-        self._loop = fuse(steps)
-        self._sift = sifter(steps, steps_left) if sets_aside else None
         self._changes_rows = bool(steps)
         self._pack = pack
         self._out = out
@@ -307,27 +306,21 @@ class Pump:
         """The batch after the steps, packed.
 
         Piece by piece: what functions make of some rows then dies before the garbage collector
-        has looked at it, and never waits in a channel. Where a piece fails, its rows are looked
-        at one by one if bad ones are set aside; else the whole batch is done again, which says
-        which row of the batch it was.
+        has looked at it, and never waits in a channel. Where a piece fails for good, the whole
+        batch is done again, which says which row of the batch it was.
         """
         rows = batch.rows
         done: list[Sequence[Any]] = []
         rejects: list[Reject] = []
         for start in range(0, len(rows), _PIECE_ROWS):
-            piece = rows[start : start + _PIECE_ROWS]
             try:
-                made = self._loop(piece)
+                out = self._run_rows(Batch(rows[start : start + _PIECE_ROWS], nbytes=0))
             except Exception:
-                if self._sift is None:
-                    self._run_rows(batch)
-                    raise  # it failed once and not again
-                made, refused = self._sift(piece, start)
-                if not refused:
-                    raise  # the same
-                rejects += refused
+                self._run_rows(batch)
+                raise  # it failed once and not again
+            rejects += (replace(one, ordinal=start + one.ordinal) for one in out.rejects)
             try:
-                done.append(self._pack(Batch(made, nbytes=0)).rows)
+                done.append(self._pack(out).rows)
             except DataError:
                 # What only the table refuses is the lane's to judge.
                 return self._run_rows(batch)

@@ -171,6 +171,46 @@ async def test_max_rows_bounds_a_run_and_not_a_flow_for_ever() -> None:
     assert kept_rows(sink) == [5, 10, 15, 20]
 
 
+@pytest.mark.parametrize("between", [False, True])
+async def test_a_bad_row_costs_its_piece_and_not_its_batch(between: bool) -> None:
+    """The rows around it go through the function twice, all others once."""
+    calls = dict.fromkeys(range(5_000), 0)
+
+    def picky(number: int) -> int:
+        calls[number] += 1
+        if number == 3_210:
+            raise ValueError(number)
+        return number
+
+    async def same(batch: Sequence[int]) -> Sequence[int]:
+        return batch
+
+    source = MemorySource(list(calls), batch_rows=len(calls))
+    flow = source.map_batches(same).map(picky) if between else source.map(picky)
+    sink = MemorySink[int]()
+    limits = Limits(batch_rows=5_000)
+    report = await Pipeline("t", flow.into(sink), limits=limits, on_error=KEEP).run()
+    assert report.rows_rejected == 1
+    (reject,) = sink.memory.rejects.values()
+    assert reject.ordinal == 3_210
+    assert sink.rows == [number for number in calls if number != 3_210]
+    assert sum(calls.values()) <= len(calls) + 256
+
+
+async def test_a_function_that_fails_once_is_no_bad_row() -> None:
+    seen: set[int] = set()
+
+    def moody(number: int) -> int:
+        if number == 7 and number not in seen:
+            seen.add(number)
+            raise ValueError
+        return number
+
+    flow = MemorySource(NUMBERS).map(moody).into(MemorySink[int]())
+    with pytest.raises(PipelineFailedError, match="moody failed .*must be pure"):
+        await run(flow)
+
+
 async def test_bad_rows_that_are_spread_out_do_not_add_up_to_a_share() -> None:
     sink = MemorySink[int]()
     numbers = list(range(1, 4001))

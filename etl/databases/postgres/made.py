@@ -36,7 +36,7 @@ class Made:
         await connection.execute(
             f"INSERT INTO {self._table} AS t (name, state, pipeline, made_at)"  # noqa: S608
             " SELECT name, state, $3, now()"
-            " FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) AS m(name, state)"
+            " FROM unnest($1::text[], $2::text[]) AS m(name, state)"
             " WHERE pg_catalog.to_regclass(name) IS NOT NULL"
             " ON CONFLICT (name) DO UPDATE"
             " SET state = excluded.state, pipeline = excluded.pipeline, made_at = excluded.made_at",

@@ -53,10 +53,13 @@ class Turn:
 
     It ends with the transaction. Sessions of one run wait for each other here first: the server
     ends a wait for its lock after some seconds, and over a long line a table takes seconds.
+
+    Attributes:
+        of_run: What the sessions of the run wait for.
     """
 
     def __init__(self, of_run: asyncio.Lock) -> None:
-        self._of_run = of_run
+        self.of_run = of_run
         self._is_ours = False
         self.is_waiting = False  # for another session of the run
 
@@ -65,7 +68,7 @@ class Turn:
         if not self._is_ours:
             self.is_waiting = True
             try:
-                await self._of_run.acquire()
+                await self.of_run.acquire()
             finally:
                 self.is_waiting = False
             self._is_ours = True
@@ -75,7 +78,7 @@ class Turn:
         """The transaction has ended."""
         if self._is_ours:
             self._is_ours = False
-            self._of_run.release()
+            self.of_run.release()
 
 
 @asynccontextmanager
@@ -532,7 +535,7 @@ async def make_index(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Built:
     """A table that has its own name, and whose indexes and sequences are to get theirs.
 
     Attributes:
@@ -544,7 +547,7 @@ class Finished:
     built_as: str
 
 
-async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> set[tuple[str, str]]:
+async def name_indexes(connection: Connection, tables: Sequence[Built]) -> set[tuple[str, str]]:
     """Give indexes and owned sequences their own names, where these are free.
 
     However many tables there are, it takes two round trips, unless a name is not free.
@@ -571,7 +574,7 @@ async def name_indexes(connection: Connection, tables: Sequence[Finished]) -> se
         return set()
     rows = await connection.fetch_prepared(
         "SELECT now, pg_catalog.to_regclass(wanted) IS NULL AS is_free"
-        " FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) AS n(now, wanted)"
+        " FROM unnest($1::text[], $2::text[]) AS n(now, wanted)"
         " WHERE pg_catalog.to_regclass(now) IS NOT NULL",
         [qualify(schema, now) for _, schema, now, _ in wanted],
         [qualify(schema, name) for _, schema, _, name in wanted],

@@ -114,10 +114,7 @@ async def publish_rejects(
 ) -> None:
     """Let the rejects of staged loads be those of their tables, in the publishing transaction."""
     table = qualify(schema, TABLE)
-    whose = (
-        "pipeline = $1 AND (flow, sink) IN"
-        " (SELECT * FROM ROWS FROM (unnest($2::text[]), unnest($3::text[])))"
-    )
+    whose = "pipeline = $1 AND (flow, sink) IN (SELECT * FROM unnest($2::text[], $3::text[]))"
     # The rows that they belong to are thrown away.
     replaced = [load for load in loads if load.sink.mode == "replace"]
     await connection.execute(

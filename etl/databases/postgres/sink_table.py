@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -330,7 +329,7 @@ class SinkTable:
             )
             for index in definition.indexes:
                 await make.make_index(connection, index, self._schema, self._name, self.notes)
-            made = make.Finished(definition=definition, schema=self._schema, built_as=self._name)
+            made = make.Built(definition=definition, schema=self._schema, built_as=self._name)
             await make.name_indexes(connection, [made])
             unfinished = definition.foreign_keys or any(c.sequence for c in definition.columns)
             state: State = "building" if unfinished else "made"
@@ -578,16 +577,12 @@ class SinkTable:
                 await make.make_index(connection, index, self._schema, name, self.notes)
 
     async def build_keys(
-        self,
-        connection: Connection,
-        places: Mapping[tuple[str, str], str],
-        turn: asyncio.Lock,
+        self, connection: Connection, places: Mapping[tuple[str, str], str]
     ) -> None:
         """Add the foreign keys that the table is to have, and finish a table that etl made.
 
         Args:
             places: Staging tables by the schema and name that they will have.
-            turn: Held while a key is made, which locks both tables.
         """
         wanted = await self._wanted(connection, keys=True)
         name = await self._standing(connection)
@@ -598,7 +593,8 @@ class SinkTable:
         )
         keys = wanted.foreign_keys
         for key in await make.missing_foreign_keys(connection, keys, self._schema, name):
-            async with turn, connection.transaction():
+            # A key locks both tables, so those of one run are made one after the other.
+            async with self._turn.of_run, connection.transaction():
                 # A copy names tables of the usual schema without it, also those that a
                 # table of another schema refers to.
                 other = (key.schema or self._default_schema, key.table)

@@ -21,7 +21,7 @@ from etl.databases.postgres.connect import Connection
 from etl.databases.postgres.describe import describe, spelled_out
 from etl.databases.postgres.liveness import run_long
 from etl.databases.postgres.make import (
-    Finished,
+    Built,
     free_name,
     make_numbers,
     make_rest,
@@ -358,7 +358,7 @@ async def _rename(connection: Connection, swaps: Sequence[Swap]) -> None:
     done = await name_indexes(
         connection,
         [
-            Finished(
+            Built(
                 definition=swap.definition,
                 schema=swap.staging.schema,
                 built_as=swap.staging.name,

@@ -31,8 +31,8 @@ from etl.databases.postgres.translate import translating
 from etl.databases.sessions import leading, notes_of
 from etl.databases.sql import qualify
 from etl.databases.url import Url
+from etl.engine.gather import bounded_gather
 from etl.engine.supervise import finish
-from etl.engine.together import together
 from etl.errors import ConfigError
 
 
@@ -194,9 +194,7 @@ class PostgresTarget:
                     await load.build_indexes(connection)
                     if not await load.is_first(connection):
                         place = await load.place(connection)  # a key may refer to its own table
-                        await load.build_keys(
-                            connection, dict([place] if place else []), self._making
-                        )
+                        await load.build_keys(connection, dict([place] if place else []))
 
     async def build(self) -> None:
         """See :meth:`etl.connector.OpenTarget.build`: all indexes, then foreign keys.
@@ -209,11 +207,15 @@ class PostgresTarget:
         async with self._stock.lent() as connection:
             with translating("target", "finishing the tables", "the old tables are in place"):
                 await self._describe(connection, loads)
-        await together([partial(self._build_indexes, load) for load in loads], most=self._most)
-        found = await together([partial(self._place, load) for load in loads], most=self._most)
+        await bounded_gather(
+            [partial(self._build_indexes, load) for load in loads], most=self._most
+        )
+        found = await bounded_gather(
+            [partial(self._place, load) for load in loads], most=self._most
+        )
         places = dict(filter(None, found))
         keys = [partial(self._build_keys, load, places) for load in loads]
-        await together(keys, most=self._most)
+        await bounded_gather(keys, most=self._most)
 
     async def _build_indexes(self, load: Load) -> None:
         async with self._stock.lent() as connection:
@@ -228,7 +230,7 @@ class PostgresTarget:
     async def _build_keys(self, load: Load, places: Mapping[tuple[str, str], str]) -> None:
         async with self._stock.lent() as connection:
             with translating("target", load.label, "the old tables are in place"):
-                await load.build_keys(connection, places, self._making)
+                await load.build_keys(connection, places)
 
     async def _describe(self, connection: Connection, loads: Sequence[Load]) -> None:
         """Look at all tables that are replaced at once: it takes many queries, however many."""

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from etl.engine.together import together
+from etl.engine.gather import bounded_gather
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])
@@ -23,7 +23,7 @@ async def test_results_come_in_order_and_no_more_than_was_allowed_goes_on(most: 
         at_work -= 1
         return number
 
-    assert await together([partial(work, n) for n in range(20)], most=most) == list(range(20))
+    assert await bounded_gather([partial(work, n) for n in range(20)], most=most) == list(range(20))
     assert highest == min(most, 20)
 
 
@@ -50,7 +50,7 @@ async def test_it_fails_as_one_after_the_other_would(first: int) -> None:
             ended.append(number)
 
     with pytest.raises(ValueError, match="1") as error:
-        await together([partial(work, n) for n in range(10)], most=5)
+        await bounded_gather([partial(work, n) for n in range(10)], most=5)
     assert isinstance(error.value.__cause__, KeyError)
     assert sorted(ended) == sorted(begun)
     assert len(begun) < 10
@@ -63,7 +63,7 @@ async def test_a_cancellation_wins_over_the_errors_that_it_brings_about() -> Non
         except asyncio.CancelledError:
             raise ValueError(number) from None
 
-    task = asyncio.create_task(together([partial(work, n) for n in range(3)], most=3))
+    task = asyncio.create_task(bounded_gather([partial(work, n) for n in range(3)], most=3))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -80,7 +80,7 @@ async def test_a_cancellation_ends_all() -> None:
             await asyncio.sleep(0)
             ended.append(number)
 
-    task = asyncio.create_task(together([partial(work, n) for n in range(3)], most=3))
+    task = asyncio.create_task(bounded_gather([partial(work, n) for n in range(3)], most=3))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -93,4 +93,4 @@ async def test_a_stray_cancellation_is_no_result() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await together([work, work], most=2)
+        await bounded_gather([work, work], most=2)

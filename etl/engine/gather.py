@@ -1,4 +1,4 @@
-"""Pieces of work that go on side by side, some at a time."""
+"""``asyncio.gather`` with a bound, that fails as if the work went on one after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etl.engine.supervise import finish
 T = TypeVar("T")
 
 
-async def together(works: Sequence[Callable[[], Awaitable[T]]], *, most: int) -> list[T]:
+async def bounded_gather(works: Sequence[Callable[[], Awaitable[T]]], *, most: int) -> list[T]:
     """What each piece of work returns, in their order.
 
     It fails as it would if they went on one after the other: with the error of the first piece
