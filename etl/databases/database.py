@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
-from etl.batch import Batch, Position
+from etl.batch import Position
 from etl.connector import (
     Asked,
     Checkpoint,
@@ -541,11 +541,6 @@ class DatabaseSource(Source[T_co], Generic[T_co]):
         how = f"after cursor ({', '.join(spec.cursor)})" if spec.cursor else "in key order"
         steps = "".join(f"; {step} (in the source's SQL)" for step in spec.steps)
         return f"{self.database.name} {spec.label}, {how}{steps}"
-
-    def read(
-        self, after: Position | None, until: Position | None
-    ) -> AsyncGenerator[Batch[Any], None]:
-        raise NotImplementedError("a database source is read by its driver")
 
     def build(self, row: Row) -> Any:
         """See :meth:`etl.flow.Source.build`."""

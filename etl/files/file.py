@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from os import PathLike, fspath
 from os.path import realpath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from etl.batch import Batch, Position
 from etl.connector import OpenTarget, Reader, RunInfo, Sink
 from etl.errors import ConfigError
 from etl.files.opening import COMPRESSED, content_of
@@ -194,11 +193,6 @@ class FileSource(Source[Row]):
     @property
     def summary(self) -> str:
         return f"{self.file.path}, in the order of its rows"
-
-    def read(
-        self, after: Position | None, until: Position | None
-    ) -> AsyncGenerator[Batch[Row], None]:
-        raise NotImplementedError("a file is read by its reader")
 
     def build(self, row: Row) -> Row:
         """See :meth:`etl.flow.Source.build`."""

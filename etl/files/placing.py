@@ -81,9 +81,8 @@ class PartFile:
             ResourceError: It cannot be made now: the disk is full, say.
         """
         try:
-            self._path = Path(
-                os.path.realpath(self._path)
-            )  # a link stays, and what it names is replaced
+            # A link stays, and what it names is replaced.
+            self._path = Path(os.path.realpath(self._path))
             self._part = self._path.with_name(f".{self._path.name}.etl-part")
             self._look_at_old()
             self._file = os.fdopen(self._claimed(), "wb", _BUFFER)
